@@ -1,0 +1,25 @@
+"""Everything under one name: `fedpft COMMAND`."""
+
+import typer
+
+from cli.demo import demo
+from coordinator.cli import coordinator, export, init, status
+from worker.cli import worker
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Federated Proxy Fine-Tuning: tune a foundation model on data that its owner never sees, "
+    "by people who never see the model.",
+)
+app.command()(demo)
+app.command()(init)
+app.command()(coordinator)
+app.command()(worker)
+app.command()(status)
+app.command()(export)
+
+
+def main() -> None:
+    """Entry point of `fedpft`."""
+    app()

@@ -1,0 +1,37 @@
+"""The one thread in which torch runs, beside the event loop."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from common.errors import Stopped
+
+T = TypeVar("T")
+
+
+class Compute:
+    """Runs blocking computations one at a time; they look at `check` often, so that they can end."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+        self._stopping = threading.Event()
+
+    async def run(self, work: Callable[..., T], *arguments: object) -> T:
+        """The result of `work`, computed in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    def check(self) -> None:
+        """Called from within computations. Raises Stopped after `stop`."""
+        if self._stopping.is_set():
+            raise Stopped("stopped")
+
+    def stop(self) -> None:
+        """End the running computation at its next `check`."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Wait for the thread to end."""
+        self.stop()
+        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,38 @@
+"""What every command does alike: errors as one line, exit codes, asyncio."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from common.errors import FedPftError, RunFailed
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Domain errors become one line on standard error and an exit code.
+
+    1 when the run or the other side failed, 2 when something that the user gave is wrong.
+    """
+    try:
+        yield
+    except FedPftError as error:
+        sys.stdout.flush()
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(EXIT_FAILED if isinstance(error, RunFailed) else EXIT_USAGE) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def run_async(main: Coroutine[Any, Any, signal.Signals | None]) -> None:
+    """Run a service; ended by SIGINT it exits with 130, by SIGTERM (how services are stopped) with 0."""
+    with plain_errors():
+        if asyncio.run(main) is signal.SIGINT:
+            raise typer.Exit(128 + signal.SIGINT)

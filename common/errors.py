@@ -1,0 +1,94 @@
+"""Every error that a user or a peer can meet.
+
+`str(error)` is one line that says what is wrong, where, and what to do. `common.rpc` maps each
+class to a gRPC status, so that the class survives the wire.
+"""
+
+
+class FedPftError(Exception):
+    """Base of all errors that are answered with one line instead of a traceback."""
+
+
+# What a user can get wrong.
+
+
+class ConfigError(FedPftError):
+    """A configuration file or option breaks a rule."""
+
+
+class DataError(FedPftError):
+    """A data file is missing, empty, or not what the task needs."""
+
+
+class ModelError(FedPftError):
+    """A model cannot be found or loaded."""
+
+
+class UnsupportedFamily(ModelError):
+    """The model's architecture is not in the registry of families."""
+
+
+class AddressError(FedPftError):
+    """An address cannot be used: taken, malformed, or not allowed without TLS."""
+
+
+# What a run can come to.
+
+
+class RunFailed(FedPftError):
+    """The run cannot reach its end."""
+
+
+class StoreError(FedPftError):
+    """The run's directory holds something unexpected, or cannot be written."""
+
+
+class Stopped(FedPftError):
+    """The user asked for the end; not a failure."""
+
+
+# What one side can hold against the other.
+
+
+class Unreachable(FedPftError):
+    """The other side does not answer."""
+
+
+class ProtocolMismatch(FedPftError):
+    """No protocol version is common to both sides."""
+
+
+class BadMessage(FedPftError):
+    """A message breaks a rule of the protocol."""
+
+
+class UnknownSession(FedPftError):
+    """The session is not known, for instance after the coordinator restarted: join again."""
+
+
+class SessionReplaced(FedPftError):
+    """Another worker joined under the same name."""
+
+
+class UnknownArtifact(FedPftError):
+    """No artifact with this digest has been published."""
+
+
+class BrokenTransfer(FedPftError):
+    """Chunks are out of order, too many or too few."""
+
+
+class BadDigest(FedPftError):
+    """Content does not match its SHA-256."""
+
+
+class BadUpdate(FedPftError):
+    """An update is not of the form that the round asked for."""
+
+
+class StaleRound(FedPftError):
+    """The round named is not the open one, or does not expect this worker."""
+
+
+class PeerError(FedPftError):
+    """The other side answered with an error of no class known here."""

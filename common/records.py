@@ -1,0 +1,284 @@
+"""Plain records that travel through the system: ids, references, tasks, status.
+
+They are what protobuf messages become at the edge (`common.wire`); nothing inside imports protobuf.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+PROTOCOL_MIN = 1
+PROTOCOL_MAX = 1
+
+
+class ArtifactKind(StrEnum):
+    """What an artifact holds; those that the wire knows may be served."""
+
+    SUB_MODEL = "sub_model"
+    NEURON_PATCH = "neuron_patch"
+    ADAPTER = "adapter"
+    TOKENIZER = "tokenizer"
+    TOKENIZER_CONFIG = "tokenizer_config"
+    # These never leave the coordinator.
+    PLAN = "plan"
+    UPDATE = "update"
+
+
+class AdapterTargets(StrEnum):
+    """Which modules of every layer carry LoRA."""
+
+    NONE = "none"
+    ATTENTION = "attention"
+
+
+class Phase(StrEnum):
+    """Where a run stands."""
+
+    BUILDING = "building"
+    ALIGNING = "aligning"
+    WAITING = "waiting"
+    TRAINING = "training"
+    AGGREGATING = "aggregating"
+    EVALUATING = "evaluating"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+    @property
+    def over(self) -> bool:
+        """Whether this process does nothing more for the run."""
+        return self in (Phase.FINISHED, Phase.FAILED, Phase.STOPPED)
+
+
+class Activity(StrEnum):
+    """What a worker is doing."""
+
+    IDLE = "idle"
+    DOWNLOADING = "downloading"
+    TRAINING = "training"
+    UPLOADING = "uploading"
+    LOST = "lost"
+    LEFT = "left"
+
+    @property
+    def present(self) -> bool:
+        """Whether the worker can be given a task."""
+        return self not in (Activity.LOST, Activity.LEFT)
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """An immutable file, named by its content: lower-case hexadecimal SHA-256, size in bytes."""
+
+    kind: ArtifactKind
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a file, beginning at byte `offset`."""
+
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """The learning task: label names (position is class index), and tokens per input at most."""
+
+    labels: tuple[str, ...]
+    max_length: int
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """LoRA: modules, rank, alpha (scale is alpha / rank), dropout. The head is always tuned in full."""
+
+    targets: AdapterTargets
+    rank: int
+    alpha: float
+    dropout: float
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """How a worker trains in every round; learning rates before the round's factor."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    head_learning_rate: float
+    weight_decay: float
+    max_gradient_norm: float
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a worker knows of a run before its first task."""
+
+    run_id: str
+    task: TaskSpec
+    adapter: AdapterSpec
+    training: TrainingSpec
+    seed: int
+
+
+@dataclass(frozen=True)
+class SubModelRef:
+    """A version of the sub-FM: configuration, FFN widths by layer, base, patches in order, tokenizer."""
+
+    config_json: str
+    ffn_widths: tuple[int, ...]
+    base: ArtifactRef
+    patches: tuple[ArtifactRef, ...]
+    tokenizer: tuple[ArtifactRef, ...]
+
+
+@dataclass(frozen=True)
+class JoinRequest:
+    """A worker asks to enter."""
+
+    worker: str
+    protocol_min: int
+    protocol_max: int
+    software: str
+    examples: int
+
+
+@dataclass(frozen=True)
+class JoinReply:
+    """A worker has entered."""
+
+    session: str
+    protocol: int
+    run: RunSpec
+    heartbeat_seconds: float
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """Train `adapter` on `sub_model`, counting APoZ in `apoz_layers`, and submit the change."""
+
+    round: int
+    sub_model: SubModelRef
+    adapter: ArtifactRef
+    learning_rate_factor: float
+    apoz_layers: tuple[int, ...]
+    seconds_left: float
+    attempt: int
+
+
+@dataclass(frozen=True)
+class WaitTask:
+    """Nothing to do yet; `reason` is for people."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class StopTask:
+    """No more tasks will come; `reason` is for people."""
+
+    finished: bool
+    reason: str
+
+
+Task = TrainTask | WaitTask | StopTask
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a worker has come with its task; loss in nats."""
+
+    activity: Activity = Activity.IDLE
+    round: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: float = 0.0
+
+
+@dataclass(frozen=True)
+class UpdateHeader:
+    """What an update is, known before its first byte."""
+
+    session: str
+    round: int
+    adapter_sha256: str
+    size: int
+    sha256: str
+    examples: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of gRPC messages in a round, by content."""
+
+    round: int
+    kind: str
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """A worker as the coordinator sees it."""
+
+    worker: str
+    progress: Progress
+    examples: int
+    traffic: tuple[Traffic, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A score on the owner's test data. `model` is "fm" (adapter plugged in) or "sub_fm"."""
+
+    round: int
+    model: str
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Sizes of the two models, in parameters; `fm_bytes` as held by the coordinator."""
+
+    fm_parameters: int
+    sub_fm_parameters: int
+    fm_layer_parameters: int
+    sub_fm_layer_parameters: int
+    adapter_parameters: int
+    fm_bytes: int
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where a run stands."""
+
+    run_id: str
+    phase: Phase
+    round: int
+    rounds: int
+    waiting_for: str
+    step: int
+    steps: int
+    workers: tuple[WorkerStatus, ...]
+    evaluations: tuple[Evaluation, ...]
+    models: ModelFacts | None
+    adapter_sha256: str
+    directory: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run; `text` is one line for people."""
+
+    sequence: int
+    time: float
+    kind: str
+    text: str
+    round: int = 0
+    worker: str = ""
+    values: dict[str, float] = field(default_factory=dict)

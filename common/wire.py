@@ -1,0 +1,366 @@
+"""Protobuf ↔ records: the one place where both are known.
+
+`*_from_pb` checks what protobuf cannot (a digest's form, an enum's range) and raises BadMessage.
+"""
+
+import re
+from enum import StrEnum
+from typing import TypeVar
+
+from fedpft.v1 import admin_pb2, federation_pb2, types_pb2
+
+from common.errors import BadMessage
+from common.records import (
+    Activity,
+    AdapterSpec,
+    AdapterTargets,
+    ArtifactKind,
+    ArtifactRef,
+    Chunk,
+    Evaluation,
+    Event,
+    JoinReply,
+    JoinRequest,
+    ModelFacts,
+    Phase,
+    Progress,
+    RunSpec,
+    RunStatus,
+    StopTask,
+    SubModelRef,
+    Task,
+    TaskSpec,
+    Traffic,
+    TrainingSpec,
+    TrainTask,
+    UpdateHeader,
+    WaitTask,
+    WorkerStatus,
+)
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+Member = TypeVar("Member", bound=StrEnum)
+
+
+def _enum_from_pb(kind: type[Member], pb_enum: object, prefix: str, number: int) -> Member:
+    try:
+        label: str = pb_enum.Name(number)  # type: ignore[attr-defined]
+        return kind(label.removeprefix(prefix).lower())
+    except ValueError:
+        raise BadMessage(f"{kind.__name__} {number} is not known; upgrade this side") from None
+
+
+def _digest(text: str) -> str:
+    if not _SHA256.fullmatch(text):
+        raise BadMessage("a digest must be 64 lower-case hexadecimal digits")
+    return text
+
+
+def worker_name(text: str) -> str:
+    """Check a worker's name, which becomes part of logs, metrics and file names.
+
+    Raises BadMessage.
+    """
+    if not _NAME.fullmatch(text):
+        raise BadMessage(
+            f"worker name {text[:64]!r} must be 1 to 64 letters, digits, '.', '_' or '-', "
+            "the first a letter or digit"
+        )
+    return text
+
+
+# --- artifacts ---
+
+
+def ref_to_pb(ref: ArtifactRef) -> types_pb2.ArtifactRef:
+    kind = types_pb2.ArtifactKind.Value(f"ARTIFACT_KIND_{ref.kind.name}")
+    return types_pb2.ArtifactRef(kind=kind, sha256=ref.sha256, size=ref.size)
+
+
+def ref_from_pb(m: types_pb2.ArtifactRef) -> ArtifactRef:
+    kind = _enum_from_pb(ArtifactKind, types_pb2.ArtifactKind, "ARTIFACT_KIND_", m.kind)
+    return ArtifactRef(kind, _digest(m.sha256), m.size)
+
+
+def chunk_to_pb(chunk: Chunk) -> types_pb2.Chunk:
+    return types_pb2.Chunk(offset=chunk.offset, data=chunk.data)
+
+
+def chunk_from_pb(m: types_pb2.Chunk) -> Chunk:
+    return Chunk(m.offset, m.data)
+
+
+# --- joining ---
+
+
+def join_request_to_pb(r: JoinRequest) -> federation_pb2.JoinRequest:
+    return federation_pb2.JoinRequest(
+        worker=r.worker,
+        protocol_min=r.protocol_min,
+        protocol_max=r.protocol_max,
+        software=r.software,
+        examples=r.examples,
+    )
+
+
+def join_request_from_pb(m: federation_pb2.JoinRequest) -> JoinRequest:
+    if m.examples < 1:
+        raise BadMessage("a worker needs at least one example")
+    return JoinRequest(worker_name(m.worker), m.protocol_min, m.protocol_max, m.software[:64], m.examples)
+
+
+def join_reply_to_pb(r: JoinReply) -> federation_pb2.JoinResponse:
+    return federation_pb2.JoinResponse(
+        session=r.session,
+        protocol=r.protocol,
+        run=run_spec_to_pb(r.run),
+        heartbeat_seconds=r.heartbeat_seconds,
+    )
+
+
+def join_reply_from_pb(m: federation_pb2.JoinResponse) -> JoinReply:
+    return JoinReply(m.session, m.protocol, run_spec_from_pb(m.run), m.heartbeat_seconds)
+
+
+def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
+    targets = types_pb2.AdapterTargets.Value(f"ADAPTER_TARGETS_{r.adapter.targets.name}")
+    return types_pb2.RunSpec(
+        run_id=r.run_id,
+        task=types_pb2.TaskSpec(labels=r.task.labels, max_length=r.task.max_length),
+        adapter=types_pb2.AdapterSpec(
+            targets=targets,
+            rank=r.adapter.rank,
+            alpha=r.adapter.alpha,
+            dropout=r.adapter.dropout,
+        ),
+        training=types_pb2.TrainingSpec(
+            epochs=r.training.epochs,
+            batch_size=r.training.batch_size,
+            learning_rate=r.training.learning_rate,
+            head_learning_rate=r.training.head_learning_rate,
+            weight_decay=r.training.weight_decay,
+            max_gradient_norm=r.training.max_gradient_norm,
+        ),
+        seed=r.seed,
+    )
+
+
+def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
+    a, t = m.adapter, m.training
+    targets = _enum_from_pb(AdapterTargets, types_pb2.AdapterTargets, "ADAPTER_TARGETS_", a.targets)
+    return RunSpec(
+        run_id=m.run_id,
+        task=TaskSpec(tuple(m.task.labels), m.task.max_length),
+        adapter=AdapterSpec(targets, a.rank, a.alpha, a.dropout),
+        training=TrainingSpec(
+            t.epochs,
+            t.batch_size,
+            t.learning_rate,
+            t.head_learning_rate,
+            t.weight_decay,
+            t.max_gradient_norm,
+        ),
+        seed=m.seed,
+    )
+
+
+# --- tasks ---
+
+
+def sub_model_to_pb(r: SubModelRef) -> types_pb2.SubModel:
+    return types_pb2.SubModel(
+        config_json=r.config_json,
+        ffn_widths=r.ffn_widths,
+        base=ref_to_pb(r.base),
+        patches=[ref_to_pb(p) for p in r.patches],
+        tokenizer=[ref_to_pb(t) for t in r.tokenizer],
+    )
+
+
+def sub_model_from_pb(m: types_pb2.SubModel) -> SubModelRef:
+    return SubModelRef(
+        m.config_json,
+        tuple(m.ffn_widths),
+        ref_from_pb(m.base),
+        tuple(ref_from_pb(p) for p in m.patches),
+        tuple(ref_from_pb(t) for t in m.tokenizer),
+    )
+
+
+def task_to_pb(task: Task) -> federation_pb2.WatchTasksResponse:
+    match task:
+        case TrainTask():
+            train = federation_pb2.TrainTask(
+                round=task.round,
+                sub_model=sub_model_to_pb(task.sub_model),
+                adapter=ref_to_pb(task.adapter),
+                learning_rate_factor=task.learning_rate_factor,
+                apoz_layers=task.apoz_layers,
+                seconds_left=task.seconds_left,
+                attempt=task.attempt,
+            )
+            return federation_pb2.WatchTasksResponse(train=train)
+        case WaitTask(reason):
+            wait = federation_pb2.WaitTask(reason=reason)
+            return federation_pb2.WatchTasksResponse(wait=wait)
+        case StopTask(finished, reason):
+            stop = federation_pb2.StopTask(finished=finished, reason=reason)
+            return federation_pb2.WatchTasksResponse(stop=stop)
+
+
+def task_from_pb(m: federation_pb2.WatchTasksResponse) -> Task:
+    match m.WhichOneof("task"):
+        case "train":
+            t = m.train
+            return TrainTask(
+                t.round,
+                sub_model_from_pb(t.sub_model),
+                ref_from_pb(t.adapter),
+                t.learning_rate_factor,
+                tuple(t.apoz_layers),
+                t.seconds_left,
+                t.attempt,
+            )
+        case "wait":
+            return WaitTask(m.wait.reason)
+        case "stop":
+            return StopTask(m.stop.finished, m.stop.reason)
+        case _:
+            raise BadMessage("a task of a kind not known here; upgrade the worker")
+
+
+def progress_to_pb(p: Progress) -> types_pb2.Progress:
+    activity = types_pb2.Activity.Value(f"ACTIVITY_{p.activity.name}")
+    return types_pb2.Progress(activity=activity, round=p.round, step=p.step, steps=p.steps, loss=p.loss)
+
+
+def progress_from_pb(m: types_pb2.Progress) -> Progress:
+    activity = _enum_from_pb(Activity, types_pb2.Activity, "ACTIVITY_", m.activity)
+    return Progress(activity, m.round, m.step, m.steps, m.loss)
+
+
+# --- updates ---
+
+
+def header_to_pb(h: UpdateHeader) -> federation_pb2.UpdateHeader:
+    return federation_pb2.UpdateHeader(
+        session=h.session,
+        round=h.round,
+        adapter_sha256=h.adapter_sha256,
+        size=h.size,
+        sha256=h.sha256,
+        examples=h.examples,
+        loss=h.loss,
+        seconds=h.seconds,
+    )
+
+
+def header_from_pb(m: federation_pb2.UpdateHeader) -> UpdateHeader:
+    return UpdateHeader(
+        m.session,
+        m.round,
+        _digest(m.adapter_sha256),
+        m.size,
+        _digest(m.sha256),
+        m.examples,
+        m.loss,
+        m.seconds,
+    )
+
+
+# --- status and events ---
+
+
+def _worker_status_to_pb(w: WorkerStatus) -> admin_pb2.WorkerStatus:
+    traffic = [
+        admin_pb2.Traffic(round=t.round, kind=t.kind, bytes_down=t.bytes_down, bytes_up=t.bytes_up)
+        for t in w.traffic
+    ]
+    return admin_pb2.WorkerStatus(
+        worker=w.worker,
+        progress=progress_to_pb(w.progress),
+        examples=w.examples,
+        traffic=traffic,
+    )
+
+
+def _worker_status_from_pb(m: admin_pb2.WorkerStatus) -> WorkerStatus:
+    traffic = tuple(Traffic(t.round, t.kind, t.bytes_down, t.bytes_up) for t in m.traffic)
+    return WorkerStatus(m.worker, progress_from_pb(m.progress), m.examples, traffic)
+
+
+def _facts_to_pb(f: ModelFacts) -> admin_pb2.ModelFacts:
+    return admin_pb2.ModelFacts(
+        fm_parameters=f.fm_parameters,
+        sub_fm_parameters=f.sub_fm_parameters,
+        fm_layer_parameters=f.fm_layer_parameters,
+        sub_fm_layer_parameters=f.sub_fm_layer_parameters,
+        adapter_parameters=f.adapter_parameters,
+        fm_bytes=f.fm_bytes,
+    )
+
+
+def _facts_from_pb(m: admin_pb2.ModelFacts) -> ModelFacts:
+    return ModelFacts(
+        m.fm_parameters,
+        m.sub_fm_parameters,
+        m.fm_layer_parameters,
+        m.sub_fm_layer_parameters,
+        m.adapter_parameters,
+        m.fm_bytes,
+    )
+
+
+def status_to_pb(s: RunStatus) -> admin_pb2.GetStatusResponse:
+    return admin_pb2.GetStatusResponse(
+        run_id=s.run_id,
+        phase=types_pb2.Phase.Value(f"PHASE_{s.phase.name}"),
+        round=s.round,
+        rounds=s.rounds,
+        waiting_for=s.waiting_for,
+        step=s.step,
+        steps=s.steps,
+        workers=[_worker_status_to_pb(w) for w in s.workers],
+        evaluations=[
+            admin_pb2.Evaluation(round=e.round, model=e.model, accuracy=e.accuracy, loss=e.loss)
+            for e in s.evaluations
+        ],
+        models=_facts_to_pb(s.models) if s.models else None,
+        adapter_sha256=s.adapter_sha256,
+        directory=s.directory,
+    )
+
+
+def status_from_pb(m: admin_pb2.GetStatusResponse) -> RunStatus:
+    return RunStatus(
+        run_id=m.run_id,
+        phase=_enum_from_pb(Phase, types_pb2.Phase, "PHASE_", m.phase),
+        round=m.round,
+        rounds=m.rounds,
+        waiting_for=m.waiting_for,
+        step=m.step,
+        steps=m.steps,
+        workers=tuple(_worker_status_from_pb(w) for w in m.workers),
+        evaluations=tuple(Evaluation(e.round, e.model, e.accuracy, e.loss) for e in m.evaluations),
+        models=_facts_from_pb(m.models) if m.HasField("models") else None,
+        adapter_sha256=m.adapter_sha256,
+        directory=m.directory,
+    )
+
+
+def event_to_pb(e: Event) -> admin_pb2.WatchEventsResponse:
+    return admin_pb2.WatchEventsResponse(
+        sequence=e.sequence,
+        time=e.time,
+        kind=e.kind,
+        round=e.round,
+        worker=e.worker,
+        text=e.text,
+        values=e.values,
+    )
+
+
+def event_from_pb(m: admin_pb2.WatchEventsResponse) -> Event:
+    return Event(m.sequence, m.time, m.kind, m.text, m.round, m.worker, dict(m.values))

@@ -1,0 +1,1 @@
+"""The coordinator service: owns the foundation model and runs the federation."""

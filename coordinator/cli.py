@@ -1,0 +1,130 @@
+"""`fedpft coordinator` (also `fedpft-coordinator`), `fedpft init`, `fedpft status`, `fedpft export`."""
+
+import json
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.console import plain_errors, run_async
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def coordinator(
+    config: Annotated[Path, typer.Option(help="The run's configuration, such as run.toml.")],
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plain text to and from other machines.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+) -> None:
+    """Run the coordinator: build the sub-FM, serve workers, end with a tuned foundation model.
+
+    Started again with the same configuration, it goes on where the run was.
+    """
+    with plain_errors():
+        from common.config import load_config
+
+        loaded = load_config(config)
+        if insecure:
+            server = loaded.server.model_copy(update={"insecure": True})
+            loaded = loaded.model_copy(update={"server": server})
+        # torch takes seconds to import; --help and a mistake in the file should not.
+        from common.telemetry import set_up_logging
+        from coordinator.process import serve
+
+        set_up_logging("coordinator", verbose=verbose)
+
+    async def main() -> signal.Signals | None:
+        return (await serve(loaded)).by
+
+    run_async(main())
+
+
+def init(
+    out: Annotated[Path, typer.Argument(help="File to write.")] = Path("run.toml"),
+    model: Annotated[str | None, typer.Option(help="Foundation model: a directory or a hub id.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Class names, separated by commas, in order of class index.")
+    ] = None,
+    public: Annotated[Path | None, typer.Option(help="Public, unlabelled text for the alignment.")] = None,
+    test: Annotated[Path | None, typer.Option(help="The owner's labelled test data.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a run.toml with every key, its default and what it does."""
+    with plain_errors():
+        from common.config import template
+        from common.errors import ConfigError
+        from common.files import write_atomically
+
+        if out.exists() and not force:
+            raise ConfigError(f"{out} is there already; --force overwrites it")
+        values = {
+            "model.path": model or "path/to/model",
+            "task.labels": tuple(labels.split(",")) if labels else ("negative", "positive"),
+            "data.public.path": str(public or "public.jsonl"),
+            "data.test.path": str(test or "test.csv"),
+        }
+        write_atomically(out, template(values).encode())
+        typer.echo(f"wrote {out}; edit it, then: fedpft coordinator --config {out}")
+
+
+def status(
+    coordinator: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Address of a running coordinator.")
+    ] = "127.0.0.1:7070",
+    run: Annotated[
+        Path | None, typer.Option(help="Read a run's directory instead; works after its end.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay and follow the run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Show where a run stands and what it waits for."""
+    import asyncio
+
+    from common.records import RunStatus
+    from common.rpc import Address
+    from coordinator.admin import Admin
+    from coordinator.live import follow, show
+
+    async def main() -> RunStatus:
+        async with Admin(Address.parse(coordinator)) as admin:
+            if watch and not as_json:
+                return await follow(admin)
+            return await admin.status()
+
+    with plain_errors():
+        if run is not None:
+            from coordinator.status import open_run, stored_status
+
+            current = stored_status(*open_run(run))
+        else:
+            current = asyncio.run(main())
+        if as_json:
+            typer.echo(json.dumps(asdict(current), indent=2))
+        elif run is not None or not watch:
+            show(current)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The run's directory.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    merge: Annotated[
+        bool,
+        typer.Option("--merge", help="Write a plain transformers model instead of a PEFT adapter."),
+    ] = False,
+) -> None:
+    """Export a run's result as a standard PEFT adapter, or merged into the foundation model."""
+    with plain_errors():
+        from coordinator.export import export as write
+
+        for path in write(run, out, merge):
+            typer.echo(str(path))
+
+
+def main() -> None:
+    """Entry point of `fedpft-coordinator`."""
+    app()

@@ -1,0 +1,37 @@
+"""What happened in a run: kept in the store, logged, counted, and told to whoever follows."""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from common.records import Event
+from common.wakeup import Wakeup
+from coordinator.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """Numbers and spreads events. Lives on the event loop."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        past = store.events()
+        self._last = past[-1].sequence if past else 0
+        self._changed = Wakeup()
+
+    def record(self, kind: str, text: str, round: int = 0, worker: str = "", **values: float) -> None:
+        """Something happened; `text` is one line for people, `values` its figures."""
+        self._last += 1
+        self._store.add_event(Event(self._last, time.time(), kind, text, round, worker, values))
+        log.info("%s", text)
+        self._changed.notify()
+
+    async def follow(self, after: int) -> AsyncIterator[Event]:
+        """Events with a higher sequence number, and then new ones as they come, without end."""
+        while True:
+            for event in self._store.events(after):
+                yield event
+                after = event.sequence
+            if after >= self._last:
+                await self._changed.wait()

@@ -1,0 +1,79 @@
+"""The coordinator's Prometheus metrics."""
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from common.records import Activity, Evaluation, Phase
+
+
+class Metrics:
+    """One registry per process, so that several services can live in one process."""
+
+    def __init__(self) -> None:
+        r = self.registry = CollectorRegistry()
+        self.round = Gauge("fedpft_round", "Present round; 0 before the first", registry=r)
+        self.rounds = Gauge("fedpft_rounds_planned", "Rounds in all", registry=r)
+        self._phase = Gauge(
+            "fedpft_phase", "1 for the run's present phase, 0 for the others", ["phase"], registry=r
+        )
+        self._phase_seconds = Counter(
+            "fedpft_phase_seconds", "Time spent in each phase", ["phase"], registry=r
+        )
+        self._workers = Gauge(
+            "fedpft_workers", "Workers that joined, by what they do now", ["state"], registry=r
+        )
+        self.updates = Counter(
+            "fedpft_updates",
+            "Updates that arrived: accepted, duplicate, or refused for a reason",
+            ["result"],
+            registry=r,
+        )
+        self.transferred = Counter(
+            "fedpft_transfer_bytes",
+            "Bytes of gRPC messages, by content and direction (down: to workers)",
+            ["kind", "direction"],
+            registry=r,
+        )
+        self.training_loss = Gauge(
+            "fedpft_training_loss_nats",
+            "Mean training loss of a worker's last update",
+            ["worker"],
+            registry=r,
+        )
+        self._accuracy = Gauge("fedpft_accuracy_ratio", "Share of test examples right", ["model"], registry=r)
+        self._loss = Gauge(
+            "fedpft_evaluation_loss_nats", "Cross entropy on the test data", ["model"], registry=r
+        )
+        self.alignment_error = Gauge(
+            "fedpft_alignment_error_ratio",
+            "Squared hidden-state error of the sub-FM, relative to the FM's, around an alignment",
+            ["when"],
+            registry=r,
+        )
+        self._current: Phase | None = None
+        self._since = 0.0
+        for phase in Phase:
+            self._phase.labels(phase).set(0)
+            self._phase_seconds.labels(phase)
+        for result in ("accepted", "duplicate"):
+            self.updates.labels(result)
+
+    def entered(self, phase: Phase) -> None:
+        """The run enters a phase."""
+        now = time.monotonic()
+        if self._current is not None:
+            self._phase.labels(self._current).set(0)
+            self._phase_seconds.labels(self._current).inc(now - self._since)
+        self._phase.labels(phase).set(1)
+        self._current, self._since = phase, now
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """A model was scored."""
+        self._accuracy.labels(evaluation.model).set(evaluation.accuracy)
+        self._loss.labels(evaluation.model).set(evaluation.loss)
+
+    def workers_are(self, activities: list[Activity]) -> None:
+        """What all workers do now."""
+        for activity in Activity:
+            self._workers.labels(activity).set(activities.count(activity))

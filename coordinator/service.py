@@ -1,0 +1,204 @@
+"""The servicers: convert, authenticate, delegate. No maths here."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fedpft.v1 import admin_pb2, admin_pb2_grpc, federation_pb2, federation_pb2_grpc
+from google.protobuf.message import Message
+
+from common import wire
+from common.chunks import read_chunks
+from common.errors import BadMessage, FedPftError, UnknownArtifact
+from common.records import ArtifactKind, JoinReply, RunSpec, RunStatus, WaitTask
+from common.rpc import FRAME_BYTES, answers
+from coordinator.inbox import Inbox
+from coordinator.journal import Journal
+from coordinator.meter import Meter
+from coordinator.metrics import Metrics
+from coordinator.rounds import Left, Returned
+from coordinator.sessions import Assignment, Session, Sessions
+from coordinator.store import Store
+
+log = logging.getLogger(__name__)
+
+# Only these ever leave; the plan and other workers' updates do not.
+_PUBLISHED = frozenset(ArtifactKind) - {ArtifactKind.PLAN, ArtifactKind.UPDATE}
+
+
+class FederationService(federation_pb2_grpc.FederationServiceServicer):
+    """What workers call."""
+
+    def __init__(
+        self,
+        run: RunSpec,
+        store: Store,
+        sessions: Sessions,
+        inbox: Inbox,
+        journal: Journal,
+        meter: Meter,
+        metrics: Metrics,
+        max_transfers: int,
+    ) -> None:
+        self._run, self._store = run, store
+        self._sessions, self._inbox = sessions, inbox
+        self._journal, self._meter, self._metrics = journal, meter, metrics
+        # Memory grows with concurrent streams, so their number is capped and the rest waits.
+        self._transfers = asyncio.Semaphore(max_transfers)
+
+    @answers
+    async def Join(self, request: federation_pb2.JoinRequest, context: Any) -> federation_pb2.JoinResponse:
+        joining = wire.join_request_from_pb(request)
+        session, version = self._sessions.join(joining)
+        self._store.remember_worker(joining.worker, joining.examples, joining.software)
+        self._inbox.note(Returned(joining.worker))
+        self._journal.record(
+            "worker_joined",
+            f"worker {joining.worker} joined with {joining.examples} examples",
+            self._meter.round,
+            joining.worker,
+            examples=joining.examples,
+        )
+        reply = JoinReply(session.token, version, self._run, self._sessions.heartbeat_seconds)
+        message = wire.join_reply_to_pb(reply)
+        self._count(session, "control", request, message)
+        return message
+
+    @answers
+    async def WatchTasks(
+        self, request: federation_pb2.WatchTasksRequest, context: Any
+    ) -> AsyncIterator[federation_pb2.WatchTasksResponse]:
+        session = self._sessions.find(request.session)
+        self._count(session, "control", request)
+        async for task in self._sessions.tasks(session):
+            message = wire.task_to_pb(task)
+            self._count(session, "control", None, message)
+            yield message
+
+    @answers
+    async def Heartbeat(
+        self, request: federation_pb2.HeartbeatRequest, context: Any
+    ) -> federation_pb2.HeartbeatResponse:
+        session = self._sessions.find(request.session)
+        reply = federation_pb2.HeartbeatResponse()
+        self._count(session, "control", request, reply)
+        if self._sessions.report(session, wire.progress_from_pb(request.progress)):
+            self._journal.record(
+                "worker_returned",
+                f"worker {session.worker} is heard again",
+                self._meter.round,
+                session.worker,
+            )
+        return reply
+
+    @answers
+    async def DownloadArtifact(
+        self, request: federation_pb2.DownloadArtifactRequest, context: Any
+    ) -> AsyncIterator[federation_pb2.DownloadArtifactResponse]:
+        session = self._sessions.find(request.session)
+        artifact = self._store.artifact(request.sha256)
+        if artifact.kind not in _PUBLISHED:
+            raise UnknownArtifact(f"there is no artifact {request.sha256[:12]}…")
+        self._count(session, artifact.kind, request)
+        async with self._transfers:
+            for chunk in read_chunks(self._store.path(artifact.sha256), request.offset):
+                message = federation_pb2.DownloadArtifactResponse(chunk=wire.chunk_to_pb(chunk))
+                self._count(session, artifact.kind, None, message)
+                yield message
+
+    @answers
+    async def SubmitUpdate(
+        self, request_iterator: AsyncIterator[federation_pb2.SubmitUpdateRequest], context: Any
+    ) -> federation_pb2.SubmitUpdateResponse:
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise BadMessage("a submission begins with its header")
+        header = wire.header_from_pb(first.header)
+        session = self._sessions.find(header.session)
+        self._count(session, "update", first)
+        try:
+            duplicate = not self._inbox.admit(session.worker, session.examples, header)
+            if not duplicate:
+                with self._inbox.receive(session.worker, header) as writer:
+                    async for message in request_iterator:
+                        self._count(session, "update", message)
+                        writer.write(wire.chunk_from_pb(message.chunk))
+                    await asyncio.to_thread(writer.commit)
+                await asyncio.to_thread(self._inbox.keep, session.worker, header)
+                self._inbox.commit(session.worker, header)
+        except FedPftError as error:
+            self._metrics.updates.labels(type(error).__name__).inc()
+            self._journal.record(
+                "update_refused",
+                f"update of worker {session.worker} refused: {error}",
+                header.round,
+                session.worker,
+            )
+            raise
+        self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
+        done = WaitTask(f"round {header.round} waits for other workers")
+        self._sessions.assign(session.worker, Assignment(done))
+        if not duplicate:
+            self._metrics.training_loss.labels(session.worker).set(header.loss)
+            self._journal.record(
+                "update_received",
+                f"round {header.round}: update of worker {session.worker}, training loss {header.loss:.3f}",
+                header.round,
+                session.worker,
+                loss=header.loss,
+                seconds=header.seconds,
+                examples=header.examples,
+                bytes=header.size,
+            )
+        reply = federation_pb2.SubmitUpdateResponse(duplicate=duplicate)
+        self._count(session, "update", None, reply)
+        return reply
+
+    @answers
+    async def Leave(self, request: federation_pb2.LeaveRequest, context: Any) -> federation_pb2.LeaveResponse:
+        session = self._sessions.find(request.session)
+        reply = federation_pb2.LeaveResponse()
+        self._count(session, "control", request, reply)
+        self._sessions.leave(session)
+        self._inbox.note(Left(session.worker))
+        self._journal.record(
+            "worker_left",
+            f"worker {session.worker} left: {request.reason[:200]}",
+            self._meter.round,
+            session.worker,
+        )
+        return reply
+
+    def _count(self, session: Session, kind: str, up: Message | None, down: Message | None = None) -> None:
+        if up is not None:
+            self._meter.up(session.worker, kind, up.ByteSize() + FRAME_BYTES)
+        if down is not None:
+            self._meter.down(session.worker, kind, down.ByteSize() + FRAME_BYTES)
+
+
+class AdminService(admin_pb2_grpc.AdminServiceServicer):
+    """What the run's owner calls."""
+
+    def __init__(
+        self, status: Callable[[], RunStatus], journal: Journal, stop: Callable[[str], None]
+    ) -> None:
+        self._status, self._journal, self._stop = status, journal, stop
+
+    @answers
+    async def GetStatus(
+        self, request: admin_pb2.GetStatusRequest, context: Any
+    ) -> admin_pb2.GetStatusResponse:
+        return wire.status_to_pb(self._status())
+
+    @answers
+    async def WatchEvents(
+        self, request: admin_pb2.WatchEventsRequest, context: Any
+    ) -> AsyncIterator[admin_pb2.WatchEventsResponse]:
+        async for event in self._journal.follow(request.after):
+            yield wire.event_to_pb(event)
+
+    @answers
+    async def StopRun(self, request: admin_pb2.StopRunRequest, context: Any) -> admin_pb2.StopRunResponse:
+        self._stop("the owner asked for it")
+        return admin_pb2.StopRunResponse()

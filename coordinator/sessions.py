@@ -1,0 +1,163 @@
+"""Who is there, what each owes, and how far it has come. Lives on the event loop."""
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+
+from common.errors import ProtocolMismatch, SessionReplaced, UnknownSession
+from common.records import (
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    Activity,
+    JoinRequest,
+    Progress,
+    StopTask,
+    Task,
+    TrainTask,
+    WaitTask,
+)
+from common.wakeup import Wakeup
+
+# A worker silent for this many heartbeat intervals counts as lost.
+MISSED_HEARTBEATS = 3
+
+
+@dataclass
+class Session:
+    """A worker's connection to the run, from Join on."""
+
+    token: str
+    worker: str
+    examples: int
+    heard: float
+    progress: Progress = field(default_factory=Progress)
+    replaced: bool = False
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker owes; it outlives a session, so that a worker that returns is told again."""
+
+    task: Task
+    closes_at: float | None = None
+
+
+class Sessions:
+    """All workers of a run. `clock` gives seconds on a monotonic clock."""
+
+    def __init__(self, heartbeat_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.heartbeat_seconds = heartbeat_seconds
+        self.changed = Wakeup()
+        self._clock = clock
+        self._by_token: dict[str, Session] = {}
+        self._by_worker: dict[str, Session] = {}
+        self._assignments: dict[str, Assignment] = {}
+        self._default: Task = WaitTask("the sub-FM is being built")
+
+    # --- coming and going ---
+
+    def join(self, request: JoinRequest) -> tuple[Session, int]:
+        """A new session and the protocol version to speak; an earlier session of the name ends.
+
+        Raises ProtocolMismatch.
+        """
+        version = _negotiate(request)
+        if old := self._by_worker.get(request.worker):
+            old.replaced = True
+        session = Session(secrets.token_urlsafe(24), request.worker, request.examples, self._clock())
+        self._by_token[session.token] = session
+        self._by_worker[session.worker] = session
+        self.changed.notify()
+        return session, version
+
+    def find(self, token: str) -> Session:
+        """The session, now heard of. Raises UnknownSession, SessionReplaced."""
+        session = self._by_token.get(token)
+        if session is None:
+            raise UnknownSession("the coordinator does not know this session; join again")
+        if session.replaced:
+            raise SessionReplaced(
+                f"another worker joined as {session.worker!r}; give each worker its own --name"
+            )
+        session.heard = self._clock()
+        return session
+
+    def report(self, session: Session, progress: Progress) -> bool:
+        """Note how far a worker has come; tells whether it was lost until now."""
+        returned = not session.progress.activity.present
+        session.progress = progress
+        if returned:
+            self.changed.notify()
+        return returned
+
+    def leave(self, session: Session) -> None:
+        """The worker said goodbye."""
+        session.progress = replace(session.progress, activity=Activity.LEFT)
+        del self._by_token[session.token]
+        self.changed.notify()
+
+    def sweep(self) -> list[str]:
+        """Mark workers that have been silent too long; returns those newly lost."""
+        limit = self._clock() - MISSED_HEARTBEATS * self.heartbeat_seconds
+        silent = [s for s in self._present() if s.heard < limit]
+        for session in silent:
+            session.progress = replace(session.progress, activity=Activity.LOST)
+        if silent:
+            self.changed.notify()
+        return [session.worker for session in silent]
+
+    def present(self) -> list[str]:
+        """Names of workers that can be given a task, sorted."""
+        return sorted(session.worker for session in self._present())
+
+    def all(self) -> list[Session]:
+        """The last session of every worker that joined since this process began, by name."""
+        return [self._by_worker[name] for name in sorted(self._by_worker)]
+
+    def _present(self) -> list[Session]:
+        return [s for s in self._by_worker.values() if s.progress.activity.present]
+
+    # --- tasks ---
+
+    def assign(self, worker: str, assignment: Assignment) -> None:
+        """Give a worker its task, replacing what it owed."""
+        self._assignments[worker] = assignment
+        self.changed.notify()
+
+    def assign_all(self, task: Task) -> None:
+        """Give every worker, also those still to come, the same task."""
+        self._assignments.clear()
+        self._default = task
+        self.changed.notify()
+
+    async def tasks(self, session: Session) -> AsyncIterator[Task]:
+        """What the worker owes now, then every change, up to a StopTask. Raises SessionReplaced."""
+        told: Assignment | None = None
+        while True:
+            self.find(session.token)
+            owed = self._assignments.get(session.worker, Assignment(self._default))
+            if owed == told:
+                await self.changed.wait()
+                continue
+            told = owed
+            yield self._timed(owed)
+            if isinstance(owed.task, StopTask):
+                return
+
+    def _timed(self, assignment: Assignment) -> Task:
+        task = assignment.task
+        if isinstance(task, TrainTask) and assignment.closes_at is not None:
+            return replace(task, seconds_left=max(0.0, assignment.closes_at - self._clock()))
+        return task
+
+
+def _negotiate(request: JoinRequest) -> int:
+    version = min(PROTOCOL_MAX, request.protocol_max)
+    if version >= max(PROTOCOL_MIN, request.protocol_min):
+        return version
+    older = "coordinator" if request.protocol_min > PROTOCOL_MAX else "worker"
+    raise ProtocolMismatch(
+        f"coordinator speaks protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, worker "
+        f"{request.protocol_min} to {request.protocol_max}: upgrade the {older}"
+    )

@@ -1,0 +1,1 @@
+"""The worker service: fine-tunes the sub-FM on data that never leaves it."""

@@ -1,0 +1,75 @@
+"""`fedpft worker` and `fedpft-worker`."""
+
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.console import run_async
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def worker(
+    coordinator: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the coordinator.")],
+    data: Annotated[
+        Path, typer.Option(help="Private data: CSV, TSV, JSONL or Parquet. It never leaves here.")
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name in the run, the same after a restart. [default: the host's name]"),
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column that holds the label.")] = "label",
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Folder for downloads and the update under way. [default: ~/.cache/fedpft/NAME]"),
+    ] = None,
+    join_timeout: Annotated[
+        float,
+        typer.Option(min=0, help="Give up after so many seconds without an answer."),
+    ] = 300.0,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve Prometheus metrics; port 0 takes a free one."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plain text to and from other machines.")
+    ] = False,
+    device: Annotated[str, typer.Option(help='Torch device, such as "cpu" or "cuda:0".')] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of torch. [default: all cores]")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+) -> None:
+    """Join a run and fine-tune its sub-FM on private data, until the run is over."""
+    # torch takes seconds to import; --help should not.
+    from common.telemetry import set_up_logging
+    from worker.process import WorkerOptions, work
+
+    name = name or socket.gethostname().partition(".")[0]
+    set_up_logging(f"worker[{name}]", verbose=verbose)
+    run_async(
+        work(
+            WorkerOptions(
+                coordinator=coordinator,
+                data=data,
+                name=name,
+                text_column=text_column,
+                label_column=label_column,
+                folder=folder or Path.home() / ".cache" / "fedpft" / name,
+                join_timeout=join_timeout,
+                metrics=metrics,
+                insecure=insecure,
+                device=device,
+                threads=threads,
+            )
+        )
+    )
+
+
+def main() -> None:
+    """Entry point of `fedpft-worker`."""
+    app()

@@ -1,0 +1,234 @@
+"""THE LOOP of a worker: take the newest task, bring the sub-FM up to date, train, submit."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from common.compute import Compute
+from common.errors import BadUpdate, RunFailed, StaleRound, Stopped
+from common.files import sha256_of, write_atomically
+from common.model import apoz
+from common.records import (
+    Activity,
+    ArtifactRef,
+    JoinReply,
+    Progress,
+    StopTask,
+    Task,
+    TrainTask,
+    UpdateHeader,
+    WaitTask,
+)
+from common.tensors import Prefixed, to_bytes
+from common.wakeup import Wakeup
+from worker.client import Coordinator
+from worker.data import PrivateData
+from worker.metrics import Metrics
+from worker.train import LocalUpdate
+from worker.workbench import Workbench
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker works: its folder for artifacts and updates, and its torch device."""
+
+    folder: Path
+    device: torch.device
+
+
+class Worker:
+    """One worker in one run. Several can share a process and its compute thread."""
+
+    def __init__(
+        self,
+        name: str,
+        coordinator: Coordinator,
+        data: PrivateData,
+        place: Place,
+        compute: Compute,
+        metrics: Metrics,
+    ) -> None:
+        self._name, self._coordinator, self._data = name, coordinator, data
+        self._place, self._compute, self._metrics = place, compute, metrics
+        self._progress = Progress()
+        self._task: Task | None = None
+        self._changed = Wakeup()
+
+    async def run(self) -> None:
+        """Join, work, and leave when the run is over.
+
+        Raises RunFailed when the run failed, DataError when the run does not know a label, and what
+        the connection raises for good.
+        """
+        reply = await self._coordinator.join()
+        log.info("joined run %s", reply.run.run_id)
+        reason = "stopped"
+        try:
+            self._data.class_indices(reply.run.task.labels)
+            stop = await self._accompanied(reply)
+            reason = stop.reason
+        except Exception as error:
+            # Its text could hold private data, such as a label; the class does not.
+            reason = f"cannot go on: {type(error).__name__}"
+            raise
+        finally:
+            await self._coordinator.leave(reason)
+        if not stop.finished:
+            raise RunFailed(f"the run ended early: {stop.reason}")
+        log.info("the run is finished")
+
+    async def _accompanied(self, reply: JoinReply) -> StopTask:
+        """Work, with the watch for tasks and the heartbeat beside it."""
+        bench = Workbench(self._name, reply.run, self._data, self._place.folder, self._place.device)
+        try:
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(self._watch())
+                beating = group.create_task(self._beat(reply.heartbeat_seconds))
+                stop = await self._work(bench)
+                watching.cancel()
+                beating.cancel()
+        except ExceptionGroup as failures:
+            # One of them failed for good; the others were cancelled with it.
+            raise failures.exceptions[0] from None
+        return stop
+
+    async def _work(self, bench: Workbench) -> StopTask:
+        """Do task after task, always the newest, until told to stop."""
+        done: Task | None = None
+        while True:
+            task = self._task
+            if task is None or (done and _same_try(task, done)):
+                await self._changed.wait()
+                continue
+            done = task
+            match task:
+                case StopTask():
+                    return task
+                case WaitTask(reason):
+                    log.info("waiting: %s", reason)
+                case TrainTask():
+                    try:
+                        await self._train(bench, task)
+                    except Stopped:
+                        log.info("round %d goes on without this worker", task.round)
+                    except (StaleRound, BadUpdate) as error:
+                        self._metrics.updates.labels("refused").inc()
+                        log.warning("round %d: %s", task.round, error)
+                    self._report(Progress(Activity.IDLE, task.round))
+
+    async def _train(self, bench: Workbench, task: TrainTask) -> None:
+        """One round: fetch what is missing, fine-tune, deliver the change."""
+        self._report(Progress(Activity.DOWNLOADING, task.round))
+        with self._timed("download"):
+            files = await self._fetch(task, bench.lacks(task.sub_model))
+        await self._compute.run(bench.equip, task.sub_model, files)
+        begun = time.monotonic()
+        with self._timed("train"):
+            update = await self._compute.run(
+                bench.train,
+                files[task.adapter.sha256],
+                task.round,
+                task.learning_rate_factor,
+                task.apoz_layers,
+                self._stepper(task),
+            )
+        seconds = time.monotonic() - begun
+        log.info(
+            "round %d: %d steps in %.1f s, loss %.3f",
+            task.round,
+            update.steps,
+            seconds,
+            update.loss,
+        )
+        self._report(replace(self._progress, activity=Activity.UPLOADING))
+        with self._timed("upload"):
+            duplicate = await self._deliver(task, update, seconds)
+        self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
+
+    async def _fetch(self, task: TrainTask, lacking: list[ArtifactRef]) -> dict[str, Path]:
+        """Download into the cache, and drop from it what this task does not name."""
+        folder = self._place.folder / "artifacts"
+        wanted = [*lacking, task.adapter]
+        files = {a.sha256: await self._coordinator.download(a, folder) for a in wanted}
+        sub_model = task.sub_model
+        named = [sub_model.base, *sub_model.patches, *sub_model.tokenizer, task.adapter]
+        kept = {a.sha256 for a in named}
+        for path in folder.iterdir():
+            if path.name not in kept:
+                path.unlink()
+        return files
+
+    async def _deliver(self, task: TrainTask, update: LocalUpdate, seconds: float) -> bool:
+        """Write the update to a file and submit that; returns whether it was there already."""
+        tensors = Prefixed.add(update.delta, "delta.")
+        tensors |= Prefixed.add(apoz.to_tensors(update.counts), "apoz.")
+        path = self._place.folder / "outbox" / "update.safetensors"
+        await asyncio.to_thread(write_atomically, path, to_bytes(tensors))
+        header = UpdateHeader(
+            session="",
+            round=task.round,
+            adapter_sha256=task.adapter.sha256,
+            size=path.stat().st_size,
+            sha256=await asyncio.to_thread(sha256_of, path),
+            examples=len(self._data),
+            loss=update.loss,
+            seconds=seconds,
+        )
+        return await self._coordinator.submit(header, path)
+
+    # --- beside the loop ---
+
+    async def _watch(self) -> None:
+        """Keep the newest task."""
+        async for task in self._coordinator.tasks():
+            self._task = task
+            self._changed.notify()
+
+    async def _beat(self, interval: float) -> None:
+        while True:
+            await self._coordinator.heartbeat(self._progress)
+            await asyncio.sleep(interval)
+
+    def _report(self, progress: Progress) -> None:
+        self._progress = progress
+        self._metrics.progressed(progress)
+
+    def _stepper(self, task: TrainTask) -> Callable[[int, int, float], None]:
+        """Called from the compute thread after every step."""
+
+        def on_step(step: int, steps: int, loss: float) -> None:
+            self._report(Progress(Activity.TRAINING, task.round, step, steps, loss))
+            self._metrics.steps.inc()
+            self._compute.check()
+            if self._task is None or not _same_work(self._task, task):
+                raise Stopped("another task came")
+
+        return on_step
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self._metrics.seconds.labels(part).observe(time.monotonic() - begun)
+
+
+def _same_try(a: Task, b: Task) -> bool:
+    """Whether two tasks differ in nothing but the time left: one of them was sent again."""
+    if isinstance(a, TrainTask) and isinstance(b, TrainTask):
+        return replace(a, seconds_left=0) == replace(b, seconds_left=0)
+    return a == b
+
+
+def _same_work(a: Task, b: Task) -> bool:
+    """Whether the update that one task asks for serves the other: a round's second try does."""
+    if isinstance(a, TrainTask) and isinstance(b, TrainTask):
+        return _same_try(replace(a, attempt=0), replace(b, attempt=0))
+    return False

@@ -1,0 +1,52 @@
+"""The worker's Prometheus metrics."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from common.records import Activity, Progress
+
+
+class Metrics:
+    """One registry per process, so that several services can live in one process."""
+
+    def __init__(self) -> None:
+        r = self.registry = CollectorRegistry()
+        self.round = Gauge("fedpft_worker_round", "Round it works for", registry=r)
+        self._activity = Gauge(
+            "fedpft_worker_activity",
+            "1 for what the worker does now, 0 for the rest",
+            ["activity"],
+            registry=r,
+        )
+        self.loss = Gauge("fedpft_worker_training_loss_nats", "Mean training loss of this round", registry=r)
+        self.steps = Counter("fedpft_worker_steps", "Optimiser steps done", registry=r)
+        self.seconds = Histogram(
+            "fedpft_worker_task_seconds",
+            "Time spent on the parts of a training task",
+            ["part"],
+            buckets=(0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600),
+            registry=r,
+        )
+        self.updates = Counter(
+            "fedpft_worker_updates",
+            "Updates sent: accepted, duplicate, refused",
+            ["result"],
+            registry=r,
+        )
+        self.transferred = Counter(
+            "fedpft_worker_transfer_bytes",
+            "Bytes of gRPC messages, by content and direction (down: to this worker)",
+            ["kind", "direction"],
+            registry=r,
+        )
+        self.reconnects = Counter(
+            "fedpft_worker_reconnects",
+            "Calls tried again because the coordinator was gone",
+            registry=r,
+        )
+
+    def progressed(self, progress: Progress) -> None:
+        """What the worker does now."""
+        self.round.set(progress.round)
+        self.loss.set(progress.loss)
+        for activity in Activity:
+            self._activity.labels(activity).set(activity is progress.activity)

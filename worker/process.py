@@ -1,0 +1,85 @@
+"""A worker as a process: read the data, connect, work, end cleanly on signals."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from common.compute import Compute
+from common.errors import Stopped
+from common.records import PROTOCOL_MAX, PROTOCOL_MIN, JoinRequest
+from common.rpc import Address, require_loopback
+from common.telemetry import open_metrics
+from common.wire import worker_name
+from worker.client import Coordinator
+from worker.data import PrivateData
+from worker.loop import Place, Worker
+from worker.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What a worker is started with; times in seconds."""
+
+    coordinator: str
+    data: Path
+    name: str
+    text_column: str = "text"
+    label_column: str = "label"
+    folder: Path = Path("worker")
+    join_timeout: float = 300.0
+    metrics: str | None = None
+    insecure: bool = False
+    device: str = "cpu"
+    threads: int | None = None
+
+
+async def work(options: WorkerOptions) -> signal.Signals | None:
+    """Run a worker until its run is over; returns the signal that ended it before, if one did.
+
+    Raises DataError, AddressError, Unreachable, ProtocolMismatch, SessionReplaced, RunFailed.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    address = Address.parse(options.coordinator)
+    require_loopback(address, options.insecure)
+    name = worker_name(options.name)
+    data = PrivateData.read(options.data, options.text_column, options.label_column)
+    log.info("%d private examples in %s", len(data), options.data)
+    joining = JoinRequest(name, PROTOCOL_MIN, PROTOCOL_MAX, version("fedpft"), len(data))
+    metrics = Metrics()
+    endpoint = open_metrics(options.metrics, metrics.registry, options.insecure)
+    compute = Compute()
+    coordinator = Coordinator(address, joining, options.join_timeout, metrics)
+    place = Place(options.folder, torch.device(options.device))
+    worker = Worker(name, coordinator, data, place, compute, metrics)
+    ended_by: signal.Signals | None = None
+    task = asyncio.create_task(worker.run())
+
+    def on_signal(number: signal.Signals) -> None:
+        nonlocal ended_by
+        if ended_by is not None:
+            os._exit(128 + number)
+        log.info("stopping: %s; again to end at once", number.name)
+        ended_by = number
+        compute.stop()
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    try:
+        with contextlib.suppress(asyncio.CancelledError, Stopped):
+            await task
+    finally:
+        compute.close()
+        await coordinator.close()
+        endpoint.close()
+    return ended_by

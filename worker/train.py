@@ -1,0 +1,89 @@
+"""Local fine-tuning of the adapter on private data, with activation counts. Tensors in, tensors out."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.batches import Batch, Dataset
+from common.model.adapter import Adapted, difference, plus
+from common.model.apoz import ZeroCounter, ZeroCounts
+from common.model.families import ffns_of
+from common.records import TrainingSpec
+
+# Called after every step with steps done, steps in all and the running loss; may raise to stop.
+OnStep = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class LocalUpdate:
+    """What a round's training gives: the adapter's change, its mean loss in nats, zero counts."""
+
+    delta: dict[str, Tensor]
+    loss: float
+    steps: int
+    counts: dict[int, ZeroCounts]
+
+
+def fine_tune(
+    adapted: Adapted,
+    start: Mapping[str, Tensor],
+    data: Dataset,
+    spec: TrainingSpec,
+    *,
+    factor: float,
+    seed: int,
+    count_layers: tuple[int, ...] = (),
+    on_step: OnStep = lambda step, steps, loss: None,
+) -> LocalUpdate:
+    """Train from the adapter `start` for `spec.epochs` passes, with learning rates times `factor`.
+
+    `count_layers` names the layers whose neurons are counted for APoZ (FedPFT, section 3.3), over
+    the unpadded tokens of all passes. Afterwards `adapted` holds exactly `start` plus the delta:
+    what the coordinator computes from this update alone. Source: FedPFT, Algorithm 1, client update.
+    """
+    adapted.load(start)
+    model = adapted.model
+    device = next(model.parameters()).device
+    lora, head = adapted.parameter_groups()
+    groups = [
+        {"params": lora, "lr": spec.learning_rate * factor},
+        {"params": head, "lr": spec.head_learning_rate * factor},
+    ]
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]], weight_decay=spec.weight_decay
+    )
+    per_epoch = -(-len(data) // spec.batch_size)
+    steps, step, total = per_epoch * spec.epochs, 0, 0.0
+    ffns = ffns_of(adapted.base)
+    counter = ZeroCounter({layer: ffns[layer] for layer in count_layers})
+
+    # Dropout draws from torch's global generator: fence it off, so that nothing else shows through.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        model.train()
+        with counter:
+            for batch in _passes(data, spec, seed):
+                batch = batch.to(device)
+                assert batch.labels is not None
+                counter.mask = batch.mask
+                logits = model(**batch.inputs).logits
+                loss = torch.nn.functional.cross_entropy(logits, batch.labels)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_([*lora, *head], spec.max_gradient_norm)
+                optimizer.step()
+                step += 1
+                total += loss.item()
+                on_step(step, steps, total / step)
+        model.eval()
+
+    delta = difference(adapted.tensors(), start)
+    adapted.load(plus(start, delta))
+    return LocalUpdate(delta, total / step, step, counter.counts)
+
+
+def _passes(data: Dataset, spec: TrainingSpec, seed: int) -> Iterator[Batch]:
+    for epoch in range(spec.epochs):
+        yield from data.shuffled(spec.batch_size, seed + epoch)
