@@ -123,7 +123,7 @@ def _settings(method: Method, rounds: int, seed: int) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "run.seed": seed,
         "task.max_length": 64,
-        "alignment.steps": 100,
+        "alignment.steps": 200,
         "realignment.every": 2,
         "realignment.learning_rate": 3e-4,
         "rounds.count": rounds,

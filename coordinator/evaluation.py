@@ -12,15 +12,19 @@ from common.batches import Dataset
 def score(
     model: nn.Module,
     data: Dataset,
+    on_progress: Callable[[int, int], None] = lambda batch, batches: None,
     batch_size: int = 32,
-    on_batch: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
-    """Accuracy (0 to 1) and mean cross entropy (nats) of a classifier on labelled data."""
+    """Accuracy (0 to 1) and mean cross entropy (nats) of a classifier on labelled data.
+
+    `on_progress` is called before every batch with batches done and in all; it may raise to stop.
+    """
     device = next(model.parameters()).device
     right, loss = 0, 0.0
-    for batch in data.in_order(batch_size):
-        on_batch()
-        batch = batch.to(device)
+    batches = -(-len(data) // batch_size)
+    for done, padded in enumerate(data.in_order(batch_size)):
+        on_progress(done, batches)
+        batch = padded.to(device)
         assert batch.labels is not None
         logits = model(**batch.inputs).logits
         right += int((logits.argmax(-1) == batch.labels).sum())

@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from common.errors import ModelError
 from common.model.families import family_named, family_of
@@ -22,6 +23,11 @@ TOKENIZER_FILES = {
     ArtifactKind.TOKENIZER: "tokenizer.json",
     ArtifactKind.TOKENIZER_CONFIG: "tokenizer_config.json",
 }
+
+
+# The new head is reported missing, and weights "load" with a progress bar: noise in a service's log.
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 
 def load_foundation(

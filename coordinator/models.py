@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ class Models:
         fm, self._tokenizer = load_foundation(
             config.model.path, config.task.labels, seeds.derive(self._seed, "head")
         )
-        self._fm = fm.to(self._device)
+        self._fm = fm.to(self._device)  # type: ignore[arg-type]  # mistyped in transformers 5
         data, length = config.data, config.task.max_length
         self._public: Dataset | None = None
         if data.public is not None and config.aligns:
@@ -148,7 +149,7 @@ class Models:
         """
         self._plan = SubModelPlan.from_tensors(TensorFile(self._store.path(plan.sha256)))
         weights = TensorFile(self._store.path(reference.base.sha256)).load()
-        sub_fm = build(self._fm.config, reference.ffn_widths, weights).to(self._device)
+        sub_fm = build(self._fm.config, reference.ffn_widths, weights, self._device)
         for patch in reference.patches:
             apply_patch(ffns_of(sub_fm), TensorFile(self._store.path(patch.sha256)))
         seed = seeds.derive(self._seed, "adapter")
@@ -197,11 +198,12 @@ class Models:
     def evaluate(self, round_number: int, on_progress: OnProgress) -> list[Evaluation]:
         """Score the FM with the adapter plugged in, and the sub-FM."""
         assert self._test is not None
-        evaluations = []
-        for done, (name, tuned) in enumerate([("fm", self._tuned_fm), ("sub_fm", self._tuned_sub_fm)]):
-            accuracy, loss = score(tuned.model, self._test, on_batch=lambda done=done: on_progress(done, 2))
-            evaluations.append(Evaluation(round_number, name, accuracy, loss))
-        return evaluations
+        fm = Evaluation(round_number, "fm", *score(self._tuned_fm.model, self._test, on_progress))
+        if not self._plan.compressed:
+            # The sub-FM is the FM.
+            return [fm, replace(fm, model="sub_fm")]
+        sub_fm = score(self._tuned_sub_fm.model, self._test, on_progress)
+        return [fm, Evaluation(round_number, "sub_fm", *sub_fm)]
 
     # --- parts ---
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -356,7 +357,10 @@ class Store:
             "WHERE sequence > ? ORDER BY sequence",
             after,
         )
-        return [Event(*row[:6], json.loads(row[6])) for row in rows]
+        return [
+            Event(sequence, when, kind, text, number, worker, json.loads(figures))
+            for sequence, when, kind, text, number, worker, figures in rows
+        ]
 
     # --- SQLite ---
 
@@ -382,8 +386,8 @@ class Store:
         return row[0]
 
 
-def _ref(fields: dict[str, object]) -> ArtifactRef:
-    return ArtifactRef(ArtifactKind(fields["kind"]), str(fields["sha256"]), int(str(fields["size"])))
+def _ref(fields: dict[str, Any]) -> ArtifactRef:
+    return ArtifactRef(ArtifactKind(fields["kind"]), fields["sha256"], fields["size"])
 
 
 def _differences(old: dict[str, object], new: dict[str, object]) -> list[str]:

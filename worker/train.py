@@ -64,8 +64,8 @@ def fine_tune(
         torch.manual_seed(seed)
         model.train()
         with counter:
-            for batch in _passes(data, spec, seed):
-                batch = batch.to(device)
+            for padded in _passes(data, spec, seed):
+                batch = padded.to(device)
                 assert batch.labels is not None
                 counter.mask = batch.mask
                 logits = model(**batch.inputs).logits

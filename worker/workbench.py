@@ -66,7 +66,7 @@ class Workbench:
         else:
             config = _config(wanted.config_json, self.run.task.labels)
             weights = TensorFile(files[wanted.base.sha256]).load()
-            module = build(config, wanted.ffn_widths, weights).to(self.device)
+            module = build(config, wanted.ffn_widths, weights, self.device)
             self._adapted = Adapted(module, self.run.adapter)
             self._dataset = self.data.encoded(self._tokenizer(wanted, files), self.run.task)
             self._base, missing = wanted.base, wanted.patches

@@ -5,7 +5,9 @@ an export holds.
 """
 
 import re
+import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft import (
@@ -56,7 +58,9 @@ class Adapted:
             model.requires_grad_(False)
             model.get_submodule(self.family.head).requires_grad_(True)
         else:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                # peft 0.21 still reads an attribute that transformers 5 deprecates.
+                warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
                 torch.manual_seed(seed)
                 self.model = get_peft_model(model, lora_config(spec, self.family))
         # peft's new layers start in training mode, whatever the model was in.
@@ -79,7 +83,7 @@ class Adapted:
             odd = sorted(expected.keys() ^ tensors.keys())[0]
             raise BadUpdate(f"the adapter does not fit the model: tensor {odd} is on one side only")
         if isinstance(self.model, PeftModel):
-            result = set_peft_model_state_dict(self.model, dict(tensors))
+            result: Any = set_peft_model_state_dict(self.model, dict(tensors))
             # Base weights count as missing there, so only this tells whether all went in.
             assert not result.unexpected_keys, result.unexpected_keys
         else:
@@ -96,7 +100,8 @@ class Adapted:
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Trainable parameters: LoRA's, and the head's."""
-        lora, head = [], []
+        lora: list[nn.Parameter] = []
+        head: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 (lora if ".lora_" in name else head).append(parameter)

@@ -82,6 +82,12 @@ class Ffn:
         """Number of neurons."""
         return self.up.out_features
 
+    def neuron_parameters(self) -> list[nn.Parameter]:
+        """What a neuron-level alignment trains: what belongs to single neurons, so not down's bias."""
+        return [parameter for name, parameter in self.down.named_parameters() if name != "bias"] + [
+            *self.up.parameters()
+        ]
+
     def parameters(self) -> list[nn.Parameter]:
         """What a layer-level alignment trains."""
         return [*self.up.parameters(), *self.down.parameters(), *self.norm.parameters()]

@@ -47,9 +47,12 @@ class SubModelPlan:
 
 
 def build(
-    config: PretrainedConfig, ffn_widths: Sequence[int], weights: Mapping[str, Tensor]
+    config: PretrainedConfig,
+    ffn_widths: Sequence[int],
+    weights: Mapping[str, Tensor],
+    device: torch.device | None = None,
 ) -> PreTrainedModel:
-    """A sub-FM in eval mode whose parameters are `weights` themselves, not copies.
+    """A sub-FM in eval mode, whose parameters are `weights` themselves, not copies, if on `device`.
 
     Built on the meta device, so that memory is used once, by what the weights already occupy.
     Raises ModelError when widths or weights do not fit the configuration.
@@ -62,11 +65,12 @@ def build(
         for layer, width in zip(layers, ffn_widths, strict=True):
             set_ffn_width(layer, family_of(config), width)
     try:
-        model.load_state_dict(dict(weights), assign=True)
+        model.load_state_dict({n: t.to(device) for n, t in weights.items()}, assign=True)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
         raise ModelError(f"the weights do not fit the sub-FM: {first}") from None
-    return model.eval()
+    model.eval()
+    return model
 
 
 # --- patches: the neurons that an alignment changed, indexed within the sub-FM ---

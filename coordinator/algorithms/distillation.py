@@ -123,9 +123,7 @@ def distil(
 
 
 def _trained(ffn: Ffn, neurons_only: bool) -> list[nn.Parameter]:
-    if neurons_only:
-        return [ffn.up.weight, ffn.up.bias, ffn.down.weight]
-    return ffn.parameters()
+    return ffn.neuron_parameters() if neurons_only else ffn.parameters()
 
 
 def _keep_gradient_of(ffn: Ffn, neurons: Tensor) -> None:

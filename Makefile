@@ -1,0 +1,56 @@
+# Everything runs from a virtual environment that these targets make themselves.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+BUF := npx --yes --package=@bufbuild/buf@1.75.0 -- buf
+
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint types imports proto proto-check proto-lint docs docs-check clean
+
+help: ## Say what each target does
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[demo,dev]'
+	touch $@
+
+demo: $(VENV)/installed ## Run the whole method on this machine, on a real model and real data
+	$(BIN)/fedpft demo
+
+test: $(VENV)/installed ## Run the tests
+	$(BIN)/pytest
+
+lint: $(VENV)/installed ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed ## Check types
+	$(BIN)/mypy
+
+imports: $(VENV)/installed ## Check which way imports go
+	PYTHONPATH=proto $(BIN)/lint-imports
+
+proto: $(VENV)/installed ## Generate the protobuf code anew
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=proto \
+	  --python_out=proto --grpc_python_out=proto --mypy_out=quiet:proto --mypy_grpc_out=quiet:proto \
+	  proto/fedpft/v1/*.proto
+
+proto-check: proto ## Check that the generated protobuf code is current
+	git diff --exit-code -- proto
+	test -z "$$(git ls-files --others --exclude-standard -- proto)"
+
+proto-lint: ## Lint the protocol, and check it for breaking changes against what has landed
+	cd proto && $(BUF) lint && $(BUF) format --diff --exit-code && $(BUF) breaking --against landed.binpb
+
+docs: $(VENV)/installed ## Write the generated parts of the documentation anew
+	$(BIN)/python docs/generate.py
+
+docs-check: docs ## Check that the generated parts of the documentation are current
+	git diff --exit-code -- docs
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,86 @@
+"""What many tests share: a small random BERT with a real tokenizer, and small labelled texts."""
+
+import csv
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+# Before transformers is imported anywhere: no test may ask a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+LABELS = ("animals", "weather")
+WORDS = {
+    "animals": "cat dog horse bird fish cow sheep wolf bear fox".split(),
+    "weather": "rain snow wind sun cloud storm fog hail frost thunder".split(),
+}
+FILLERS = "the a some many old new big small near far is was and then here there".split()
+LAYERS, HIDDEN, FFN, HEADS = 4, 32, 64, 4
+
+
+def write_model(folder: Path, seed: int = 0, activation: str = "gelu") -> Path:
+    """A random BERT of 4 layers (hidden 32, FFN 64) with a word-level tokenizer, as a hub directory."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS["animals"], *WORDS["weather"], *FILLERS]
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=HIDDEN,
+        intermediate_size=FFN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=64,
+        hidden_act=activation,
+        # Larger than the usual 0.02: a random model's layers must do something to be told apart.
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        BertForSequenceClassification(config).save_pretrained(folder)
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    ).save_pretrained(folder)
+    return folder
+
+
+def sentences(count: int, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Texts of 3 to 12 words, and the label that some of their words give away."""
+    draw = random.Random(seed)
+    texts, labels = [], []
+    for _ in range(count):
+        label = draw.choice(LABELS)
+        told = draw.sample(WORDS[label], draw.randint(1, 4))
+        words = [*told, *draw.choices(FILLERS, k=draw.randint(2, 8))]
+        draw.shuffle(words)
+        texts.append(" ".join(words))
+        labels.append(label)
+    return texts, labels
+
+
+def write_table(path: Path, count: int, seed: int = 0, labelled: bool = True) -> Path:
+    """A CSV file of `sentences`."""
+    texts, labels = sentences(count, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"] if labelled else ["text"])
+        writer.writerows(zip(texts, labels, strict=True) if labelled else ([t] for t in texts))
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small random BERT."""
+    return write_model(tmp_path_factory.mktemp("model"))
