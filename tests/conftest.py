@@ -17,10 +17,27 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 LABELS = ("animals", "weather")
 WORDS = {
-    "animals": "cat dog horse bird fish cow sheep wolf bear fox".split(),
-    "weather": "rain snow wind sun cloud storm fog hail frost thunder".split(),
+    "animals": ["cat", "dog", "horse", "bird", "fish", "cow", "sheep", "wolf", "bear", "fox"],
+    "weather": ["rain", "snow", "wind", "sun", "cloud", "storm", "fog", "hail", "frost", "thunder"],
 }
-FILLERS = "the a some many old new big small near far is was and then here there".split()
+FILLERS = [
+    "the",
+    "a",
+    "some",
+    "many",
+    "old",
+    "new",
+    "big",
+    "small",
+    "near",
+    "far",
+    "is",
+    "was",
+    "and",
+    "then",
+    "here",
+    "there",
+]
 LAYERS, HIDDEN, FFN, HEADS = 4, 32, 64, 4
 
 
