@@ -35,8 +35,6 @@ FILLERS = [
     "was",
     "and",
     "then",
-    "here",
-    "there",
 ]
 LAYERS, HIDDEN, FFN, HEADS = 4, 32, 64, 4
 
