@@ -1,0 +1,186 @@
+"""Writes docs/configuration.md from the code that reads the settings, so that the two cannot diverge.
+
+`make docs` runs it, `make docs-check` fails when the file in git is not what it writes.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from typer.models import ArgumentInfo, OptionInfo
+
+from cli.demo import demo
+from common.config import RunConfig, explain
+from common.console import EXIT_FAILED, EXIT_USAGE
+from coordinator.cli import coordinator, export, init, status
+from worker.cli import worker
+
+OUT = Path(__file__).with_name("configuration.md")
+
+INTRO = """\
+<!-- Made by docs/generate.py from common/config.py and the commands. Do not edit; run `make docs`. -->
+# Configuration
+
+## run.toml
+
+One TOML file describes a run. Only the coordinator reads it. Workers get what they need from the
+coordinator when they join. `fedpft init` writes a complete file with every key, its default and
+what it does. Relative paths are relative to the file. An unknown key is an error. Every error names
+the file, the key, the rule and the value.
+
+A run's directory remembers its configuration. The same directory with other settings is refused,
+except for `run.directory` and everything in `[server]`.
+"""
+
+COMMANDS: tuple[Callable[..., None], ...] = (coordinator, worker, init, status, export, demo)
+
+NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
+SIGNS: tuple[tuple[Any, str, str], ...] = (
+    (Ge, "ge", "≥ {}"),
+    (Gt, "gt", "> {}"),
+    (Le, "le", "≤ {}"),
+    (Lt, "lt", "< {}"),
+    (MinLen, "min_length", "at least {}"),
+)
+
+# Settings that break a rule between keys; what they are told is the rule's description.
+MINIMAL: dict[str, Any] = {"model": {"path": "m"}, "task": {"labels": ["a", "b"]}}
+BREAKING: tuple[dict[str, Any], ...] = (
+    MINIMAL,
+    MINIMAL | {"alignment": {"steps": 0}, "rounds": {"workers": 2, "minimum": 3}},
+    MINIMAL | {"alignment": {"steps": 0}, "task": {"labels": ["a", "a"]}},
+)
+
+
+def rule(annotation: Any, metadata: list[Any]) -> str:
+    """A type and its bounds for people, such as "whole number, ≥ 1"."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return rule(inner[0], [*inner[1:], *metadata])
+    if origin in (Union, UnionType):
+        return " or ".join(rule(part, metadata) for part in inner if part is not NoneType)
+    bounds = [m for given in metadata for m in (given.metadata if isinstance(given, FieldInfo) else [given])]
+    told = [
+        sign.format(getattr(m, name)) for m in bounds for kind, name, sign in SIGNS if isinstance(m, kind)
+    ]
+    if origin is Literal:
+        kind = " or ".join(f'`"{value}"`' for value in inner)
+    elif inspect.isclass(annotation) and issubclass(annotation, Enum):
+        kind = " or ".join(f'`"{member.value}"`' for member in annotation)
+    elif origin is tuple:
+        kind = f"list of {NAMES[inner[0]]}"
+    else:
+        kind = NAMES[annotation]
+    return ", ".join([kind, *told])
+
+
+def value(default: Any) -> str:
+    """A default, as one would write it."""
+    match default:
+        case None:
+            return "unset"
+        case bool():
+            return f"`{str(default).lower()}`"
+        case str() | Path():
+            return f'`"{getattr(default, "value", default)}"`'
+        case _:
+            return f"`{default}`"
+
+
+def row(*cells: str) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section in `X` or `X | None`, None for a key."""
+    for candidate in (annotation, *get_args(annotation)):
+        if inspect.isclass(candidate) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """A table of the model's own keys, then its sections, each with a heading."""
+    fields = model.model_fields.items()
+    if keys := [(name, f) for name, f in fields if section_of(f.annotation) is None]:
+        yield "\n| key | type and rule | default | what it is |\n|---|---|---|---|"
+        for name, f in keys:
+            default = "required" if f.is_required() else value(f.default)
+            yield row(f"`{name}`", rule(f.annotation, f.metadata), default, f.description or "")
+    for name, f in fields:
+        if inner := section_of(f.annotation):
+            yield f"\n### `[{prefix}{name}]`\n\n{f.description}"
+            yield from sections(inner, f"{prefix}{name}.")
+
+
+def relations() -> Iterator[str]:
+    """The rules between keys, in the words in which a user meets them."""
+    yield "\n### Rules between keys\n"
+    for broken in BREAKING:
+        try:
+            RunConfig.model_validate(broken)
+        except ValidationError as error:
+            yield f"- {explain(error, RunConfig)}"
+        else:
+            raise AssertionError(f"no longer against a rule: {broken}")
+
+
+def command(function: Callable[..., None]) -> Iterator[str]:
+    """A command: what it does, and a table of its options."""
+    parameters = inspect.signature(function).parameters
+    app = typer.Typer(add_completion=False)
+    app.command()(function)
+    spelled = {str(p.name): p.opts for p in typer.main.get_command(app).params}
+    yield f"\n### `fedpft {function.__name__}`\n\n{inspect.getdoc(function)}\n"
+    yield "| option | type and rule | default | what it is |\n|---|---|---|---|"
+    for name, hint in get_type_hints(function, include_extras=True).items():
+        if name == "return":
+            continue
+        annotation, info = get_args(hint)
+        assert isinstance(info, OptionInfo | ArgumentInfo)
+        option = isinstance(info, OptionInfo)
+        shown = ", ".join(f"`{name}`" for name in (spelled[name] if option else [name.upper()]))
+        bounds: list[Any] = [] if info.min is None else [Ge(info.min)]
+        # "[default: …]" in a help text tells a default that is worked out when the command runs.
+        what, _, worked_out = (info.help or "").partition(" [default: ")
+        default = parameters[name].default
+        if default is inspect.Parameter.empty:
+            told = "required"
+        elif worked_out:
+            told = worked_out.removesuffix("]")
+        else:
+            told = "off" if default is False else value(default)
+        kind = "switch" if annotation is bool else info.metavar or rule(annotation, bounds)
+        yield row(shown, kind, told, what)
+
+
+def exit_codes() -> Iterator[str]:
+    """What a command's exit code tells."""
+    yield "\n## Exit codes\n\n| code | meaning |\n|---|---|"
+    yield row("0", "Done; a service ended by SIGTERM, too.")
+    yield row(str(EXIT_FAILED), "The run failed, or a mistake in the program (with a traceback).")
+    yield row(str(EXIT_USAGE), "Any other error, in one line on standard error: a setting, a file, the peer.")
+    yield row("130", "Ended by SIGINT (Ctrl-C).")
+    yield row("128 + n", "A service got a second signal, number n, and ended at once.")
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [INTRO.rstrip(), *sections(RunConfig), *relations(), "\n## Commands"]
+    lines.append("\n`fedpft-coordinator` and `fedpft-worker` are the same as `fedpft coordinator` and")
+    lines.append("`fedpft worker`, for hosts that run only one of them.")
+    for function in COMMANDS:
+        lines += command(function)
+    return "\n".join([*lines, *exit_codes()]) + "\n"
+
+
+if __name__ == "__main__":
+    OUT.write_text(page(), encoding="utf-8")
