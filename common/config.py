@@ -368,5 +368,10 @@ def _table(model: type[BaseModel], prefix: str, values: dict[str, Any]) -> list[
 
 
 def _toml(value: Any) -> str:
-    """A TOML literal; JSON's strings, numbers, booleans and arrays are TOML's too."""
-    return json.dumps(list(value) if isinstance(value, tuple) else value, default=str)
+    """A TOML literal; JSON's strings, numbers, booleans and arrays are TOML's too.
+
+    But for two things: TOML knows no surrogate pairs, so nothing is escaped that need not be, and
+    it wants DEL escaped.
+    """
+    plain = list(value) if isinstance(value, tuple) else value
+    return json.dumps(plain, default=str, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -9,25 +9,34 @@ from pyarrow import csv, json, parquet
 
 from common.errors import DataError
 
-
-def _read_csv(path: Path) -> Any:
-    return csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True))
+Columns = tuple[str, ...]
 
 
-def _read_tsv(path: Path) -> Any:
+def _as_written(columns: Columns) -> csv.ConvertOptions:
+    """Text stays what it is: pyarrow would make 7 of "007" and True of "true"."""
+    return csv.ConvertOptions(column_types=dict.fromkeys(columns, pyarrow.string()))
+
+
+def _read_csv(path: Path, columns: Columns) -> Any:
+    options = csv.ParseOptions(newlines_in_values=True)
+    return csv.read_csv(path, parse_options=options, convert_options=_as_written(columns))
+
+
+def _read_tsv(path: Path, columns: Columns) -> Any:
     # Tab-separated files do not quote: GLUE's hold lone quotation marks as ordinary text.
-    return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter="\t", quote_char=False))
+    options = csv.ParseOptions(delimiter="\t", quote_char=False)
+    return csv.read_csv(path, parse_options=options, convert_options=_as_written(columns))
 
 
-def _read_jsonl(path: Path) -> Any:
+def _read_jsonl(path: Path, columns: Columns) -> Any:
     return json.read_json(path)
 
 
-def _read_parquet(path: Path) -> Any:
+def _read_parquet(path: Path, columns: Columns) -> Any:
     return parquet.read_table(path)
 
 
-_READERS: dict[str, Callable[[Path], Any]] = {
+_READERS: dict[str, Callable[[Path, Columns], Any]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,
@@ -50,13 +59,15 @@ def read_columns(path: Path, *columns: str) -> list[list[str]]:
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
     try:
-        table = _READERS[path.suffix.lower()](path)
+        table = _READERS[path.suffix.lower()](path, columns)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     for column in columns:
         if column not in table.column_names:
             found = ", ".join(table.column_names)
             raise DataError(f"{path} has no column {column!r}; its columns are: {found}")
+        if table.column_names.count(column) > 1:
+            raise DataError(f"{path} has more than one column {column!r}; rename all but one")
     if table.num_rows == 0:
         raise DataError(f"{path} is empty: it has columns but no rows")
     return [_as_text(path, column, table.column(column).to_pylist()) for column in columns]

@@ -82,6 +82,12 @@ class Adapted:
         if expected.keys() != tensors.keys():
             odd = sorted(expected.keys() ^ tensors.keys())[0]
             raise BadUpdate(f"the adapter does not fit the model: tensor {odd} is on one side only")
+        for name, tensor in expected.items():
+            if tensor.shape != tensors[name].shape:
+                raise BadUpdate(
+                    f"the adapter does not fit the model: tensor {name} must be {list(tensor.shape)}, "
+                    f"got {list(tensors[name].shape)}"
+                )
         if isinstance(self.model, PeftModel):
             result: Any = set_peft_model_state_dict(self.model, dict(tensors))
             # Base weights count as missing there, so only this tells whether all went in.

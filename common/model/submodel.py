@@ -100,11 +100,19 @@ def apply_patch(ffns: Sequence[Ffn], patch: Mapping[str, Tensor]) -> None:
         if not 0 <= layer < len(ffns):
             raise BadUpdate(f"patch names layer {layer_text}, the sub-FM has {len(ffns)}")
         ffn = ffns[layer]
+        if index.dtype != torch.int64 or index.dim() != 1:
+            raise BadUpdate(f"patch for layer {layer} must name neurons as int64 [N]")
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < ffn.width:
             raise BadUpdate(f"patch for layer {layer} names neurons beyond {ffn.width}")
         try:
-            ffn.up.weight[index] = patch[f"{layer}.up.weight"]
-            ffn.up.bias[index] = patch[f"{layer}.up.bias"]
-            ffn.down.weight[:, index] = patch[f"{layer}.down.weight"]
-        except (KeyError, RuntimeError) as error:
+            rows, biases, columns = (
+                patch[f"{layer}.{part}"] for part in ("up.weight", "up.bias", "down.weight")
+            )
+            if not len(index) == rows.shape[0] == biases.shape[0] == columns.shape[1]:
+                # Assignment would stretch a single neuron's values over all that are named.
+                raise BadUpdate(f"patch for layer {layer} has other than one value for each neuron")
+            ffn.up.weight[index] = rows
+            ffn.up.bias[index] = biases
+            ffn.down.weight[:, index] = columns
+        except (KeyError, IndexError, RuntimeError) as error:
             raise BadUpdate(f"patch for layer {layer} does not fit: {error}") from error
