@@ -118,7 +118,7 @@ def _config(config_json: str, labels: tuple[str, ...]) -> PretrainedConfig:
     try:
         fields: dict[str, Any] = json.loads(config_json)
         model_type = str(fields.pop("model_type"))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the run's model configuration is not readable: {error}") from error
     family_named(model_type)
     config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
