@@ -58,7 +58,7 @@ def demo(
     """Run the whole method on this machine: MiniLM as the foundation model, BBC News as the data.
 
     Starts a coordinator and three workers as processes of their own, connected over gRPC on
-    loopback. Takes about four minutes on two cores.
+    loopback. Takes three to four minutes on two cores.
     """
     with plain_errors():
         folder = directory or Path("runs") / f"demo-{method}"

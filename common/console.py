@@ -19,7 +19,7 @@ EXIT_USAGE = 2
 def plain_errors() -> Iterator[None]:
     """Domain errors become one line on standard error and an exit code.
 
-    1 when the run or the other side failed, 2 when something that the user gave is wrong.
+    1 when the run failed, 2 when something that the user gave is wrong or the other side refuses.
     """
     try:
         yield

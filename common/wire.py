@@ -3,6 +3,7 @@
 `*_from_pb` checks what protobuf cannot (a digest's form, an enum's range) and raises BadMessage.
 """
 
+import math
 import re
 from enum import StrEnum
 from typing import TypeVar
@@ -258,6 +259,8 @@ def header_to_pb(h: UpdateHeader) -> federation_pb2.UpdateHeader:
 
 
 def header_from_pb(m: federation_pb2.UpdateHeader) -> UpdateHeader:
+    if not (math.isfinite(m.loss) and math.isfinite(m.seconds) and m.seconds >= 0):
+        raise BadMessage("an update's loss and seconds must be finite")
     return UpdateHeader(
         m.session,
         m.round,

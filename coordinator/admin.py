@@ -46,5 +46,5 @@ class Admin:
             raise domain_error(error) from None
 
     async def stop(self) -> None:
-        """End the run after the present step; it can go on later."""
+        """End the coordinator at once; started again, it goes on from the last committed step."""
         await call(self._stub.StopRun(admin_pb2.StopRunRequest(), timeout=_CALL_SECONDS))

@@ -98,9 +98,10 @@ class Inbox:
         return True
 
     def receive(self, worker: str, header: UpdateHeader) -> ChunkWriter:
-        """Where the update's chunks go."""
+        """Where the update's chunks go. Uploads begin anew: what an interrupted one left is dropped."""
         name = f"{header.round}-{worker}-{header.sha256}"
         partial, complete = self._store.spool(f"{name}.part"), self._store.spool(name)
+        partial.unlink(missing_ok=True)
         return ChunkWriter(partial, complete, header.size, header.sha256)
 
     def keep(self, worker: str, header: UpdateHeader) -> None:
@@ -128,7 +129,12 @@ class Inbox:
         StaleRound when it closed while the update was on its way.
         """
         state = self.state
-        if state is None or state.phase is not RoundPhase.OPEN or state.number != header.round:
+        if (
+            state is None
+            or state.phase is not RoundPhase.OPEN
+            or state.number != header.round
+            or worker not in state.selected
+        ):
             raise StaleRound(f"round {header.round} closed before the update was complete")
         update = StoredUpdate(worker, header.sha256, header.examples, header.loss, header.seconds)
         self._store.commit_update(header.round, update, header.size)

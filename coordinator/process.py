@@ -178,7 +178,7 @@ async def _register(server: aio.Server, federation: FederationService, admin: Ad
 
 
 def _identity(config: RunConfig) -> str:
-    """What makes a run this run: everything but where it listens and computes."""
+    """What makes a run this run: everything but where it listens and lies."""
     return config.model_dump_json(exclude={"server": True, "run": {"directory"}})
 
 

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from common.errors import FedPftError
-
 
 class RoundPhase(StrEnum):
     """OPEN collects updates; CLOSED has enough to aggregate; SHORT missed its minimum."""
@@ -61,7 +59,7 @@ class Tick:
 Event = Received | Left | Returned | Tick
 
 
-class IllegalTransition(FedPftError):
+class IllegalTransition(Exception):
     """The event cannot happen in this state: a mistake in this program."""
 
 

@@ -46,6 +46,20 @@ def backoff(first: float = 0.2, most: float = 10.0) -> Iterator[float]:
         delay = min(most, delay * 2)
 
 
+class Outage:
+    """Failures without a success between them: how long already, and how long to wait next."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self.delays = backoff()
+
+    def seconds(self) -> float:
+        """Since the first failure; the first call is that failure."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        return now - self._since
+
+
 class Coordinator:
     """A connection that outlives interruptions.
 
@@ -89,20 +103,19 @@ class Coordinator:
 
     async def tasks(self) -> AsyncIterator[Task]:
         """Tasks as the coordinator pushes them, across reconnections, up to the last."""
-        heard = time.monotonic()
-        delays = backoff()
+        outage = Outage()
         while True:
             session = self._session
             try:
                 request = federation_pb2.WatchTasksRequest(session=session)
                 self._count("control", request, None)
                 async for message in self._stub.WatchTasks(request):
-                    heard, delays = time.monotonic(), backoff()
+                    outage = Outage()
                     self._count("control", None, message)
                     yield wire.task_from_pb(message)
                 return
             except aio.AioRpcError as error:
-                await self._recover(domain_error(error), session, heard, delays)
+                await self._recover(domain_error(error), session, outage)
 
     async def heartbeat(self, progress: Progress) -> None:
         """Say "alive"; a failure is for the other calls to notice."""
@@ -177,31 +190,34 @@ class Coordinator:
 
     async def _persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try until it works; each try makes its call anew."""
-        begun, delays = time.monotonic(), backoff()
+        outage = Outage()
         while True:
             session = self._session
             try:
                 return await attempt()
             except aio.AioRpcError as error:
-                await self._recover(domain_error(error), session, begun, delays)
+                await self._recover(domain_error(error), session, outage)
+            except (BadDigest, BrokenTransfer) as error:
+                await self._recover(error, session, outage)
 
-    async def _recover(self, error: FedPftError, session: str, since: float, delays: Iterator[float]) -> None:
+    async def _recover(self, error: FedPftError, session: str, outage: Outage) -> None:
         """Wait, or join anew, as the error asks; raise it when it is not one that passes."""
         if isinstance(error, UnknownSession):
             await self._rejoin(session)
             return
-        if not isinstance(error, Unreachable | BrokenTransfer):
+        if not isinstance(error, Unreachable | BrokenTransfer | BadDigest):
             raise error
-        silent = time.monotonic() - since
+        silent = outage.seconds()
         if silent > self._patience:
             raise Unreachable(
-                f"coordinator {self._address} has not answered for {silent:.0f} s ({error}); "
+                f"coordinator {self._address} has not answered well for {silent:.0f} s ({error}); "
                 "check the address and that it runs, or raise --join-timeout"
             )
-        delay = next(delays)
+        delay = min(next(outage.delays), self._patience - silent + 0.1)
         log.warning(
-            "coordinator %s does not answer; next try in %.1f s, giving up in %.0f s",
+            "coordinator %s: %s; next try in %.1f s, giving up in %.0f s",
             self._address,
+            " ".join(str(error).split())[:120],
             delay,
             self._patience - silent,
         )

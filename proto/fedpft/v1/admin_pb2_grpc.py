@@ -71,7 +71,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopRun(self, request, context):
-        """End the run after the present step; started again, it goes on from there.
+        """End the coordinator at once; started again, it goes on from the last committed step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,7 @@ class AdminServiceStub:
     WatchEvents: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchEventsRequest, _admin_pb2.WatchEventsResponse]
     """What has happened and what happens, in order."""
     StopRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StopRunRequest, _admin_pb2.StopRunResponse]
-    """End the run after the present step; started again, it goes on from there."""
+    """End the coordinator at once; started again, it goes on from the last committed step."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -50,7 +50,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     WatchEvents: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchEventsRequest, _admin_pb2.WatchEventsResponse]  # type: ignore[assignment]
     """What has happened and what happens, in order."""
     StopRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.StopRunRequest, _admin_pb2.StopRunResponse]  # type: ignore[assignment]
-    """End the run after the present step; started again, it goes on from there."""
+    """End the coordinator at once; started again, it goes on from the last committed step."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the run's owner calls."""
@@ -77,6 +77,6 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.StopRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.StopRunResponse, _abc.Awaitable[_admin_pb2.StopRunResponse]]:
-        """End the run after the present step; started again, it goes on from there."""
+        """End the coordinator at once; started again, it goes on from the last committed step."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
