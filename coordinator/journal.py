@@ -19,6 +19,7 @@ class Journal:
         past = store.events()
         self._last = past[-1].sequence if past else 0
         self._changed = Wakeup()
+        self._closed = False
 
     def record(self, kind: str, text: str, round: int = 0, worker: str = "", **values: float) -> None:
         """Something happened; `text` is one line for people, `values` its figures."""
@@ -28,10 +29,18 @@ class Journal:
         self._changed.notify()
 
     async def follow(self, after: int) -> AsyncIterator[Event]:
-        """Events with a higher sequence number, and then new ones as they come, without end."""
+        """Events with a higher sequence number, and then new ones as they come, until the end."""
         while True:
             for event in self._store.events(after):
                 yield event
                 after = event.sequence
-            if after >= self._last:
-                await self._changed.wait()
+            if after < self._last:
+                continue
+            if self._closed:
+                return
+            await self._changed.wait()
+
+    def close(self) -> None:
+        """No more events will come: whoever follows is told the last ones and ends."""
+        self._closed = True
+        self._changed.notify()

@@ -111,6 +111,8 @@ async def serve(config: RunConfig) -> Ending:
                 await _farewell(sessions)
             watch.cancel()
             (config.run.directory / ENDPOINT_FILE).unlink(missing_ok=True)
+            sessions.close()
+            journal.close()
             await server.stop(_GRACE_SECONDS)
         return ending
     finally:

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
-from common.errors import ProtocolMismatch, SessionReplaced, UnknownSession
+from common.errors import ProtocolMismatch, SessionReplaced, UnknownSession, Unreachable
 from common.records import (
     PROTOCOL_MAX,
     PROTOCOL_MIN,
@@ -53,6 +53,7 @@ class Sessions:
         self._by_token: dict[str, Session] = {}
         self._by_worker: dict[str, Session] = {}
         self._assignments: dict[str, Assignment] = {}
+        self._closed = False
         self._default: Task = WaitTask("the sub-FM is being built")
 
     # --- coming and going ---
@@ -131,10 +132,20 @@ class Sessions:
         self._default = task
         self.changed.notify()
 
+    def close(self) -> None:
+        """This process is about to end: streams of tasks end, for workers to try again later."""
+        self._closed = True
+        self.changed.notify()
+
     async def tasks(self, session: Session) -> AsyncIterator[Task]:
-        """What the worker owes now, then every change, up to a StopTask. Raises SessionReplaced."""
+        """What the worker owes now, then every change, up to a StopTask.
+
+        Raises SessionReplaced, and Unreachable once this process is about to end.
+        """
         told: Assignment | None = None
         while True:
+            if self._closed:
+                raise Unreachable("the coordinator is stopping")
             self.find(session.token)
             owed = self._assignments.get(session.worker, Assignment(self._default))
             if owed == told:

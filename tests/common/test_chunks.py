@@ -39,7 +39,7 @@ def test_a_file_arrives_as_it_was_sent(transfer: Transfer) -> None:
         for chunk in read_chunks(transfer.source, chunk_bytes=100):
             writer.write(chunk)
         writer.commit()
-    assert transfer.final.read_bytes() == CONTENT
+        assert transfer.final.read_bytes() == CONTENT
     assert not transfer.partial.exists()
 
 

@@ -1,7 +1,9 @@
 """Every record survives its protobuf message; what breaks the protocol's rules does not get in."""
 
 import dataclasses
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,6 +45,7 @@ NEVER_SENT = {ArtifactKind.PLAN, ArtifactKind.UPDATE}
 
 u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 number, text = st.floats(allow_nan=False), st.text(max_size=20)
+finite = st.floats(allow_nan=False, allow_infinity=False)
 digest = st.text("0123456789abcdef", min_size=64, max_size=64)
 name = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 
@@ -103,7 +106,7 @@ ROUND_TRIPS = {
     "task": (task, wire.task_to_pb, wire.task_from_pb),
     "progress": (progress, wire.progress_to_pb, wire.progress_from_pb),
     "header": (
-        st.builds(UpdateHeader, text, u32, digest, u64, digest, u64, number, number),
+        st.builds(UpdateHeader, text, u32, digest, u64, digest, u64, finite, st.floats(0, 1e9)),
         wire.header_to_pb,
         wire.header_from_pb,
     ),
@@ -205,3 +208,12 @@ def test_a_status_without_models_stays_without() -> None:
     facts = ModelFacts(0, 0, 0, 0, 0, 0)
     zeros = dataclasses.replace(bare, models=facts)
     assert wire.status_from_pb(wire.status_to_pb(zeros)).models == facts
+
+
+@pytest.mark.parametrize("field", ["loss", "seconds"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_update_with_figures_that_are_not_finite_is_refused(field: str, value: float) -> None:
+    header = UpdateHeader("s", 1, "0" * 64, 1, "0" * 64, 1, 0.5, 0.5)
+    message = wire.header_to_pb(replace(header, **{field: value}))
+    with pytest.raises(BadMessage, match="finite"):
+        wire.header_from_pb(message)
