@@ -1,0 +1,209 @@
+"""The services as their callers meet them, over real sockets."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from common.chunks import CHUNK_BYTES
+from common.errors import BadUpdate, PeerError, StaleRound, UnknownArtifact
+from common.records import (
+    AdapterSpec,
+    AdapterTargets,
+    ArtifactKind,
+    ArtifactRef,
+    JoinRequest,
+    RunSpec,
+    TaskSpec,
+    TrainingSpec,
+    UpdateHeader,
+)
+from common.rpc import Address, new_channel, new_server
+from common.tensors import schema_of, to_bytes
+from coordinator.admin import Admin
+from coordinator.inbox import Expected, Inbox, update_schema
+from coordinator.journal import Journal
+from coordinator.meter import Meter
+from coordinator.metrics import Metrics
+from coordinator.process import _register
+from coordinator.rounds import RoundPhase, RoundState
+from coordinator.service import AdminService, FederationService
+from coordinator.sessions import Sessions
+from coordinator.store import Store
+from worker.client import Coordinator
+from worker.metrics import Metrics as WorkerMetrics
+
+RUN = RunSpec(
+    "run",
+    TaskSpec(("no", "yes"), 16),
+    AdapterSpec(AdapterTargets.ATTENTION, 8, 32.0, 0.1),
+    TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0),
+    7,
+)
+
+
+class Served:
+    """A coordinator's services with round 1 open for worker w, and that worker's connection."""
+
+    async def start(self, folder: Path) -> None:
+        self.store = Store(folder / "run")
+        self.store.open_run("run", "{}")
+        self.adapter = self.store.add_tensors(ArtifactKind.ADAPTER, {"x": torch.zeros(4)})
+        metrics, self.sessions = Metrics(), Sessions(1.0)
+        self.inbox, self.journal = Inbox(self.store), Journal(self.store)
+        meter = Meter(self.store, metrics)
+        self.server, self.address = new_server(Address("127.0.0.1", 0))
+        federation = FederationService(
+            RUN, self.store, self.sessions, self.inbox, self.journal, meter, metrics, 2
+        )
+        await _register(self.server, federation, AdminService(lambda: None, self.journal, print))  # type: ignore[arg-type, return-value]
+        await self.server.start()
+        state = RoundState(1, frozenset({"w", "v"}), 1, closes_at=1e12)
+        schema = schema_of({"x": torch.zeros(4)})
+        self.inbox.open(state, Expected(self.adapter, update_schema(schema, {})))
+        self.worker = Coordinator(self.address, JoinRequest("w", 1, 1, "test", 5), 0.5, WorkerMetrics())
+        await self.worker.join()
+
+    async def stop(self) -> None:
+        await self.worker.close()
+        self.sessions.close()
+        self.journal.close()
+        await self.server.stop(0.5)
+        self.store.close()
+
+    def update(self, folder: Path, tensors: dict[str, Any]) -> tuple[UpdateHeader, Path]:
+        path = folder / "update"
+        path.write_bytes(to_bytes(tensors))
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        return UpdateHeader("", 1, self.adapter.sha256, len(content), digest, 5, 0.5, 1.0), path
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    running = Served()
+    await running.start(tmp_path)
+    yield running
+    await running.stop()
+
+
+async def test_an_update_is_on_disk_when_its_receipt_comes(served: Served, tmp_path: Path) -> None:
+    header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
+    assert await served.worker.submit(header, path) is False
+    (stored,) = served.store.updates(1)
+    assert served.store.path(stored.sha256).read_bytes() == path.read_bytes()
+    assert served.inbox.state is not None and served.inbox.state.received == {"w"}
+
+
+async def test_delivering_an_update_twice_is_harmless(served: Served, tmp_path: Path) -> None:
+    header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
+    assert await served.worker.submit(header, path) is False
+    assert await served.worker.submit(header, path) is True
+    assert len(served.store.updates(1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"delta.x": torch.full((4,), torch.nan)}, "NaN"),
+        ({"delta.y": torch.ones(4)}, "missing"),
+        ({"delta.x": torch.ones(2, 2)}, "must be"),
+        ({"delta.x": torch.ones(4, dtype=torch.int32)}, "must be"),
+        ({"delta.x": torch.ones(4_000_000)}, "bytes"),
+    ],
+)
+async def test_a_malformed_update_is_refused_and_leaves_nothing(
+    served: Served, tmp_path: Path, tensors: dict[str, Any], reason: str
+) -> None:
+    header, path = served.update(tmp_path, tensors)
+    with pytest.raises(BadUpdate, match=reason):
+        await served.worker.submit(header, path)
+    assert served.store.updates(1) == []
+    assert list((served.store.directory / "spool").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [({"round": 2}, StaleRound), ({"adapter_sha256": "0" * 64}, BadUpdate), ({"examples": 6}, BadUpdate)],
+)
+async def test_a_header_that_does_not_fit_the_round_is_refused(
+    served: Served, tmp_path: Path, change: dict[str, Any], error: type[Exception]
+) -> None:
+    header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
+    with pytest.raises(error):
+        await served.worker.submit(replace(header, **change), path)
+
+
+async def test_a_closed_round_takes_no_more(served: Served, tmp_path: Path) -> None:
+    assert served.inbox.state is not None
+    served.inbox.state = replace(served.inbox.state, phase=RoundPhase.CLOSED)
+    header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
+    with pytest.raises(StaleRound, match="not open"):
+        await served.worker.submit(header, path)
+
+
+async def test_an_upload_that_broke_off_can_be_sent_again(served: Served, tmp_path: Path) -> None:
+    header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
+    name = f"{header.round}-w-{header.sha256}.part"
+    served.store.spool(name).write_bytes(path.read_bytes()[:20])
+    assert await served.worker.submit(header, path) is False
+
+
+async def test_a_download_goes_on_from_what_is_there(served: Served, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 8192
+    artifact = served.store.add(ArtifactKind.SUB_MODEL, content)
+    partial = tmp_path / f"{artifact.sha256}.part"
+    partial.write_bytes(content[: CHUNK_BYTES + 7])
+    path = await served.worker.download(artifact, tmp_path)
+    assert path.read_bytes() == content
+    (family,) = served.worker._metrics.transferred.collect()
+    received = next(
+        s.value
+        for s in family.samples
+        if s.name.endswith("_total") and s.labels == {"kind": "sub_model", "direction": "down"}
+    )
+    missing = len(content) - CHUNK_BYTES - 7
+    assert missing < received < missing + 200
+
+
+@pytest.mark.parametrize("kind", [ArtifactKind.PLAN, ArtifactKind.UPDATE])
+async def test_what_must_not_leave_cannot_be_fetched_even_by_its_digest(
+    served: Served, tmp_path: Path, kind: ArtifactKind
+) -> None:
+    secret = served.store.add(kind, b"secret")
+    with pytest.raises(UnknownArtifact):
+        await served.worker.download(secret, tmp_path)
+    with pytest.raises(UnknownArtifact):
+        await served.worker.download(ArtifactRef(kind, "0" * 64, 1), tmp_path)
+
+
+async def test_the_owner_follows_events_and_unexpected_errors_tell_nothing(served: Served) -> None:
+    served.journal.record("kind", "what happened", 1, "w", figure=2.0)
+    async with Admin(served.address) as admin:
+        events = [event async for event, _ in _first(admin, 2)]
+        assert [e.kind for e in events] == ["worker_joined", "kind"]
+        assert events[1].values == {"figure": 2.0}
+        with pytest.raises(PeerError, match="internal error"):
+            await admin.status()
+
+
+async def _first(admin: Admin, count: int) -> AsyncIterator[tuple[Any, int]]:
+    number = 0
+    async for event in admin.events():
+        number += 1
+        yield event, number
+        if number == count:
+            return
+
+
+async def test_health_is_served(served: Served) -> None:
+    async with new_channel(served.address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        for name in ("", "fedpft.v1.FederationService", "fedpft.v1.AdminService"):
+            reply = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING

@@ -1,0 +1,100 @@
+"""Who is there, and what each owes."""
+
+import asyncio
+
+import pytest
+
+from common.errors import ProtocolMismatch, SessionReplaced, UnknownSession, Unreachable
+from common.records import Activity, JoinRequest, Progress, StopTask, Task, WaitTask
+from coordinator.sessions import Assignment, Session, Sessions
+
+
+class Clock:
+    """A clock that the test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def sessions(clock: Clock) -> Sessions:
+    return Sessions(heartbeat_seconds=1.0, clock=clock)
+
+
+def join(sessions: Sessions, worker: str = "w", lowest: int = 1, highest: int = 1) -> Session:
+    return sessions.join(JoinRequest(worker, lowest, highest, "test", 10))[0]
+
+
+async def collect(sessions: Sessions, session: Session, tasks: list[Task]) -> None:
+    async for task in sessions.tasks(session):
+        tasks.append(task)
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "side"), [(2, 3, "upgrade the coordinator"), (0, 0, "upgrade the worker")]
+)
+async def test_a_protocol_mismatch_says_which_side_to_upgrade(
+    sessions: Sessions, lowest: int, highest: int, side: str
+) -> None:
+    with pytest.raises(ProtocolMismatch, match=side):
+        join(sessions, lowest=lowest, highest=highest)
+
+
+async def test_joining_again_replaces_the_earlier_session(sessions: Sessions) -> None:
+    first, second = join(sessions), join(sessions)
+    with pytest.raises(SessionReplaced, match="--name"):
+        sessions.find(first.token)
+    assert sessions.find(second.token) is second
+    assert sessions.present() == ["w"]
+
+
+async def test_an_unknown_session_is_told_to_join(sessions: Sessions) -> None:
+    with pytest.raises(UnknownSession, match="join again"):
+        sessions.find("made up")
+
+
+async def test_a_silent_worker_is_lost_once_and_returns_when_heard(sessions: Sessions, clock: Clock) -> None:
+    session = join(sessions)
+    clock.now = 2.9
+    assert sessions.sweep() == []
+    clock.now = 3.1
+    assert sessions.sweep() == ["w"]
+    assert sessions.sweep() == []
+    assert sessions.present() == []
+    assert sessions.report(sessions.find(session.token), Progress(Activity.IDLE))
+    assert sessions.present() == ["w"]
+
+
+async def test_tasks_are_pushed_once_each_and_end_with_stop(sessions: Sessions) -> None:
+    session, tasks = join(sessions), list[Task]()
+    watching = asyncio.create_task(collect(sessions, session, tasks))
+    await asyncio.sleep(0)
+    sessions.assign("w", Assignment(WaitTask("first")))
+    await asyncio.sleep(0)
+    join(sessions, "somebody else")
+    await asyncio.sleep(0)
+    sessions.assign_all(StopTask(True, "over"))
+    await watching
+    assert tasks[1:] == [WaitTask("first"), StopTask(True, "over")]
+
+
+async def test_a_worker_that_comes_back_is_told_again_what_it_owes(sessions: Sessions) -> None:
+    join(sessions)
+    sessions.assign("w", Assignment(WaitTask("yours")))
+    again = join(sessions)
+    assert await anext(sessions.tasks(again)) == WaitTask("yours")
+
+
+async def test_streams_end_as_unreachable_when_the_process_is_about_to_end(sessions: Sessions) -> None:
+    watching = asyncio.create_task(collect(sessions, join(sessions), []))
+    await asyncio.sleep(0)
+    sessions.close()
+    with pytest.raises(Unreachable):
+        await watching

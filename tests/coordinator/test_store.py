@@ -1,0 +1,85 @@
+"""The run's memory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import StoreError, UnknownArtifact
+from common.records import ArtifactKind, Evaluation, Event, Traffic
+from common.tensors import TensorFile
+from coordinator.store import Store, StoredUpdate
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path)
+    opened.open_run("run", '{"a": {"b": 1}}')
+    yield opened
+    opened.close()
+
+
+def reopened(store: Store) -> Store:
+    store.close()
+    return Store.existing(store.directory)
+
+
+def test_a_run_is_found_again_with_everything_committed(store: Store) -> None:
+    adapter = store.add_tensors(ArtifactKind.ADAPTER, {"x": torch.ones(3)})
+    store.commit_adapter(0, adapter)
+    store.commit_evaluation(Evaluation(0, "fm", 0.5, 1.0))
+    store.remember_worker("w", 7, "test")
+    store.save_traffic("w", Traffic(1, "adapter", 10, 20))
+    store.add_event(Event(1, 2.0, "kind", "text", 3, "w", {"figure": 4.0}))
+    again = reopened(store)
+    assert again.latest_adapter() == (0, adapter)
+    assert torch.equal(TensorFile(again.path(adapter.sha256))["x"], torch.ones(3))
+    assert again.evaluations() == (Evaluation(0, "fm", 0.5, 1.0),)
+    assert again.workers() == {"w": 7}
+    assert again.traffic() == {"w": [Traffic(1, "adapter", 10, 20)]}
+    assert again.events() == [Event(1, 2.0, "kind", "text", 3, "w", {"figure": 4.0})]
+    assert again.events(after=1) == []
+    again.close()
+
+
+def test_equal_content_is_kept_once(store: Store) -> None:
+    first = store.add(ArtifactKind.TOKENIZER, b"same")
+    assert store.add(ArtifactKind.TOKENIZER, b"same") == first
+    assert len([p for p in (store.directory / "artifacts").rglob("*") if p.is_file()]) == 1
+
+
+def test_an_unknown_artifact_is_an_error(store: Store) -> None:
+    with pytest.raises(UnknownArtifact):
+        store.artifact("0" * 64)
+
+
+def test_another_configuration_is_refused_by_the_keys_that_differ(store: Store) -> None:
+    assert store.open_run("other", '{"a": {"b": 1}}') == "run"
+    with pytest.raises(StoreError, match=r"\(a\.b, c\)"):
+        store.open_run("other", '{"a": {"b": 2}, "c": 3}')
+
+
+def test_an_updates_artifact_and_record_come_in_one_transaction(store: Store) -> None:
+    update = StoredUpdate("w", "f" * 64, 5, 0.1, 2.0)
+    store.commit_update(1, update, size=9)
+    store.commit_update(1, update, size=9)
+    assert store.updates(1) == [update]
+    assert store.artifact("f" * 64).kind is ArtifactKind.UPDATE
+    broken = StoredUpdate("v", "e" * 64, 5, float("nan"), 2.0)
+    with pytest.raises(StoreError):
+        store.commit_update(1, broken, size=9)
+    with pytest.raises(UnknownArtifact):
+        store.artifact("e" * 64)
+
+
+def test_a_directory_without_a_run_is_an_error_and_stays_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no run"):
+        Store.existing(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unusable_directory_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be used"):
+        Store(tmp_path / "file")
