@@ -55,6 +55,20 @@ def test_a_text_may_hold_newlines(tmp_path: Path, ending: str) -> None:
     assert read_columns(path, "text", "label") == [texts, ["a", "b", "c"]]
 
 
+def test_quotation_marks_are_ordinary_text_in_tsv(tmp_path: Path) -> None:
+    texts = ['" opens and never closes', "plain", '"all of it"', 'closes only "']
+    write_tsv(tmp_path / "data.tsv", texts, ["a", "b", "c", "d"])
+    assert read_columns(tmp_path / "data.tsv", "text", "label") == [texts, ["a", "b", "c", "d"]]
+
+
+def test_a_newline_may_fall_anywhere_in_a_large_file(tmp_path: Path) -> None:
+    """pyarrow parses in blocks of 1 MiB, which must not begin within a text."""
+    texts = ["one line\n" * (40 + i % 7) for i in range(6000)]
+    write_csv(tmp_path / "data.csv", texts, ["a"] * len(texts))
+    assert (tmp_path / "data.csv").stat().st_size > 2 * 2**20
+    assert read_columns(tmp_path / "data.csv", "text") == [texts]
+
+
 @pytest.mark.parametrize("ending", [".csv", ".tsv"])
 @pytest.mark.parametrize("texts", [["007", "1e3"], ["true", "FALSE"], ["2020-01-01", "2020-01-02"]])
 def test_text_that_looks_like_another_type_stays_as_written(
