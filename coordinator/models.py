@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from common import seeds
 from common.batches import Batch, Dataset, encode
 from common.config import Distillation, RunConfig
-from common.errors import StoreError
+from common.errors import ConfigError, StoreError
 from common.model.adapter import Adapted
 from common.model.apoz import ZeroCounts, from_tensors, merge
 from common.model.families import ffns_of, layers_of
@@ -89,6 +89,11 @@ class Models:
             plan = compression.plan_ffn_pruning(self._fm, c.drop_ratio, c.keep_first, c.keep_last)
         else:
             plan = compression.plan_full(self._fm)
+        if self._config.compresses and not plan.compressed:
+            raise ConfigError(
+                f"sub_fm.keep_first = {c.keep_first} and sub_fm.keep_last = {c.keep_last} keep all "
+                f'{len(plan.layers)} layers whole; keep fewer, or set sub_fm.construction = "full"'
+            )
         weights = compression.cut(self._fm, plan)
         return plan, build(self._fm.config, compression.ffn_widths(self._fm, plan), weights)
 

@@ -47,7 +47,7 @@ def lora_config(spec: AdapterSpec, family: Family) -> LoraConfig:
 class Adapted:
     """A model with an adapter in it; `model` is called as before.
 
-    LoRA starts as no change (B = 0); its A and the head are drawn from `seed`.
+    LoRA starts as no change (B = 0); its A is drawn from `seed`. The head starts as the model's own.
     """
 
     def __init__(self, model: PreTrainedModel, spec: AdapterSpec, seed: int = 0) -> None:

@@ -37,6 +37,7 @@ def config(folder: Path, model: Path, **settings: object) -> str:
         ({"data__test__label_column": "klass"}, "no column 'klass'; its columns are: text, label"),
         ({"task__labels": ("animals", "sports")}, "label 'weather'; the run knows: animals, sports"),
         ({"server__listen": "0.0.0.0:0"}, "--insecure"),
+        ({"sub_fm__keep_first": 4}, "keep all 4 layers whole"),
         ({"server__listen": "here"}, "'here' is not HOST:PORT"),
     ],
 )
