@@ -81,7 +81,7 @@ def _fresh(folder: Path) -> Path:
 
 async def _demo(method: Method, folder: Path, rounds: int, seed: int, json_file: Path | None) -> int:
     from cli.demo_data import packaged_model, write_bbc_news
-    from common.config import template
+    from common.config_file import template
     from common.files import write_atomically
 
     console = Console()

@@ -1,18 +1,14 @@
-"""A coordinator's run configuration: TOML → typed, frozen, valid from birth.
+"""A coordinator's run configuration: typed, frozen, valid from birth. `common.config_file` reads it.
 
 The descriptions below are the only place where a key is explained: `fedpft init` and
 docs/configuration.md are made from them.
 """
 
-import json
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from common.errors import ConfigError
 from common.records import AdapterTargets
 
 Positive = Annotated[int, Field(ge=1)]
@@ -23,7 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """A table of the file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class RunSection(Section):
@@ -251,127 +247,3 @@ class RunConfig(Section):
     def aligns(self) -> bool:
         """Whether any alignment will run."""
         return self.compresses and (self.alignment.steps > 0 or self.realignment.every > 0)
-
-
-def load_config(path: Path) -> RunConfig:
-    """Read and check a run's configuration; relative paths in it are relative to its folder.
-
-    Raises ConfigError naming the file, the key, the rule and the value.
-    """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; `fedpft init` writes one to start from") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    try:
-        config = RunConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error, RunConfig)}") from None
-    return _anchored(config, path.parent.resolve())
-
-
-def _anchored(config: RunConfig, folder: Path) -> RunConfig:
-    """Resolve the paths in `config` against the folder of its file."""
-
-    def data(section: PublicData | TestData | None) -> Any:
-        return section and section.model_copy(update={"path": folder / section.path})
-
-    model = config.model
-    if (folder / model.path).is_dir():
-        model = model.model_copy(update={"path": str(folder / model.path)})
-    return config.model_copy(
-        update={
-            "run": config.run.model_copy(update={"directory": folder / config.run.directory}),
-            "model": model,
-            "data": DataSection(public=data(config.data.public), test=data(config.data.test)),
-        }
-    )
-
-
-_RULES = {
-    "greater_than_equal": "must be >= {ge}",
-    "greater_than": "must be > {gt}",
-    "less_than_equal": "must be <= {le}",
-    "less_than": "must be < {lt}",
-    "literal_error": "must be {expected}",
-    "enum": "must be {expected}",
-    "missing": "must be set",
-}
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """All that is wrong, on one line: `adapter.rank must be >= 1, got 0; …`."""
-    return "; ".join(_explain_one(e, model) for e in error.errors())
-
-
-def _explain_one(error: ErrorDetails, model: type[BaseModel]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {key} (known there: {', '.join(_keys_beside(error['loc'], model))})"
-    if error["type"] == "missing":
-        return f"{key} must be set"
-    if error["type"] == "value_error":
-        return f"{key}: {error['ctx']['error']}".removeprefix(": ")
-    rule = _RULES.get(error["type"])
-    told = rule.format(**error["ctx"]) if rule else f"is not valid ({error['msg']})"
-    return f"{key} {told}, got {error['input']!r}"
-
-
-def _keys_beside(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
-    for part in location[:-1]:
-        field = model.model_fields.get(str(part))
-        inner = _section_of(field.annotation) if field else None
-        if inner is None:
-            break
-        model = inner
-    return list(model.model_fields)
-
-
-def _section_of(annotation: Any) -> type[Section] | None:
-    """The section class in `X` or `X | None`."""
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, Section):
-            return candidate
-    return None
-
-
-def template(values: dict[str, Any]) -> str:
-    """A complete commented run.toml; `values` (dotted key → value) overrides defaults.
-
-    Keys without a value are commented out.
-    """
-    lines = [
-        "# A run of FedPFT. Every key is here with its default; paths are relative to this file.",
-        *_table(RunConfig, "", values),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _table(model: type[BaseModel], prefix: str, values: dict[str, Any]) -> list[str]:
-    lines: list[str] = []
-    for name, field in model.model_fields.items():
-        key = f"{prefix}{name}"
-        if inner := _section_of(field.annotation):
-            lines += ["", f"# {field.description}", f"[{key}]"]
-            lines += _table(inner, f"{key}.", values)
-            continue
-        lines.append(f"# {field.description}")
-        value = values.get(key, None if field.is_required() else field.default)
-        if value is None:
-            lines.append(f"# {name} =")
-        else:
-            lines.append(f"{name} = {_toml(value)}")
-    return lines
-
-
-def _toml(value: Any) -> str:
-    """A TOML literal; JSON's strings, numbers, booleans and arrays are TOML's too.
-
-    But for two things: TOML knows no surrogate pairs, so nothing is escaped that need not be, and
-    it wants DEL escaped.
-    """
-    plain = list(value) if isinstance(value, tuple) else value
-    return json.dumps(plain, default=str, ensure_ascii=False).replace("\x7f", "\\u007f")

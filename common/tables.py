@@ -13,8 +13,13 @@ Columns = tuple[str, ...]
 
 
 def _as_written(columns: Columns) -> csv.ConvertOptions:
-    """Text stays what it is: pyarrow would make 7 of "007" and True of "true"."""
-    return csv.ConvertOptions(column_types=dict.fromkeys(columns, pyarrow.string()))
+    """Text stays what it is: pyarrow would make 7 of "007" and True of "true". An empty cell is no value."""
+    return csv.ConvertOptions(
+        column_types=dict.fromkeys(columns, pyarrow.string()),
+        null_values=[""],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+    )
 
 
 def _read_csv(path: Path, columns: Columns) -> Any:

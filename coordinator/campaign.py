@@ -273,11 +273,18 @@ class Campaign:
             stored_status(self._store, self._config),
             phase=self._phase,
             round=self._round,
-            waiting_for=self._waiting_for,
+            waiting_for=self._awaited(),
             step=step,
             steps=steps,
             workers=worker_statuses(self._store, self._sessions.all(), self._meter.of),
         )
+
+    def _awaited(self) -> str:
+        """What the run waits for; in a round, whose updates are still missing."""
+        state = self._inbox.state
+        if self._phase is Phase.TRAINING and state is not None and state.missing:
+            return f"updates of {', '.join(sorted(state.missing))}"
+        return self._waiting_for
 
     def _enter(self, phase: Phase, waiting_for: str) -> None:
         if phase is not self._phase:

@@ -26,7 +26,7 @@ def coordinator(
     Started again with the same configuration, it goes on where the run was.
     """
     with plain_errors():
-        from common.config import load_config
+        from common.config_file import load_config
 
         loaded = load_config(config)
         if insecure:
@@ -56,7 +56,7 @@ def init(
 ) -> None:
     """Write a run.toml with every key, its default and what it does."""
     with plain_errors():
-        from common.config import template
+        from common.config_file import template
         from common.errors import ConfigError
         from common.files import write_atomically
 

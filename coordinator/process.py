@@ -180,7 +180,10 @@ async def _register(server: aio.Server, federation: FederationService, admin: Ad
 
 
 def _identity(config: RunConfig) -> str:
-    """What makes a run this run: everything but where it listens and lies."""
+    """What makes a run this run: all but where it listens and where its directory is.
+
+    The threads count: another number of them gives other bits.
+    """
     return config.model_dump_json(exclude={"server": True, "run": {"directory"}})
 
 

@@ -17,7 +17,8 @@ from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo, OptionInfo
 
 from cli.demo import demo
-from common.config import RunConfig, explain
+from common.config import RunConfig
+from common.config_file import explain
 from common.console import EXIT_FAILED, EXIT_USAGE
 from coordinator.cli import coordinator, export, init, status
 from worker.cli import worker

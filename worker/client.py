@@ -210,7 +210,7 @@ class Coordinator:
         silent = outage.seconds()
         if silent > self._patience:
             raise Unreachable(
-                f"coordinator {self._address} has not answered well for {silent:.0f} s ({error}); "
+                f"coordinator {self._address} gave no usable answer for {silent:.0f} s ({error}); "
                 "check the address and that it runs, or raise --join-timeout"
             )
         delay = min(next(outage.delays), self._patience - silent + 0.1)

@@ -105,6 +105,20 @@ def test_a_row_without_a_value_is_named(tmp_path: Path, ending: str) -> None:
         read_columns(path, "text")
 
 
+@pytest.mark.parametrize(("ending", "separator"), [(".csv", ","), (".tsv", "\t")])
+def test_an_empty_cell_is_no_value(tmp_path: Path, ending: str, separator: str) -> None:
+    path = tmp_path / f"data{ending}"
+    rows = [("text", "label"), ("a", "x"), ("", "y"), ("c", "z")]
+    path.write_text("".join(f"{separator.join(row)}\n" for row in rows))
+    with pytest.raises(DataError, match="row 2 has no value in column 'text'"):
+        read_columns(path, "text", "label")
+
+
+def test_an_empty_text_that_is_quoted_is_meant(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text('text,label\n"",x\n')
+    assert read_columns(tmp_path / "data.csv", "text") == [[""]]
+
+
 @pytest.mark.parametrize("ending", WRITERS)
 def test_an_empty_file_says_so(tmp_path: Path, ending: str) -> None:
     (tmp_path / f"data{ending}").touch()

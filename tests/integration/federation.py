@@ -1,7 +1,6 @@
 """A real federation of processes on loopback, for tests."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.config import template
+from common.config_file import template
 from common.records import RunStatus
 from coordinator.status import open_run, stored_status
 from tests.conftest import LABELS, write_table
@@ -153,12 +152,3 @@ def children_of(pid: int) -> list[int]:
             if int(fields[1]) == pid:
                 found.append(int(folder.name))
     return found
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of this id runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -76,6 +76,7 @@ def test_a_port_in_use_is_named(tmp_path: Path, model_folder: Path) -> None:
         ("", [], "is empty"),
         ("text,label\n", [], "is empty: it has columns but no rows"),
         ("words,label\na,animals\n", [], "no column 'text'; its columns are: words, label"),
+        ("text,label\na,animals\n,animals\n", [], "row 2 has no value in column 'text'"),
         ("text,kind\na,animals\n", [], "no column 'label'; its columns are: text, kind"),
     ],
 )
@@ -94,7 +95,7 @@ def test_a_worker_gives_up_on_an_unreachable_coordinator_and_says_so(tmp_path: P
         address = f"127.0.0.1:{free.getsockname()[1]}"
     arguments = ["--coordinator", address, "--data", data, "--name", "w", "--join-timeout", "1"]
     line = run("worker", *arguments)
-    assert f"coordinator {address} has not answered" in line
+    assert f"coordinator {address} gave no usable answer" in line
     assert "--join-timeout" in line
 
 

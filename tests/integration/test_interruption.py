@@ -1,11 +1,14 @@
 """Ctrl-C and SIGTERM on either side, and going on afterwards."""
 
+import json
 import signal
 import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from common.records import Phase
 from tests.integration.federation import children_of, federation, until
 
@@ -62,3 +65,18 @@ def test_an_idle_worker_outlives_a_coordinator_that_restarts(tmp_path: Path, mod
         running.wait()
         assert patient.returncode == 0
         assert "joining again" in running.log("worker-1")
+
+
+def test_status_names_the_workers_whose_updates_are_missing(tmp_path: Path, model_folder: Path) -> None:
+    settings = {"rounds__workers": 2, "rounds__minimum": 2, "rounds__count": 1, "training__epochs": 5}
+    with federation(tmp_path, model_folder, **settings) as running:
+        address = running.start_coordinator()["address"]
+        # 40 examples against 2,030: one is done long before the other.
+        for worker in (1, 200):
+            running.start_worker(worker, address)
+        for _ in until(60, "worker 1 delivers"):
+            if "round 1: update of worker worker-1" in running.log("coordinator"):
+                break
+        result = CliRunner().invoke(app, ["status", "--coordinator", address, "--json"])
+        assert json.loads(result.output)["waiting_for"] == "updates of worker-200"
+        running.wait()

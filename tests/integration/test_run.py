@@ -101,13 +101,6 @@ def test_no_served_artifact_holds_a_row_of_a_cut_neuron(
     assert kept_seen
 
 
-def test_the_plan_and_updates_are_never_published(store: Store) -> None:
-    from coordinator.service import _PUBLISHED
-
-    assert ArtifactKind.PLAN not in _PUBLISHED
-    assert ArtifactKind.UPDATE not in _PUBLISHED
-
-
 def test_every_worker_worked_from_the_coordinators_adapter(finished: Federation, store: Store) -> None:
     """Updates name the adapter that they are the difference to; others are refused."""
     final = store.latest_adapter()

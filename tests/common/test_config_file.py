@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.config import RunConfig, load_config, template
+from common.config import RunConfig
+from common.config_file import load_config, template
 from common.errors import ConfigError
 from common.records import AdapterTargets
 
@@ -84,7 +85,7 @@ def test_an_unknown_section_is_named(tmp_path: Path) -> None:
         ("sub_fm", 'construction = "x"', "construction must be 'ffn-pruning' or 'full', got 'x'"),
         ("realignment", "proportion = 0", "realignment.proportion must be > 0.0, got 0"),
         ("alignment", "warmup = 1.5", "alignment.warmup must be <= 1.0, got 1.5"),
-        ("training", "learning_rate = nan", "training.learning_rate must be < 1.0, got nan"),
+        ("training", "learning_rate = nan", "training.learning_rate must be finite, got nan"),
         ("rounds", "workers = 0", "rounds.workers must be >= 1, got 0"),
         ("run", "seed = -1", "run.seed must be >= 0, got -1"),
     ],
