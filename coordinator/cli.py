@@ -105,7 +105,7 @@ def status(
             current = asyncio.run(main())
         if as_json:
             typer.echo(json.dumps(asdict(current), indent=2))
-        elif run is not None or not watch:
+        else:
             show(current)
 
 
