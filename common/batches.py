@@ -13,15 +13,15 @@ Row = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs, each [B, T], among them "attention_mask" (1 = token); labels int64 [B] if known."""
+    """Model inputs by the model's own names; labels if known: int64 [B], of a language model [B, T]."""
 
     inputs: dict[str, Tensor]
     labels: Tensor | None = None
 
     @property
-    def mask(self) -> Tensor:
-        """[B, T], 1 for tokens, 0 for padding."""
-        return self.inputs["attention_mask"]
+    def mask(self) -> Tensor | None:
+        """[B, T], 1 for tokens, 0 for padding; None where nothing is padded, as with images."""
+        return self.inputs.get("attention_mask")
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""

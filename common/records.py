@@ -23,11 +23,27 @@ class ArtifactKind(StrEnum):
     UPDATE = "update"
 
 
+class TaskKind(StrEnum):
+    """What the model learns to do."""
+
+    TEXT_CLASSIFICATION = "text-classification"
+    IMAGE_CLASSIFICATION = "image-classification"
+    CAUSAL_LM = "causal-lm"
+
+
 class AdapterTargets(StrEnum):
     """Which modules of every layer carry LoRA."""
 
     NONE = "none"
     ATTENTION = "attention"
+    ATTENTION_FFN = "attention+ffn"
+
+
+class ZeroRule(StrEnum):
+    """When a neuron counts as at rest: its pre-activation is <= 0, or its activation is near zero."""
+
+    PRE_ACTIVATION = "pre-activation"
+    NEAR_ZERO = "near-zero"
 
 
 class Phase(StrEnum):

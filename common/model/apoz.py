@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.model.families import Ffn
+from common.records import ZeroRule
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,17 @@ class ZeroCounts:
     tokens: Tensor
 
 
-def count_zeros(pre_activation: Tensor, mask: Tensor) -> ZeroCounts:
-    """Count, per neuron, the unpadded tokens whose pre-activation is <= 0.
+def count_at_rest(values: Tensor, mask: Tensor | None, rule: ZeroRule, threshold: float) -> ZeroCounts:
+    """Count, per neuron, the unpadded tokens at which it is at rest.
 
-    For ReLU these are exactly the zero activations. Smooth activations (GELU, SiLU) have next to no
-    exact zeros, but rest below 0 just the same. `pre_activation` [B, T, K]; `mask` [B, T], 1 = token.
+    By PRE_ACTIVATION where the activation function's argument is <= 0: for ReLU exactly the zero
+    activations; smooth functions (GELU, SiLU) have next to no exact zeros, but rest below 0 just the
+    same. By NEAR_ZERO where the activation itself is within `threshold` of 0. `values` [B, T, K] are
+    what the rule looks at; `mask` [B, T], 1 = token, None = all.
     """
-    at_rest = pre_activation.detach()[mask.bool()] <= 0
+    seen = values.detach()
+    tokens = seen[mask.bool()] if mask is not None else seen.flatten(0, -2)
+    at_rest = tokens <= 0 if rule is ZeroRule.PRE_ACTIVATION else tokens.abs() <= threshold
     return ZeroCounts(at_rest.sum(0), torch.tensor(at_rest.shape[0]))
 
 
@@ -37,13 +42,19 @@ class ZeroCounter:
     """Counts during forward passes, while used as a context; set `mask` before each pass."""
 
     ffns: Mapping[int, Ffn]
+    rule: ZeroRule = ZeroRule.PRE_ACTIVATION
+    threshold: float = 0.0
     mask: Tensor | None = None
     counts: dict[int, ZeroCounts] = field(default_factory=dict)
     _hooks: list[Any] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         for layer, ffn in self.ffns.items():
-            hook = ffn.up.register_forward_hook(self._observer(layer))
+            if self.rule is ZeroRule.PRE_ACTIVATION:
+                # A gated neuron rests when its gate does.
+                hook = ffn.ins[0].site.register_forward_hook(self._after_in(layer))
+            else:
+                hook = ffn.out.site.register_forward_pre_hook(self._before_out(layer))
             self._hooks.append(hook)
         return self
 
@@ -57,14 +68,22 @@ class ZeroCounter:
             hook.remove()
         self._hooks.clear()
 
-    def _observer(self, layer: int) -> Any:
+    def _after_in(self, layer: int) -> Any:
         def observe(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            assert self.mask is not None, "mask must be set before the forward pass"
-            seen = count_zeros(output, self.mask)
-            before = self.counts.get(layer)
-            self.counts[layer] = merge([before, seen]) if before else seen
+            self._note(layer, output)
 
         return observe
+
+    def _before_out(self, layer: int) -> Any:
+        def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._note(layer, inputs[0])
+
+        return observe
+
+    def _note(self, layer: int, values: Tensor) -> None:
+        seen = count_at_rest(values, self.mask, self.rule, self.threshold)
+        before = self.counts.get(layer)
+        self.counts[layer] = merge([before, seen]) if before else seen
 
 
 def merge(counts: Sequence[ZeroCounts]) -> ZeroCounts:

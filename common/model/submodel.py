@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from common.errors import BadUpdate, ModelError
 from common.model.families import Ffn, family_of, layers_of, set_ffn_width
+from common.model.tasks import from_config
+from common.records import TaskKind
 
 
 @dataclass(frozen=True)
@@ -48,43 +50,61 @@ class SubModelPlan:
 
 def build(
     config: PretrainedConfig,
+    kind: TaskKind,
     ffn_widths: Sequence[int],
     weights: Mapping[str, Tensor],
     device: torch.device | None = None,
 ) -> PreTrainedModel:
     """A sub-FM in eval mode, whose parameters are `weights` themselves, not copies, if on `device`.
 
-    Built on the meta device, so that memory is used once, by what the weights already occupy.
-    Raises ModelError when widths or weights do not fit the configuration.
+    Built on the meta device, so that memory is used once, by what the weights already occupy. Weights
+    that the model ties to others need not be there. Raises ModelError when the family cannot do the
+    task, or widths or weights do not fit the configuration.
     """
     with init_empty_weights():
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        model = from_config(config, kind)
         layers = layers_of(model)
         if len(layers) != len(ffn_widths):
             raise ModelError(f"{len(ffn_widths)} FFN widths given for {len(layers)} layers")
         for layer, width in zip(layers, ffn_widths, strict=True):
             set_ffn_width(layer, family_of(config), width)
+    tied = tied_names(model)
+    own = {name: tensor.to(device) for name, tensor in weights.items() if name not in tied}
     try:
-        model.load_state_dict({n: t.to(device) for n, t in weights.items()}, assign=True)
+        missing, unexpected = model.load_state_dict(own, strict=False, assign=True)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
         raise ModelError(f"the weights do not fit the sub-FM: {first}") from None
-    model.eval()
-    return model
+    if odd := sorted({*missing, *unexpected} - tied):
+        raise ModelError(f"the weights do not fit the sub-FM: {odd[0]} is on one side only")
+    model.tie_weights()
+    # Buffers that no file holds, such as rotary frequencies.
+    return model.to(device).eval() if device is not None else model.eval()
+
+
+def tied_names(model: PreTrainedModel) -> set[str]:
+    """Names in the state dict that are another parameter: a language model's head, say."""
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return set()
+    return set(model._tied_weights_keys or {}) & model.state_dict().keys()
+
+
+def own_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The state dict without what is tied to another of its tensors."""
+    tied = tied_names(model)
+    return {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in tied}
 
 
 # --- patches: the neurons that an alignment changed, indexed within the sub-FM ---
 
 
 def make_patch(ffns: Sequence[Ffn], neurons: Mapping[int, Tensor]) -> dict[str, Tensor]:
-    """Per layer in `neurons` (int64 [N]): indices, up rows [N, d], up biases [N], down columns [d, N]."""
+    """Per layer in `neurons` (int64 [N]): indices, in rows [N, d], in biases [N], out columns [d, N]."""
     patch: dict[str, Tensor] = {}
     for layer, index in neurons.items():
-        ffn = ffns[layer]
         patch[f"{layer}.neurons"] = index
-        patch[f"{layer}.up.weight"] = ffn.up.weight.detach()[index].clone()
-        patch[f"{layer}.up.bias"] = ffn.up.bias.detach()[index].clone()
-        patch[f"{layer}.down.weight"] = ffn.down.weight.detach()[:, index].clone()
+        for part, values in _parts(ffns[layer]).items():
+            patch[f"{layer}.{part}"] = values.detach().index_select(_neuron_axis(part), index).clone()
     return patch
 
 
@@ -104,15 +124,26 @@ def apply_patch(ffns: Sequence[Ffn], patch: Mapping[str, Tensor]) -> None:
             raise BadUpdate(f"patch for layer {layer} must name neurons as int64 [N]")
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < ffn.width:
             raise BadUpdate(f"patch for layer {layer} names neurons beyond {ffn.width}")
-        try:
-            rows, biases, columns = (
-                patch[f"{layer}.{part}"] for part in ("up.weight", "up.bias", "down.weight")
-            )
-            if not len(index) == rows.shape[0] == biases.shape[0] == columns.shape[1]:
+        for part, values in _parts(ffn).items():
+            new = patch.get(f"{layer}.{part}")
+            axis = _neuron_axis(part)
+            wanted = list(values.shape)
+            wanted[axis] = len(index)
+            if new is None or list(new.shape) != wanted:
                 # Assignment would stretch a single neuron's values over all that are named.
-                raise BadUpdate(f"patch for layer {layer} has other than one value for each neuron")
-            ffn.up.weight[index] = rows
-            ffn.up.bias[index] = biases
-            ffn.down.weight[:, index] = columns
-        except (KeyError, IndexError, RuntimeError) as error:
-            raise BadUpdate(f"patch for layer {layer} does not fit: {error}") from error
+                raise BadUpdate(f"patch for layer {layer} must hold {part} {wanted}")
+            values.index_copy_(axis, index.to(values.device), new.to(values))
+
+
+def _parts(ffn: Ffn) -> dict[str, Tensor]:
+    """What belongs to single neurons, in nn.Linear's layout."""
+    parts: dict[str, Tensor] = {}
+    for i, projection in enumerate(ffn.ins):
+        parts[f"in.{i}.weight"] = projection.weight
+        if projection.bias is not None:
+            parts[f"in.{i}.bias"] = projection.bias
+    return parts | {"out.weight": ffn.out.weight}
+
+
+def _neuron_axis(part: str) -> int:
+    return 1 if part == "out.weight" else 0

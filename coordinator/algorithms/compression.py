@@ -1,38 +1,53 @@
-"""FM → plan → the sub-FM's weights: neurons cut from FFNs, everything else as it was."""
+"""FM → plan → the sub-FM's weights: neurons cut from FFNs, or layers left out; the rest as it was."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from common.model.families import Ffn, ffn_names, ffns_of
-from common.model.submodel import LayerPlan, SubModelPlan
-from coordinator.algorithms.saliency import l2_norm, top_k
+from common.model.families import Ffn, family_of, ffns_of, layer_prefix, layers_of, with_layers
+from common.model.submodel import LayerPlan, SubModelPlan, own_weights
+from coordinator.algorithms.saliency import top_k
 
 
 def plan_full(fm: PreTrainedModel) -> SubModelPlan:
     """Every layer whole: the sub-FM is the FM (FedPETuning)."""
-    return SubModelPlan(tuple(LayerPlan(i, None) for i in range(len(ffns_of(fm)))))
+    return SubModelPlan(tuple(LayerPlan(i, None) for i in range(len(layers_of(fm)))))
 
 
 def plan_ffn_pruning(
-    fm: PreTrainedModel,
-    drop_ratio: float,
-    keep_first: int = 1,
-    keep_last: int = 1,
-    saliency: Callable[[Ffn], Tensor] = l2_norm,
+    scores: Sequence[Tensor], drop_ratio: float, keep_first: int = 1, keep_last: int = 1
 ) -> SubModelPlan:
     """Keep the most salient (1 - drop_ratio) of the neurons of each layer between the whole ones.
 
-    Source: FedPFT, section 3.2.
+    `scores` is each layer's saliency, [d_ff]. Source: FedPFT, section 3.2.
     """
-    ffns = ffns_of(fm)
     layers = []
-    for i, ffn in enumerate(ffns):
-        whole = i < keep_first or i >= len(ffns) - keep_last
-        keep = max(1, round(ffn.width * (1 - drop_ratio)))
-        layers.append(LayerPlan(i, None if whole else top_k(saliency(ffn), keep)))
+    for i, score in enumerate(scores):
+        whole = i < keep_first or i >= len(scores) - keep_last
+        keep = max(1, round(len(score) * (1 - drop_ratio)))
+        layers.append(LayerPlan(i, None if whole else top_k(score, keep)))
     return SubModelPlan(tuple(layers))
+
+
+def plan_layer_drop(
+    fm: PreTrainedModel, drop_ratio: float, keep_first: int = 1, keep_last: int = 1
+) -> SubModelPlan:
+    """As many whole layers, spread evenly, as have the parameters of `plan_ffn_pruning`'s sub-FM.
+
+    The emulator of offsite tuning (Xiao et al. 2023, section 3.2), and so the FedPFT paper's FedOT.
+    First and last layer stay, as long as at least two do.
+    """
+    layers, ffns = layers_of(fm), ffns_of(fm)
+    whole = sum(p.numel() for p in layers[0].parameters())
+    neuron = (whole_ffn := sum(p.numel() for p in ffns[0].neuron_parameters())) / ffns[0].width
+    cut = whole_ffn - max(1, round(ffns[0].width * (1 - drop_ratio))) * neuron
+    compressed = max(0, len(layers) - keep_first - keep_last)
+    kept = max(1, round(len(layers) - compressed * cut / whole))
+    if kept == 1:
+        return SubModelPlan((LayerPlan(0, None),))
+    spread = [round(i * (len(layers) - 1) / (kept - 1)) for i in range(kept)]
+    return SubModelPlan(tuple(LayerPlan(source, None) for source in spread))
 
 
 def ffn_widths(fm: PreTrainedModel, plan: SubModelPlan) -> tuple[int, ...]:
@@ -43,14 +58,33 @@ def ffn_widths(fm: PreTrainedModel, plan: SubModelPlan) -> tuple[int, ...]:
     )
 
 
+def config_of(fm: PreTrainedModel, plan: SubModelPlan) -> PretrainedConfig:
+    """The sub-FM's configuration: the FM's with the plan's number of layers."""
+    return with_layers(fm.config, len(plan.layers))
+
+
 def cut(fm: PreTrainedModel, plan: SubModelPlan) -> dict[str, Tensor]:
-    """The sub-FM's weights: copies of the FM's, without the neurons that the plan leaves out."""
-    weights = {name: tensor.detach().clone() for name, tensor in fm.state_dict().items()}
+    """The sub-FM's weights: copies of the FM's, without the layers and neurons that the plan leaves out."""
+    weights, ffns = own_weights(fm), ffns_of(fm)
+    stack = layer_prefix(fm.config, 0).removesuffix("0.")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(stack)}
     for i, layer in enumerate(plan.layers):
-        if layer.neurons is None:
-            continue
-        up, down = ffn_names(fm.config, i)
-        weights[f"{up}.weight"] = weights[f"{up}.weight"][layer.neurons]
-        weights[f"{up}.bias"] = weights[f"{up}.bias"][layer.neurons]
-        weights[f"{down}.weight"] = weights[f"{down}.weight"][:, layer.neurons]
-    return weights
+        prefix = layer_prefix(fm.config, layer.source)
+        fewer = {} if layer.neurons is None else _cut_neurons(fm, ffns[layer.source], layer.neurons)
+        for name, tensor in weights.items():
+            if name.startswith(prefix):
+                part = name.removeprefix(prefix)
+                kept[f"{stack}{i}.{part}"] = fewer.get(part, tensor)
+    return {name: tensor.clone() for name, tensor in kept.items()}
+
+
+def _cut_neurons(fm: PreTrainedModel, ffn: Ffn, neurons: Tensor) -> dict[str, Tensor]:
+    """What is left of a layer's FFN, by name within the layer."""
+    family = family_of(fm.config)
+    parts: dict[str, Tensor] = {}
+    for path, projection in zip(family.ffn_in, ffn.ins, strict=True):
+        parts[f"{path}.weight"] = projection.stored(projection.weight.detach()[neurons])
+        if projection.bias is not None:
+            parts[f"{path}.bias"] = projection.bias.detach()[neurons]
+    parts[f"{family.ffn_out}.weight"] = ffn.out.stored(ffn.out.weight.detach()[:, neurons])
+    return parts

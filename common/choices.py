@@ -1,0 +1,64 @@
+"""Alternatives that a run's configuration offers, each implemented under the same name."""
+
+from enum import StrEnum
+
+
+class Construction(StrEnum):
+    """How the sub-FM comes from the FM: FedPFT's, FedOT's, and FedPETuning's (all of it)."""
+
+    FFN_PRUNING = "ffn-pruning"
+    LAYER_DROP = "layer-drop"
+    FULL = "full"
+
+
+class Saliency(StrEnum):
+    """What makes an FFN neuron worth keeping."""
+
+    L2 = "l2"
+    ACTIVATION = "activation"
+    INTEGRATED_GRADIENTS = "integrated-gradients"
+    ATTENTION = "attention"
+    RANDOM = "random"
+
+
+class AlignmentMethod(StrEnum):
+    """How the sub-FM is brought close to the FM before the rounds."""
+
+    GRADIENT = "gradient"
+    CLOSED_FORM = "closed-form"
+    BOTH = "both"
+
+
+class NeuronChoice(StrEnum):
+    """Which neurons an alignment during the rounds updates, by their APoZ."""
+
+    HIGHEST = "highest"
+    LOWEST = "lowest"
+    RANDOM = "random"
+
+
+class AggregationRule(StrEnum):
+    """How a round's changes become one change."""
+
+    MEAN = "mean"
+    MEDIAN = "median"
+    TRIMMED_MEAN = "trimmed-mean"
+    KRUM = "krum"
+    MULTI_KRUM = "multi-krum"
+
+
+class ServerOptimizer(StrEnum):
+    """How the one change is applied: as it is, or as FedAvgM, FedAdam, FedYogi do."""
+
+    NONE = "none"
+    MOMENTUM = "momentum"
+    ADAM = "adam"
+    YOGI = "yogi"
+
+
+class LoraAveraging(StrEnum):
+    """What is averaged of LoRA: A and B; B alone, A being frozen (FFA-LoRA); their product (FedEx-LoRA)."""
+
+    FACTORS = "factors"
+    FREEZE_A = "freeze-a"
+    EXACT = "exact"
