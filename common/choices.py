@@ -20,6 +20,11 @@ class Saliency(StrEnum):
     ATTENTION = "attention"
     RANDOM = "random"
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether it looks at activations on public data."""
+        return self not in (Saliency.L2, Saliency.RANDOM)
+
 
 class AlignmentMethod(StrEnum):
     """How the sub-FM is brought close to the FM before the rounds."""

@@ -9,7 +9,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from common.records import AdapterTargets
+from common.choices import (
+    AggregationRule,
+    AlignmentMethod,
+    Construction,
+    LoraAveraging,
+    NeuronChoice,
+    Saliency,
+    ServerOptimizer,
+)
+from common.records import AdapterTargets, TaskKind
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -41,43 +50,67 @@ class ModelSection(Section):
 class TaskSection(Section):
     """What the model learns."""
 
-    labels: tuple[str, ...] = Field(min_length=2)
-    """Names of the classes, as they stand in the label column; order is class index."""
+    kind: TaskKind = TaskKind.TEXT_CLASSIFICATION
+    """"text-classification", "image-classification" or "causal-lm" (the next token of texts)."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, as they stand in the label column; order is class index. None for causal-lm."""
+    pairs: bool = False
+    """Whether every example is a pair of texts."""
     max_length: int = Field(default=128, ge=8)
-    """Longer texts are cut to this many tokens."""
+    """Longer texts are cut to this many tokens; for causal-lm texts are joined and cut into such pieces."""
 
     @model_validator(mode="after")
-    def _distinct(self) -> "TaskSection":
+    def _consistent(self) -> "TaskSection":
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("labels must be distinct")
+        if self.kind is TaskKind.CAUSAL_LM and self.labels:
+            raise ValueError("labels must be left out for causal-lm, which has no classes")
+        if self.kind is not TaskKind.CAUSAL_LM and len(self.labels) < 2:
+            raise ValueError(f"labels must name at least 2 classes, got {list(self.labels)}")
+        if self.pairs and self.kind is not TaskKind.TEXT_CLASSIFICATION:
+            raise ValueError(f"pairs must be false for {self.kind}")
         return self
 
 
-class PublicData(Section):
-    """Public, unlabelled text on which the sub-FM is aligned to the FM."""
+class DataSource(Section):
+    """A file, an image folder, or a named data set."""
 
-    path: Path
-    """CSV, TSV, JSONL or Parquet file."""
+    path: Path | None = None
+    """CSV, TSV, JSONL or Parquet file, or a folder of images."""
+    preset: str | None = None
+    """Instead of a path, a data set by name, such as "sst2:validation"; `fedpft datasets` lists them."""
     text_column: str = "text"
     """Column that holds the text."""
+    image_column: str = "image"
+    """Column that holds the image."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataSource":
+        if (self.path is None) == (self.preset is None):
+            raise ValueError("exactly one of path and preset must be set")
+        return self
 
 
-class TestData(Section):
+class PublicData(DataSource):
+    """Public, unlabelled texts or images on which the sub-FM is aligned to the FM."""
+
+
+class TestData(DataSource):
     """The owner's labelled test data; without it nothing is scored."""
 
-    path: Path
-    """CSV, TSV, JSONL or Parquet file."""
-    text_column: str = "text"
-    """Column that holds the text."""
+    pair_column: str | None = None
+    """Column that holds the second text of pairs."""
     label_column: str = "label"
-    """Column that holds the label's name."""
+    """Column that holds the label's name; not read for causal-lm, nor of image folders."""
 
 
 class DataSection(Section):
     """The owner's own data. Workers' data never appears here."""
 
+    root: Path | None = None
+    """Folder with local copies of presets, laid out as on the hub; unset asks the hub."""
     public: PublicData | None = None
-    """Public, unlabelled text on which the sub-FM is aligned to the FM."""
+    """Public, unlabelled texts or images on which the sub-FM is aligned to the FM."""
     test: TestData | None = None
     """The owner's labelled test data; without it nothing is scored."""
 
@@ -85,8 +118,15 @@ class DataSection(Section):
 class SubModelSection(Section):
     """How the sub-FM is cut from the FM."""
 
-    construction: Literal["ffn-pruning", "full"] = "ffn-pruning"
-    """"ffn-pruning" is FedPFT; "full" sends the whole FM (FedPETuning, the upper reference)."""
+    path: Path | None = None
+    """Folder that `fedpft build` has written; unset cuts and aligns at the start of the run."""
+    construction: Construction = Construction.FFN_PRUNING
+    """"ffn-pruning" is FedPFT; "layer-drop" is FedOT: as many whole layers as have the same number of
+    parameters; "full" sends the whole FM (FedPETuning, the upper reference)."""
+    saliency: Saliency = Saliency.L2
+    """Which neurons stay: "l2" (the paper), "activation", "integrated-gradients", "attention", "random"."""
+    saliency_batches: Positive = 4
+    """Public batches on which a saliency other than "l2" and "random" looks at activations."""
     drop_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75
     """Share of FFN neurons cut from every compressed layer."""
     keep_first: int = Field(default=1, ge=0)
@@ -111,8 +151,17 @@ class Distillation(Section):
 class AlignmentSection(Distillation):
     """Layer-level alignment, before the first round."""
 
+    method: AlignmentMethod = AlignmentMethod.GRADIENT
+    """"gradient" (the paper), "closed-form" (ridge reconstruction, no steps), or "both" in this order:
+    closed form, then gradient."""
     steps: int = Field(default=200, ge=0)
-    """Optimiser steps; 0 leaves the sub-FM as it was cut."""
+    """Optimiser steps of the gradient; 0 leaves the sub-FM as it was cut. More steps gain a little."""
+    ridge: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly the closed form holds on to the present weights."""
+    closed_form_batches: Positive = 16
+    """Public batches that the closed form reads."""
+    checkpoint_every: Positive = 50
+    """A broken-off alignment goes on from the last multiple of so many steps."""
 
 
 class RealignmentSection(Distillation):
@@ -120,17 +169,28 @@ class RealignmentSection(Distillation):
 
     every: int = Field(default=0, ge=0)
     """Align after every so many rounds (t in the paper, 10 there); 0 never."""
+    drift: Annotated[float, Field(gt=0, le=2)] | None = None
+    """Align also after any round whose gradient gap shows a drift above this (0: equal gradients,
+    1: no relation); unset never."""
     steps: Positive = 20
     """Optimiser steps of each alignment."""
     proportion: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of each compressed layer's neurons that are updated (p in the paper)."""
+    choice: NeuronChoice = NeuronChoice.HIGHEST
+    """Which these are: those of "highest" APoZ (the paper), of "lowest", or "random" ones."""
+    zero_rule: Literal["auto", "pre-activation", "near-zero"] = "auto"
+    """What APoZ counts: arguments of the activation function <= 0, or activations near zero. "auto" takes
+    the first for smooth functions (GELU, SiLU), which have next to no zeros, the second for ReLU."""
+    zero_threshold: Annotated[float, Field(ge=0)] = 0.0
+    """Largest absolute activation that counts as zero under "near-zero"."""
 
 
 class AdapterSection(Section):
     """The tuned parameters: LoRA and the task head."""
 
     targets: AdapterTargets = AdapterTargets.ATTENTION
-    """"attention": LoRA on query, key, value and output of every layer; "none": the head alone."""
+    """"attention": LoRA on query, key, value and output of every layer; "attention+ffn": on the FFN's kept
+    neurons as well; "none": the head alone."""
     rank: Positive = 8
     """Rank of LoRA."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
@@ -156,6 +216,41 @@ class TrainingSection(Section):
     """Gradients are clipped to this L2 norm."""
     decay: Literal["linear", "constant"] = "linear"
     """How the learning rates change over the rounds."""
+    proximal: Annotated[float, Field(ge=0)] = 0.0
+    """FedProx's mu: pulls the worker's adapter towards the round's; 0 is FedAvg."""
+
+
+class AggregationSection(Section):
+    """How updates become the next adapter."""
+
+    rule: AggregationRule = AggregationRule.MEAN
+    """"mean" (FedAvg); against bad workers "median", "trimmed-mean", "krum", "multi-krum"."""
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    """Share that "trimmed-mean" cuts off at either end."""
+    byzantine: int = Field(default=1, ge=0)
+    """How many bad workers "krum" and "multi-krum" reckon with; they need 2 * this + 3 updates."""
+    optimizer: ServerOptimizer = ServerOptimizer.NONE
+    """How the change is applied: "none", "momentum" (FedAvgM), "adam" (FedAdam), "yogi" (FedYogi)."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Factor of the change; "adam" and "yogi" want less, such as 0.01."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of "momentum", "adam" and "yogi"."""
+    second_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Of the squares, in "adam" and "yogi"."""
+    tau: Annotated[float, Field(gt=0)] = 1e-3
+    """Adaptivity of "adam" and "yogi": smaller adapts more."""
+    lora: LoraAveraging = LoraAveraging.FACTORS
+    """What is averaged of LoRA: its "factors" A and B (the paper); B alone, "freeze-a" (FFA-LoRA, half
+    the upload); or the product, "exact" (FedEx-LoRA, with larger downloads)."""
+
+
+class GradientGapSection(Section):
+    """How far apart the FM's and the sub-FM's gradients are, after each round, on public data."""
+
+    batches: int = Field(default=2, ge=0)
+    """Batches to measure on; 0 measures nothing."""
+    batch_size: Positive = 16
+    """Texts or images per batch."""
 
 
 class RoundsSection(Section):
@@ -220,6 +315,10 @@ class RunConfig(Section):
     """The tuned parameters: LoRA and the task head."""
     training: TrainingSection = TrainingSection()
     """How workers train in a round."""
+    aggregation: AggregationSection = AggregationSection()
+    """How updates become the next adapter."""
+    gradient_gap: GradientGapSection = GradientGapSection()
+    """How far apart the FM's and the sub-FM's gradients are, after each round, on public data."""
     rounds: RoundsSection = RoundsSection()
     """The federated rounds."""
     server: ServerSection = ServerSection()
@@ -234,16 +333,50 @@ class RunConfig(Section):
                 "data.public.path must be set for an alignment; "
                 "or set alignment.steps = 0 and realignment.every = 0"
             )
+        if self.prunes and self.data.public is None and self.sub_fm.saliency.needs_data:
+            raise ValueError(f'data.public.path must be set for sub_fm.saliency = "{self.sub_fm.saliency}"')
+        if self.realignment.drift is not None and self.gradient_gap.batches == 0:
+            raise ValueError("realignment.drift needs gradient_gap.batches >= 1")
         if self.rounds.minimum > (self.rounds.sample or self.rounds.workers):
             raise ValueError("rounds.minimum must not exceed the workers of a round")
+        if self.task.kind is TaskKind.CAUSAL_LM and self.adapter.targets is AdapterTargets.NONE:
+            raise ValueError('adapter.targets must not be "none" for causal-lm: there is no head to tune')
+        if self.task.pairs and self.data.test and self.data.test.path and not self.data.test.pair_column:
+            raise ValueError("data.test.pair_column must be set, as task.pairs is true")
+        self._check_exact_averaging()
         return self
 
+    def _check_exact_averaging(self) -> None:
+        a = self.aggregation
+        if a.lora is not LoraAveraging.EXACT:
+            return
+        if a.rule is not AggregationRule.MEAN or a.optimizer is not ServerOptimizer.NONE:
+            raise ValueError(
+                'aggregation.lora = "exact" needs aggregation.rule = "mean" and optimizer = "none"'
+            )
+        if self.adapter.targets is AdapterTargets.ATTENTION_FFN and self.realigns:
+            # Both would write to the FFN's weights.
+            raise ValueError(
+                'aggregation.lora = "exact" with adapter.targets = "attention+ffn" '
+                "leaves no room for realignment; set realignment.every = 0"
+            )
+
     @property
-    def compresses(self) -> bool:
-        """Whether the sub-FM is smaller than the FM."""
-        return self.sub_fm.construction == "ffn-pruning"
+    def prunes(self) -> bool:
+        """Whether the sub-FM has fewer FFN neurons than the FM: only then there is something to align."""
+        return self.sub_fm.construction is Construction.FFN_PRUNING
+
+    @property
+    def realigns(self) -> bool:
+        """Whether the sub-FM may be aligned during the rounds."""
+        return self.prunes and (self.realignment.every > 0 or self.realignment.drift is not None)
 
     @property
     def aligns(self) -> bool:
         """Whether any alignment will run."""
-        return self.compresses and (self.alignment.steps > 0 or self.realignment.every > 0)
+        return self.realigns or (self.prunes and self.sub_fm.path is None and self.aligns_layers)
+
+    @property
+    def aligns_layers(self) -> bool:
+        """Whether the layer-level alignment would do anything."""
+        return self.alignment.steps > 0 or self.alignment.method is not AlignmentMethod.GRADIENT

@@ -35,17 +35,23 @@ def load_config(path: Path) -> RunConfig:
 def _anchored(config: RunConfig, folder: Path) -> RunConfig:
     """Resolve the paths in `config` against the folder of its file."""
 
-    def data(section: PublicData | TestData | None) -> Any:
-        return section and section.model_copy(update={"path": folder / section.path})
+    def anchored(path: Path | None) -> Path | None:
+        return None if path is None else folder / path
 
-    model = config.model
+    def data(section: PublicData | TestData | None) -> Any:
+        return section and section.model_copy(update={"path": anchored(section.path)})
+
+    model, sub_fm = config.model, config.sub_fm
     if (folder / model.path).is_dir():
         model = model.model_copy(update={"path": str(folder / model.path)})
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"directory": folder / config.run.directory}),
             "model": model,
-            "data": DataSection(public=data(config.data.public), test=data(config.data.test)),
+            "data": DataSection(
+                root=anchored(config.data.root), public=data(config.data.public), test=data(config.data.test)
+            ),
+            "sub_fm": sub_fm.model_copy(update={"path": anchored(sub_fm.path)}),
         }
     )
 

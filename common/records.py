@@ -18,9 +18,11 @@ class ArtifactKind(StrEnum):
     ADAPTER = "adapter"
     TOKENIZER = "tokenizer"
     TOKENIZER_CONFIG = "tokenizer_config"
+    IMAGE_PROCESSOR = "image_processor"
     # These never leave the coordinator.
     PLAN = "plan"
     UPDATE = "update"
+    SERVER_STATE = "server_state"
 
 
 class TaskKind(StrEnum):
@@ -100,25 +102,34 @@ class Chunk:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """The learning task: label names (position is class index), and tokens per input at most."""
+    """The learning task: label names (position is class index), tokens per input at most, text pairs."""
 
+    kind: TaskKind
     labels: tuple[str, ...]
     max_length: int
+    pairs: bool
 
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """LoRA: modules, rank, alpha (scale is alpha / rank), dropout. The head is always tuned in full."""
+    """LoRA: modules, rank, alpha (scale is alpha / rank), dropout, whether A is frozen.
+
+    A classifier's head is always tuned in full.
+    """
 
     targets: AdapterTargets
     rank: int
     alpha: float
     dropout: float
+    freeze_a: bool = False
 
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """How a worker trains in every round; learning rates before the round's factor."""
+    """How a worker trains in every round; learning rates before the round's factor.
+
+    `proximal` is FedProx's mu: 0 is none.
+    """
 
     epochs: int
     batch_size: int
@@ -126,6 +137,7 @@ class TrainingSpec:
     head_learning_rate: float
     weight_decay: float
     max_gradient_norm: float
+    proximal: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -141,13 +153,14 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class SubModelRef:
-    """A version of the sub-FM: configuration, FFN widths by layer, base, patches in order, tokenizer."""
+    """A version of the sub-FM: configuration, FFN widths by layer, base, patches in order, and the
+    files of its tokenizer or image processor."""
 
     config_json: str
     ffn_widths: tuple[int, ...]
     base: ArtifactRef
     patches: tuple[ArtifactRef, ...]
-    tokenizer: tuple[ArtifactRef, ...]
+    processor: tuple[ArtifactRef, ...]
 
 
 @dataclass(frozen=True)
@@ -173,7 +186,7 @@ class JoinReply:
 
 @dataclass(frozen=True)
 class TrainTask:
-    """Train `adapter` on `sub_model`, counting APoZ in `apoz_layers`, and submit the change."""
+    """Train `adapter` on `sub_model`, counting APoZ in `apoz_layers` by a rule, and submit the change."""
 
     round: int
     sub_model: SubModelRef
@@ -182,6 +195,8 @@ class TrainTask:
     apoz_layers: tuple[int, ...]
     seconds_left: float
     attempt: int
+    zero_rule: ZeroRule = ZeroRule.PRE_ACTIVATION
+    zero_threshold: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -258,6 +273,33 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class LayerGap:
+    """How far the sub-FM's layer is from the FM's, on public data with the round's adapter in both.
+
+    Cosine and norm ratio (sub-FM / FM) of the adapter's gradients; relative norms of the differences of
+    those gradients, of the layer's outputs, and of the FFN's linearised weights.
+    """
+
+    layer: int
+    cosine: float
+    norm_ratio: float
+    gradient_difference: float
+    output_difference: float
+    weight_difference: float
+
+
+@dataclass(frozen=True)
+class GradientGap:
+    """The quantities of FedPFT's theorems 1 and 2 after a round: over all layers, and by layer."""
+
+    round: int
+    cosine: float
+    norm_ratio: float
+    drift: float
+    layers: tuple[LayerGap, ...]
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """Sizes of the two models, in parameters; `fm_bytes` as held by the coordinator."""
 
@@ -282,9 +324,11 @@ class RunStatus:
     steps: int
     workers: tuple[WorkerStatus, ...]
     evaluations: tuple[Evaluation, ...]
+    gaps: tuple[GradientGap, ...]
     models: ModelFacts | None
     adapter_sha256: str
     directory: str
+    task: TaskKind = TaskKind.TEXT_CLASSIFICATION
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
 
 import math
 import re
+from dataclasses import asdict
 from enum import StrEnum
 from typing import TypeVar
 
@@ -20,8 +21,10 @@ from common.records import (
     Chunk,
     Evaluation,
     Event,
+    GradientGap,
     JoinReply,
     JoinRequest,
+    LayerGap,
     ModelFacts,
     Phase,
     Progress,
@@ -30,6 +33,7 @@ from common.records import (
     StopTask,
     SubModelRef,
     Task,
+    TaskKind,
     TaskSpec,
     Traffic,
     TrainingSpec,
@@ -37,6 +41,7 @@ from common.records import (
     UpdateHeader,
     WaitTask,
     WorkerStatus,
+    ZeroRule,
 )
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -48,8 +53,8 @@ Member = TypeVar("Member", bound=StrEnum)
 def _enum_from_pb(kind: type[Member], pb_enum: object, prefix: str, number: int) -> Member:
     try:
         label: str = pb_enum.Name(number)  # type: ignore[attr-defined]
-        return kind(label.removeprefix(prefix).lower())
-    except ValueError:
+        return kind[label.removeprefix(prefix)]
+    except (ValueError, KeyError):
         raise BadMessage(f"{kind.__name__} {number} is not known; upgrade this side") from None
 
 
@@ -129,12 +134,18 @@ def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
     targets = types_pb2.AdapterTargets.Value(f"ADAPTER_TARGETS_{r.adapter.targets.name}")
     return types_pb2.RunSpec(
         run_id=r.run_id,
-        task=types_pb2.TaskSpec(labels=r.task.labels, max_length=r.task.max_length),
+        task=types_pb2.TaskSpec(
+            labels=r.task.labels,
+            max_length=r.task.max_length,
+            kind=types_pb2.TaskKind.Value(f"TASK_KIND_{r.task.kind.name}"),
+            pairs=r.task.pairs,
+        ),
         adapter=types_pb2.AdapterSpec(
             targets=targets,
             rank=r.adapter.rank,
             alpha=r.adapter.alpha,
             dropout=r.adapter.dropout,
+            freeze_a=r.adapter.freeze_a,
         ),
         training=types_pb2.TrainingSpec(
             epochs=r.training.epochs,
@@ -143,6 +154,7 @@ def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
             head_learning_rate=r.training.head_learning_rate,
             weight_decay=r.training.weight_decay,
             max_gradient_norm=r.training.max_gradient_norm,
+            proximal=r.training.proximal,
         ),
         seed=r.seed,
     )
@@ -150,11 +162,12 @@ def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
 
 def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
     a, t = m.adapter, m.training
+    kind = _enum_from_pb(TaskKind, types_pb2.TaskKind, "TASK_KIND_", m.task.kind)
     targets = _enum_from_pb(AdapterTargets, types_pb2.AdapterTargets, "ADAPTER_TARGETS_", a.targets)
     return RunSpec(
         run_id=m.run_id,
-        task=TaskSpec(tuple(m.task.labels), m.task.max_length),
-        adapter=AdapterSpec(targets, a.rank, a.alpha, a.dropout),
+        task=TaskSpec(kind, tuple(m.task.labels), m.task.max_length, m.task.pairs),
+        adapter=AdapterSpec(targets, a.rank, a.alpha, a.dropout, a.freeze_a),
         training=TrainingSpec(
             t.epochs,
             t.batch_size,
@@ -162,6 +175,7 @@ def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
             t.head_learning_rate,
             t.weight_decay,
             t.max_gradient_norm,
+            t.proximal,
         ),
         seed=m.seed,
     )
@@ -176,7 +190,7 @@ def sub_model_to_pb(r: SubModelRef) -> types_pb2.SubModel:
         ffn_widths=r.ffn_widths,
         base=ref_to_pb(r.base),
         patches=[ref_to_pb(p) for p in r.patches],
-        tokenizer=[ref_to_pb(t) for t in r.tokenizer],
+        tokenizer=[ref_to_pb(p) for p in r.processor],
     )
 
 
@@ -186,7 +200,7 @@ def sub_model_from_pb(m: types_pb2.SubModel) -> SubModelRef:
         tuple(m.ffn_widths),
         ref_from_pb(m.base),
         tuple(ref_from_pb(p) for p in m.patches),
-        tuple(ref_from_pb(t) for t in m.tokenizer),
+        tuple(ref_from_pb(p) for p in m.tokenizer),
     )
 
 
@@ -201,6 +215,8 @@ def task_to_pb(task: Task) -> federation_pb2.WatchTasksResponse:
                 apoz_layers=task.apoz_layers,
                 seconds_left=task.seconds_left,
                 attempt=task.attempt,
+                zero_rule=types_pb2.ZeroRule.Value(f"ZERO_RULE_{task.zero_rule.name}"),
+                zero_threshold=task.zero_threshold,
             )
             return federation_pb2.WatchTasksResponse(train=train)
         case WaitTask(reason):
@@ -223,6 +239,8 @@ def task_from_pb(m: federation_pb2.WatchTasksResponse) -> Task:
                 tuple(t.apoz_layers),
                 t.seconds_left,
                 t.attempt,
+                _enum_from_pb(ZeroRule, types_pb2.ZeroRule, "ZERO_RULE_", t.zero_rule),
+                t.zero_threshold,
             )
         case "wait":
             return WaitTask(m.wait.reason)
@@ -316,6 +334,31 @@ def _facts_from_pb(m: admin_pb2.ModelFacts) -> ModelFacts:
     )
 
 
+def _gap_to_pb(g: GradientGap) -> admin_pb2.GradientGap:
+    return admin_pb2.GradientGap(
+        round=g.round,
+        cosine=g.cosine,
+        norm_ratio=g.norm_ratio,
+        drift=g.drift,
+        layers=[admin_pb2.LayerGap(**asdict(layer)) for layer in g.layers],
+    )
+
+
+def _gap_from_pb(m: admin_pb2.GradientGap) -> GradientGap:
+    layers = tuple(
+        LayerGap(
+            n.layer,
+            n.cosine,
+            n.norm_ratio,
+            n.gradient_difference,
+            n.output_difference,
+            n.weight_difference,
+        )
+        for n in m.layers
+    )
+    return GradientGap(m.round, m.cosine, m.norm_ratio, m.drift, layers)
+
+
 def status_to_pb(s: RunStatus) -> admin_pb2.GetStatusResponse:
     return admin_pb2.GetStatusResponse(
         run_id=s.run_id,
@@ -333,6 +376,8 @@ def status_to_pb(s: RunStatus) -> admin_pb2.GetStatusResponse:
         models=_facts_to_pb(s.models) if s.models else None,
         adapter_sha256=s.adapter_sha256,
         directory=s.directory,
+        task=types_pb2.TaskKind.Value(f"TASK_KIND_{s.task.name}"),
+        gaps=[_gap_to_pb(g) for g in s.gaps],
     )
 
 
@@ -347,9 +392,11 @@ def status_from_pb(m: admin_pb2.GetStatusResponse) -> RunStatus:
         steps=m.steps,
         workers=tuple(_worker_status_from_pb(w) for w in m.workers),
         evaluations=tuple(Evaluation(e.round, e.model, e.accuracy, e.loss) for e in m.evaluations),
+        gaps=tuple(_gap_from_pb(g) for g in m.gaps),
         models=_facts_from_pb(m.models) if m.HasField("models") else None,
         adapter_sha256=m.adapter_sha256,
         directory=m.directory,
+        task=_enum_from_pb(TaskKind, types_pb2.TaskKind, "TASK_KIND_", m.task),
     )
 
 

@@ -31,7 +31,7 @@ from coordinator.metrics import Metrics
 from coordinator.models import Models
 from coordinator.rounds import RoundPhase, RoundState
 from coordinator.sessions import Assignment, Sessions
-from coordinator.status import stored_status, worker_statuses
+from coordinator.status import reading, stored_status, worker_statuses
 from coordinator.store import Store, StoredUpdate
 
 
@@ -69,6 +69,7 @@ class Campaign:
         while (number := done + 1) <= self._config.rounds.count:
             updates = await self._collect(models, number, adapter)
             adapter = await self._aggregate(models, number, adapter, updates)
+            await self._measure(models, number)
             await self._realign(models, number, updates)
             await self._evaluate(models, number)
             done = number
@@ -81,8 +82,8 @@ class Campaign:
         if stored := self._store.sub_model():
             return stored[:2]
         self._enter(Phase.BUILDING, "cutting the sub-FM")
-        plan, module = await self._compute.run(models.cut)
-        if self._config.compresses and self._config.alignment.steps:
+        plan, module = await self._compute.run(models.cut, self._on_progress)
+        if self._config.prunes and self._config.sub_fm.path is None and self._config.aligns_layers:
             self._enter(Phase.ALIGNING, "aligning the sub-FM to the FM")
             before, after = await self._compute.run(models.align_layers, plan, module, self._on_progress)
             self._aligned(0, before, after)
@@ -109,6 +110,7 @@ class Campaign:
         assert latest is not None
         number, adapter = latest
         await self._compute.run(models.plug_in, adapter)
+        await self._measure(models, number)
         if number:
             self._journal.record("run_resumed", f"going on after round {number}", number)
             await self._realign(models, number, self._store.updates(number))
@@ -157,7 +159,7 @@ class Campaign:
         stored = self._store.sub_model()
         assert stored is not None
         attempt = self._store.open_try(number, selected)
-        counted = models.counted_layers if self._realigns_after(number) else {}
+        counted = models.counted_layers if self._may_realign_after(number) else {}
         decay = (number - 1) / rounds.count if training.decay == "linear" else 0.0
         task = TrainTask(
             round=number,
@@ -167,6 +169,8 @@ class Campaign:
             apoz_layers=tuple(counted),
             seconds_left=rounds.deadline_seconds,
             attempt=attempt,
+            zero_rule=models.zero_rule,
+            zero_threshold=self._config.realignment.zero_threshold,
         )
         closes_at = asyncio.get_running_loop().time() + rounds.deadline_seconds
         received = frozenset(u.worker for u in self._store.updates(number))
@@ -175,7 +179,7 @@ class Campaign:
         self._metrics.round.set(number)
         schema = schema_of(TensorFile(self._store.path(adapter.sha256)))
         self._sessions.assign_all(WaitTask(f"round {number} is under way without this worker"))
-        self._inbox.open(state, Expected(adapter, update_schema(schema, counted)))
+        self._inbox.open(state, Expected(adapter, update_schema(schema, models.adapter_spec, counted)))
         for worker in sorted(state.missing):
             self._sessions.assign(worker, Assignment(task, closes_at))
         self._enter(Phase.TRAINING, f"updates of {', '.join(selected)}")
@@ -192,9 +196,11 @@ class Campaign:
     ) -> ArtifactRef:
         """Combine the updates and plug the result into both models: the round is done."""
         self._enter(Phase.AGGREGATING, "the aggregation")
-        tensors = await self._compute.run(models.aggregate, adapter, updates)
+        before = self._store.server_state(number - 1)
+        tensors, state = await self._compute.run(models.aggregate, adapter, updates, before)
         result = await asyncio.to_thread(self._store.add_tensors, ArtifactKind.ADAPTER, tensors)
-        self._store.commit_adapter(number, result)
+        kept = self._store.add_tensors(ArtifactKind.SERVER_STATE, state) if state else None
+        self._store.commit_adapter(number, result, kept)
         self._meter.save()
         await self._compute.run(models.plug_in, result)
         self._journal.record(
@@ -206,9 +212,45 @@ class Campaign:
         )
         return result
 
-    def _realigns_after(self, number: int) -> bool:
+    async def _measure(self, models: Models, number: int) -> None:
+        """Measure the gradient gap, when it can be and is not done."""
+        if not models.gap_measurable or not self._config.gradient_gap.batches:
+            return
+        if any(gap.round == number for gap in self._store.gaps()):
+            return
+        gap = await self._compute.run(models.measure_gap, number)
+        self._store.commit_gap(gap)
+        self._metrics.gap_measured(gap)
+        self._journal.record(
+            "gradient_gap",
+            f"round {number}: the sub-FM's gradient has cosine {gap.cosine:.3f} with the FM's "
+            f"and {gap.norm_ratio:.2f} times its norm: drift {gap.drift:.3f}",
+            number,
+            cosine=gap.cosine,
+            norm_ratio=gap.norm_ratio,
+            drift=gap.drift,
+        )
+
+    def _may_realign_after(self, number: int) -> bool:
+        """Whether updates of this round must bring APoZ counts."""
         c = self._config
-        return c.compresses and alignment.due(number, c.realignment.every, c.rounds.count)
+        if not c.realigns or number >= c.rounds.count:
+            return False
+        return c.realignment.drift is not None or alignment.due(
+            number, c.realignment.every, c.rounds.count
+        )
+
+    def _realigns_after(self, number: int) -> bool:
+        """Whether an alignment follows this round: because it is due, or because drift asks for it."""
+        c = self._config
+        if not self._may_realign_after(number):
+            return False
+        if alignment.due(number, c.realignment.every, c.rounds.count):
+            return True
+        limit = c.realignment.drift
+        return limit is not None and any(
+            gap.round == number and gap.drift > limit for gap in self._store.gaps()
+        )
 
     async def _realign(self, models: Models, number: int, updates: list[StoredUpdate]) -> None:
         """Neuron-level alignment, when it is due and not done."""
@@ -231,10 +273,10 @@ class Campaign:
             self._store.commit_evaluation(evaluation)
             self._metrics.evaluated(evaluation)
         figures = {e.model: e for e in evaluations}
+        measure, shown = reading(evaluations, self._config.task.kind)
         self._journal.record(
             "evaluated",
-            f"round {number}: accuracy of the FM {figures['fm'].accuracy:.4f}, "
-            f"of the sub-FM {figures['sub_fm'].accuracy:.4f}",
+            f"round {number}: {measure} of the FM {shown['fm']}, of the sub-FM {shown['sub_fm']}",
             number,
             fm_accuracy=figures["fm"].accuracy,
             fm_loss=figures["fm"].loss,

@@ -1,28 +1,18 @@
-"""Loading the foundation model and its tokenizer, from a directory or the hub."""
+"""Loading the foundation model and its tokenizer or image processor, from a directory or the hub."""
 
 import json
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from common.errors import ModelError
+from common.images import ImageProcessor
 from common.model.families import family_named, family_of
-from common.records import ArtifactKind
-
-# What a worker gets of a tokenizer: data for the fast tokenizer, and its settings.
-TOKENIZER_FILES = {
-    ArtifactKind.TOKENIZER: "tokenizer.json",
-    ArtifactKind.TOKENIZER_CONFIG: "tokenizer_config.json",
-}
+from common.model.tasks import auto_class, plain, require_task
+from common.processors import Processor, load_processor
+from common.records import TaskKind
 
 
 # The new head is reported missing, and weights "load" with a progress bar: noise in a service's log.
@@ -31,27 +21,37 @@ logging.disable_progress_bar()
 
 
 def load_foundation(
-    path: str, labels: tuple[str, ...], seed: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The FM with a task head for `labels`, float32, in eval mode; a new head is drawn from `seed`.
+    path: str, kind: TaskKind, labels: tuple[str, ...], seed: int
+) -> tuple[PreTrainedModel, Processor]:
+    """The FM with a head for the task, float32, in eval mode, and what prepares its inputs.
 
-    Raises ModelError when there is no such model or it cannot be read, UnsupportedFamily when its
-    architecture is not supported.
+    A new head is drawn from `seed`. Raises ModelError when there is no such model, it cannot be read
+    or cannot do the task, UnsupportedFamily when its architecture is not supported.
     """
-    config = _config(path)
+    config = plain(_config(path))
     family_of(config)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: i for i, label in enumerate(labels)}
+    require_task(config, kind)
+    if kind is not TaskKind.CAUSAL_LM:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+    processor = load_processor(path, kind)
+    if not isinstance(processor, ImageProcessor) and getattr(config, "pad_token_id", None) is None:
+        # Decoders often have none, and their classifiers cannot tell the last token without.
+        config.pad_token_id = processor.pad_token_id
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-                path, config=config, dtype=torch.float32, use_safetensors=True
+            model: PreTrainedModel = auto_class(kind).from_pretrained(
+                path,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                # A published model's head for other classes makes room for the task's own.
+                ignore_mismatched_sizes=True,
             )
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"model {path}: cannot be loaded: {_first_line(error)}") from error
-    return model.eval(), tokenizer
+    return model.eval(), processor
 
 
 def _config(path: str) -> PretrainedConfig:

@@ -8,8 +8,9 @@ import torch
 
 from common.chunks import ChunkWriter
 from common.errors import BadUpdate, StaleRound
+from common.model.adapter import trained
 from common.model.apoz import from_tensors
-from common.records import ArtifactRef, UpdateHeader
+from common.records import AdapterSpec, ArtifactRef, UpdateHeader
 from common.tensors import Prefixed, Schema, TensorFile, TensorSpec, check, content_bytes
 from common.wakeup import Wakeup
 from coordinator.rounds import Event, Received, RoundPhase, RoundState, Tick, step
@@ -30,9 +31,9 @@ class Expected:
     """Of the whole file: `delta.*`, and `apoz.*` when counts are asked for."""
 
 
-def update_schema(adapter: Schema, counted: Mapping[int, int]) -> dict[str, TensorSpec]:
+def update_schema(adapter: Schema, spec: AdapterSpec, counted: Mapping[int, int]) -> dict[str, TensorSpec]:
     """Schema of an update's file; `counted` maps the layers to count to their FFN widths."""
-    schema = {DELTA + name: spec for name, spec in adapter.items()}
+    schema = {DELTA + name: tensor for name, tensor in adapter.items() if trained(name, spec)}
     for layer, width in counted.items():
         schema[f"{APOZ}{layer}.zeros"] = TensorSpec((width,), torch.int64)
         schema[f"{APOZ}{layer}.tokens"] = TensorSpec((), torch.int64)

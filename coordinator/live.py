@@ -12,6 +12,7 @@ from rich.text import Text
 from common.errors import Unreachable
 from common.records import Activity, Phase, RunStatus, WorkerStatus
 from coordinator.admin import Admin
+from coordinator.status import reading
 
 _REFRESH_SECONDS = 0.5
 
@@ -107,13 +108,16 @@ def _workers(workers: tuple[WorkerStatus, ...]) -> Table:
 
 def _accuracies(status: RunStatus) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("accuracy")
     rounds = sorted({e.round for e in status.evaluations})
+    by_round = {n: reading([e for e in status.evaluations if e.round == n], status.task) for n in rounds}
+    table.add_column(by_round[rounds[0]][0])
     for number in rounds:
         table.add_column("start" if number == 0 else f"round {number}", justify="right")
     for model, title in (("fm", "FM, adapter plugged in"), ("sub_fm", "sub-FM")):
-        scores = {e.round: e.accuracy for e in status.evaluations if e.model == model}
-        table.add_row(title, *(f"{scores[n]:.3f}" if n in scores else "" for n in rounds))
+        table.add_row(title, *(by_round[n][1].get(model, "") for n in rounds))
+    if status.gaps:
+        drifts = {gap.round: f"{gap.drift:.3f}" for gap in status.gaps}
+        table.add_row("drift of the gradients", *(drifts.get(n, "") for n in rounds), style="dim")
     return table
 
 

@@ -4,7 +4,7 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from common.records import Activity, Evaluation, Phase
+from common.records import Activity, Evaluation, GradientGap, Phase
 
 
 class Metrics:
@@ -51,6 +51,17 @@ class Metrics:
             ["when"],
             registry=r,
         )
+        self._drift = Gauge(
+            "fedpft_drift_ratio",
+            "1 - cosine * norm ratio between the sub-FM's and the FM's adapter gradients, on public data",
+            registry=r,
+        )
+        self._gap = Gauge(
+            "fedpft_gradient_gap_ratio",
+            "Relative differences between FM and sub-FM by layer: of gradients, outputs, FFN weights",
+            ["layer", "of"],
+            registry=r,
+        )
         self._current: Phase | None = None
         self._since = 0.0
         for phase in Phase:
@@ -72,6 +83,17 @@ class Metrics:
         """A model was scored."""
         self._accuracy.labels(evaluation.model).set(evaluation.accuracy)
         self._loss.labels(evaluation.model).set(evaluation.loss)
+
+    def gap_measured(self, gap: GradientGap) -> None:
+        """The gradient gap after a round."""
+        self._drift.set(gap.drift)
+        for layer in gap.layers:
+            for of, value in (
+                ("gradient", layer.gradient_difference),
+                ("output", layer.output_difference),
+                ("weight", layer.weight_difference),
+            ):
+                self._gap.labels(str(layer.layer), of).set(value)
 
     def workers_are(self, activities: list[Activity]) -> None:
         """What all workers do now."""

@@ -1,44 +1,44 @@
 """The coordinator's two models and what is computed on them. Blocking: runs in the compute thread."""
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from common import seeds
-from common.batches import Batch, Dataset, encode
-from common.config import Distillation, RunConfig
-from common.errors import ConfigError, StoreError
+from common.batches import Dataset, encode
+from common.choices import Construction, LoraAveraging
+from common.config import DataSource, Distillation, RunConfig, TestData
+from common.errors import StoreError
+from common.examples import Columns, Examples, read_examples
 from common.model.adapter import Adapted
 from common.model.apoz import ZeroCounts, from_tensors, merge
-from common.model.families import ffns_of, layers_of
-from common.model.submodel import SubModelPlan, apply_patch, build, make_patch
+from common.model.families import ffns_of, is_smooth, layers_of
+from common.model.submodel import SubModelPlan, apply_patch, build, make_patch, own_weights
+from common.presets import load_preset
+from common.processors import processor_files
 from common.records import (
     AdapterSpec,
     ArtifactKind,
     ArtifactRef,
     Evaluation,
+    GradientGap,
     ModelFacts,
     SubModelRef,
+    TaskKind,
+    ZeroRule,
 )
-from common.tables import class_indices, read_columns
 from common.tensors import Prefixed, TensorFile
-from coordinator.algorithms import alignment, compression, distillation
-from coordinator.algorithms.aggregation import Update, fedavg
+from coordinator.algorithms import aggregation, alignment, compression, distillation, gradient_gap
+from coordinator.algorithms.aggregation import Update
+from coordinator.algorithms.plugging import plug
+from coordinator.building import CHECKPOINT_FILE, OnProgress, SubModelBuilder
 from coordinator.evaluation import score
-from coordinator.foundation import TOKENIZER_FILES, load_foundation, wire_config
+from coordinator.foundation import load_foundation, wire_config
 from coordinator.inbox import APOZ, DELTA
 from coordinator.store import Store, StoredUpdate
-
-# Steps done, steps in all; may raise to stop the computation.
-OnProgress = Callable[[int, int], None]
-
-# The hidden-state error is reported on this much of the public corpus.
-_ERROR_BATCHES = 4
 
 
 class Models:
@@ -49,25 +49,36 @@ class Models:
 
     def __init__(self, config: RunConfig, store: Store) -> None:
         self._config, self._store = config, store
-        self._seed = config.run.seed
+        self._seed, self._kind = config.run.seed, config.task.kind
         self._device = torch.device(config.compute.device)
-        fm, self._tokenizer = load_foundation(
-            config.model.path, config.task.labels, seeds.derive(self._seed, "head")
+        fm, self._processor = load_foundation(
+            config.model.path, self._kind, config.task.labels, seeds.derive(self._seed, "head")
         )
         self._fm = fm.to(self._device)  # type: ignore[arg-type]  # mistyped in transformers 5
-        data, length = config.data, config.task.max_length
         self._public: Dataset | None = None
-        if data.public is not None and config.aligns:
-            (texts,) = read_columns(data.public.path, data.public.text_column)
-            self._public = encode(self._tokenizer, texts, length)
+        if config.data.public is not None and not self._whole:
+            self._public = self._encoded(config.data.public, None)
         self._test: Dataset | None = None
-        if data.test is not None:
-            texts, names = read_columns(data.test.path, data.test.text_column, data.test.label_column)
-            labels = class_indices(data.test.path, names, config.task.labels)
-            self._test = encode(self._tokenizer, texts, length, labels)
+        if config.data.test is not None:
+            self._test = self._encoded(config.data.test, config.task.labels)
+        self._builder = SubModelBuilder(
+            self._fm, self._kind, self._public, config.sub_fm, config.alignment, self._seed
+        )
         self._plan: SubModelPlan
         self._tuned_fm: Adapted
         self._tuned_sub_fm: Adapted
+        self._fresh: dict[str, Tensor]
+        self._fm_widths: tuple[int, ...]
+
+    def _encoded(self, source: DataSource, labels: tuple[str, ...] | None) -> Dataset:
+        task = self._config.task
+        examples = read_source(source, self._config)
+        return encode(self._processor, examples, task.kind, task.max_length, labels)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the sub-FM is the FM."""
+        return self._config.sub_fm.construction is Construction.FULL
 
     @property
     def scored(self) -> bool:
@@ -75,61 +86,51 @@ class Models:
         return self._test is not None
 
     @property
+    def gap_measurable(self) -> bool:
+        """Whether there is a gap between the models, and data to measure it on."""
+        return self._public is not None
+
+    @property
     def counted_layers(self) -> dict[int, int]:
         """Layers to count for APoZ, with their FFN widths in the sub-FM."""
         ffns = ffns_of(self._tuned_sub_fm.base)
         return {layer: ffns[layer].width for layer in self._plan.compressed}
 
+    @property
+    def zero_rule(self) -> ZeroRule:
+        """What APoZ counts, for this FM's activation function."""
+        rule = self._config.realignment.zero_rule
+        if rule == "auto":
+            return ZeroRule.PRE_ACTIVATION if is_smooth(self._fm.config) else ZeroRule.NEAR_ZERO
+        return ZeroRule(rule)
+
     # --- before the first round ---
 
-    def cut(self) -> tuple[SubModelPlan, PreTrainedModel]:
-        """Plan the sub-FM and cut it from the FM (FedPFT, section 3.2)."""
-        c = self._config.sub_fm
-        if self._config.compresses:
-            plan = compression.plan_ffn_pruning(self._fm, c.drop_ratio, c.keep_first, c.keep_last)
-        else:
-            plan = compression.plan_full(self._fm)
-        if self._config.compresses and not plan.compressed:
-            raise ConfigError(
-                f"sub_fm.keep_first = {c.keep_first} and sub_fm.keep_last = {c.keep_last} keep all "
-                f'{len(plan.layers)} layers whole; keep fewer, or set sub_fm.construction = "full"'
-            )
-        weights = compression.cut(self._fm, plan)
-        return plan, build(self._fm.config, compression.ffn_widths(self._fm, plan), weights)
+    def cut(self, on_progress: OnProgress) -> tuple[SubModelPlan, PreTrainedModel]:
+        """Plan the sub-FM and cut it from the FM (FedPFT, section 3.2), or take one built before."""
+        path = self._config.sub_fm.path
+        return self._builder.load(path) if path is not None else self._builder.cut(on_progress)
 
     def align_layers(
         self, plan: SubModelPlan, sub_fm: PreTrainedModel, on_progress: OnProgress
     ) -> tuple[float, float]:
         """Layer-level alignment; returns the hidden-state error before and after."""
-        assert self._public is not None
-        settings = self._config.alignment
-        before = self._hidden_error(sub_fm, plan.compressed)
-        distillation.distil(
-            self._fm,
-            sub_fm,
-            plan.compressed,
-            self._batches(settings.batch_size, "alignment"),
-            _settings(settings, settings.steps),
-            on_step=lambda step, steps, loss: on_progress(step, steps),
-        )
-        return before, self._hidden_error(sub_fm, plan.compressed)
+        return self._builder.align(plan, sub_fm, on_progress, self._store.directory / CHECKPOINT_FILE)
 
     def publish(
         self, plan: SubModelPlan, sub_fm: PreTrainedModel
     ) -> tuple[SubModelRef, ArtifactRef, ModelFacts]:
         """Write the sub-FM's artifacts."""
-        weights = sub_fm.state_dict()
+        weights = own_weights(sub_fm)
         base = self._store.add_tensors(ArtifactKind.SUB_MODEL, weights)
         reference = SubModelRef(
-            wire_config(self._fm.config),
+            wire_config(sub_fm.config),
             compression.ffn_widths(self._fm, plan),
             base,
             (),
-            tuple(
-                self._store.add(kind, content) for kind, content in _tokenizer_files(self._tokenizer).items()
-            ),
+            tuple(self._store.add(kind, content) for kind, content in processor_files(self._processor).items()),
         )
-        probe = Adapted(build(self._fm.config, reference.ffn_widths, weights), self.adapter_spec)
+        probe = Adapted(self._module(reference, plan, weights), self._kind, self.adapter_spec)
         facts = ModelFacts(
             fm_parameters=_parameters([self._fm]),
             sub_fm_parameters=sum(w.numel() for w in weights.values()),
@@ -141,11 +142,20 @@ class Models:
         plan_file = self._store.add_tensors(ArtifactKind.PLAN, plan.to_tensors())
         return reference, plan_file, facts
 
+    def _module(
+        self, reference: SubModelRef, plan: SubModelPlan, weights: Mapping[str, Tensor]
+    ) -> PreTrainedModel:
+        """The sub-FM as workers make it."""
+        config = compression.config_of(self._fm, plan)
+        module = build(config, self._kind, reference.ffn_widths, weights, self._device)
+        for patch in reference.patches:
+            apply_patch(ffns_of(module), TensorFile(self._store.path(patch.sha256)))
+        return module
+
     @property
     def adapter_spec(self) -> AdapterSpec:
         """The tuned parameters."""
-        a = self._config.adapter
-        return AdapterSpec(a.targets, a.rank, a.alpha, a.dropout)
+        return adapter_spec(self._config)
 
     def equip(self, reference: SubModelRef, plan: ArtifactRef) -> dict[str, Tensor]:
         """Take the published sub-FM, as workers do, and put adapters into both models.
@@ -154,60 +164,93 @@ class Models:
         """
         self._plan = SubModelPlan.from_tensors(TensorFile(self._store.path(plan.sha256)))
         weights = TensorFile(self._store.path(reference.base.sha256)).load()
-        sub_fm = build(self._fm.config, reference.ffn_widths, weights, self._device)
-        for patch in reference.patches:
-            apply_patch(ffns_of(sub_fm), TensorFile(self._store.path(patch.sha256)))
+        module = self._module(reference, self._plan, weights)
+        self._fm_widths = tuple(ffn.width for ffn in ffns_of(self._fm))
         seed = seeds.derive(self._seed, "adapter")
-        self._tuned_fm = Adapted(self._fm, self.adapter_spec, seed)
-        self._tuned_sub_fm = Adapted(sub_fm, self.adapter_spec, seed)
-        return self._tuned_fm.tensors()
+        self._tuned_fm = Adapted(self._fm, self._kind, self.adapter_spec, seed)
+        self._tuned_sub_fm = Adapted(module, self._kind, self.adapter_spec, seed)
+        self._fresh = self._tuned_fm.tensors()
+        return self._tuned_sub_fm.tensors()
 
     # --- in the rounds ---
 
-    def aggregate(self, adapter: ArtifactRef, updates: Sequence[StoredUpdate]) -> dict[str, Tensor]:
-        """The next adapter (FedPFT, Algorithm 1, server update)."""
-        return fedavg(
-            self._tensors(adapter),
-            [Update(u.worker, u.examples, Prefixed(self._update_file(u), DELTA)) for u in updates],
+    def aggregate(
+        self, adapter: ArtifactRef, updates: Sequence[StoredUpdate], state: ArtifactRef | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The next adapter and the server optimiser's next state (FedPFT, Algorithm 1, server update)."""
+        start = self._tensors(adapter)
+        changes = [Update(u.worker, u.examples, Prefixed(self._update_file(u), DELTA)) for u in updates]
+        a = self._config.aggregation
+        if a.lora is LoraAveraging.EXACT:
+            spec = self.adapter_spec
+            return aggregation.exact(start, changes, spec.alpha / spec.rank), {}
+        settings = aggregation.Settings(
+            a.rule,
+            a.trim,
+            a.byzantine,
+            a.optimizer,
+            a.learning_rate,
+            a.momentum,
+            a.second_momentum,
+            a.tau,
         )
+        return aggregation.aggregate(start, changes, self._tensors(state) if state else {}, settings)
 
     def plug_in(self, adapter: ArtifactRef) -> None:
         """Put an adapter into both models."""
         tensors = self._tensors(adapter)
-        self._tuned_fm.load(tensors)
+        plugged = plug(tensors, self._plan, self._fm.config, self._fresh, self._fm_widths)
+        self._tuned_fm.load(plugged)
         self._tuned_sub_fm.load(tensors)
+
+    def measure_gap(self, round_number: int) -> GradientGap:
+        """The gradient gap on public data (FedPFT, theorems 1 and 2)."""
+        settings = self._config.gradient_gap
+        batches = self._builder.batches(settings.batch_size, "gradient-gap")
+        return gradient_gap.measure(
+            self._tuned_fm,
+            self._tuned_sub_fm,
+            self._plan,
+            [next(batches) for _ in range(settings.batches)],
+            round_number,
+            seeds.derive(self._seed, "gradient-gap"),
+        )
 
     def align_neurons(
         self, updates: Sequence[StoredUpdate], round_number: int, on_progress: OnProgress
     ) -> tuple[ArtifactRef, float, float]:
         """Neuron-level alignment by the workers' APoZ; returns patch, error before and after."""
-        assert self._public is not None
         settings = self._config.realignment
-        counts = self._merged_counts(updates)
-        neurons = alignment.drifted_neurons(counts, settings.proportion)
+        neurons = alignment.chosen_neurons(
+            self._merged_counts(updates),
+            settings.proportion,
+            settings.choice,
+            seeds.derive(self._seed, "choice", round_number),
+        )
         student = self._tuned_sub_fm.base
-        before = self._hidden_error(student, self._plan.compressed)
+        before = self._builder.hidden_error(self._plan, student)
         distillation.distil(
             self._fm,
             student,
             self._plan.compressed,
-            self._batches(settings.batch_size, "realignment", round_number),
+            self._builder.batches(settings.batch_size, "realignment", round_number),
             _settings(settings, settings.steps),
             neurons=neurons,
             on_step=lambda step, steps, loss: on_progress(step, steps),
         )
-        after = self._hidden_error(student, self._plan.compressed)
+        after = self._builder.hidden_error(self._plan, student)
         patch = make_patch(ffns_of(student), neurons)
         return self._store.add_tensors(ArtifactKind.NEURON_PATCH, patch), before, after
 
     def evaluate(self, round_number: int, on_progress: OnProgress) -> list[Evaluation]:
         """Score the FM with the adapter plugged in, and the sub-FM."""
         assert self._test is not None
-        fm = Evaluation(round_number, "fm", *score(self._tuned_fm.model, self._test, on_progress))
-        if not self._plan.compressed:
-            # The sub-FM is the FM.
+        fm = Evaluation(
+            round_number, "fm", *score(self._tuned_fm.model, self._test, self._kind, on_progress)
+        )
+        if self._whole:
             return [fm, replace(fm, model="sub_fm")]
-        sub_fm = score(self._tuned_sub_fm.model, self._test, on_progress)
+        sub_fm = score(self._tuned_sub_fm.model, self._test, self._kind, on_progress)
         return [fm, Evaluation(round_number, "sub_fm", *sub_fm)]
 
     # --- parts ---
@@ -225,15 +268,25 @@ class Models:
             raise StoreError("no update of this round carries APoZ counts")
         return {layer: merge([c[layer] for c in counted]) for layer in counted[0]}
 
-    def _batches(self, batch_size: int, *purpose: str | int) -> Iterator[Batch]:
-        assert self._public is not None
-        batches = self._public.endless(batch_size, seeds.derive(self._seed, *purpose) % 2**62)
-        return (batch.to(self._device) for batch in batches)
 
-    def _hidden_error(self, student: PreTrainedModel, layers: Sequence[int]) -> float:
-        batches = self._batches(16, "hidden-error")
-        some = (next(batches) for _ in range(_ERROR_BATCHES))
-        return distillation.hidden_error(self._fm, student, layers, some)
+def read_source(source: DataSource, config: RunConfig) -> Examples:
+    """The owner's test data with labels, or public data without. Raises DataError."""
+    if source.preset is not None:
+        examples = load_preset(source.preset, config.data.root)
+        return examples if isinstance(source, TestData) else replace(examples, label_names=None, pairs=None)
+    assert source.path is not None
+    columns = Columns(text=source.text_column, image=source.image_column, label=None)
+    if isinstance(source, TestData):
+        label = None if config.task.kind is TaskKind.CAUSAL_LM else source.label_column
+        columns = replace(columns, pair=source.pair_column, label=label)
+    return read_examples(source.path, columns, config.task.kind)
+
+
+def adapter_spec(config: RunConfig) -> AdapterSpec:
+    """What is tuned, as workers are told."""
+    a = config.adapter
+    freeze_a = config.aggregation.lora is LoraAveraging.FREEZE_A
+    return AdapterSpec(a.targets, a.rank, a.alpha, a.dropout, freeze_a)
 
 
 def _settings(section: Distillation, steps: int) -> distillation.Settings:
@@ -242,10 +295,3 @@ def _settings(section: Distillation, steps: int) -> distillation.Settings:
 
 def _parameters(modules: Sequence[torch.nn.Module]) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
-
-
-def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[ArtifactKind, bytes]:
-    """The files that a worker needs, by kind, whatever form the model's own directory has."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return {kind: (Path(folder) / name).read_bytes() for kind, name in TOKENIZER_FILES.items()}

@@ -20,7 +20,7 @@ from common.compute import Compute
 from common.config import RunConfig
 from common.errors import FedPftError, Stopped
 from common.files import write_atomically
-from common.records import AdapterSpec, Phase, RunSpec, TaskSpec, TrainingSpec
+from common.records import Phase, RunSpec, TaskSpec, TrainingSpec
 from common.rpc import Address, new_server, require_loopback
 from common.telemetry import open_metrics
 from coordinator.campaign import Campaign
@@ -28,6 +28,7 @@ from coordinator.inbox import Inbox
 from coordinator.journal import Journal
 from coordinator.meter import Meter
 from coordinator.metrics import Metrics
+from coordinator.models import adapter_spec
 from coordinator.service import AdminService, FederationService
 from coordinator.sessions import Sessions
 from coordinator.store import Store
@@ -188,11 +189,11 @@ def _identity(config: RunConfig) -> str:
 
 
 def _run_spec(run_id: str, config: RunConfig) -> RunSpec:
-    a, t = config.adapter, config.training
+    task, t = config.task, config.training
     return RunSpec(
         run_id,
-        TaskSpec(config.task.labels, config.task.max_length),
-        AdapterSpec(a.targets, a.rank, a.alpha, a.dropout),
+        TaskSpec(task.kind, task.labels, task.max_length, task.pairs),
+        adapter_spec(config),
         TrainingSpec(
             t.epochs,
             t.batch_size,
@@ -200,6 +201,7 @@ def _run_spec(run_id: str, config: RunConfig) -> RunSpec:
             t.head_learning_rate,
             t.weight_decay,
             t.max_gradient_norm,
+            t.proximal,
         ),
         config.run.seed,
     )

@@ -1,10 +1,20 @@
 """Where a run stands, out of its store: the same picture live and after the end."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.config import RunConfig
-from common.records import Activity, Phase, Progress, RunStatus, Traffic, WorkerStatus
+from common.records import (
+    Activity,
+    Evaluation,
+    Phase,
+    Progress,
+    RunStatus,
+    TaskKind,
+    Traffic,
+    WorkerStatus,
+)
 from coordinator.sessions import Session
 from coordinator.store import Store
 
@@ -23,10 +33,19 @@ def stored_status(store: Store, config: RunConfig) -> RunStatus:
         steps=0,
         workers=worker_statuses(store, [], lambda worker: tuple(traffic.get(worker, ()))),
         evaluations=store.evaluations(),
+        gaps=store.gaps(),
         models=sub_model[2] if sub_model else None,
         adapter_sha256=latest[1].sha256 if latest else "",
         directory=str(store.directory),
+        task=config.task.kind,
     )
+
+
+def reading(evaluations: Sequence[Evaluation], kind: TaskKind) -> tuple[str, dict[str, str]]:
+    """What people look at, "accuracy" or "perplexity", and its value by model."""
+    if kind is TaskKind.CAUSAL_LM:
+        return "perplexity", {e.model: f"{math.exp(min(e.loss, 700.0)):.2f}" for e in evaluations}
+    return "accuracy", {e.model: f"{e.accuracy:.4f}" for e in evaluations}
 
 
 def worker_statuses(

@@ -22,6 +22,8 @@ from common.records import (
     ArtifactRef,
     Evaluation,
     Event,
+    GradientGap,
+    LayerGap,
     ModelFacts,
     SubModelRef,
     Traffic,
@@ -50,6 +52,12 @@ CREATE TABLE IF NOT EXISTS alignments (
 CREATE TABLE IF NOT EXISTS adapters (
     round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES artifacts, created REAL NOT NULL
 );
+-- The server optimiser's state after a round.
+CREATE TABLE IF NOT EXISTS server_states (
+    round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES artifacts
+);
+-- The gradient gap after a round, as JSON; round 0 is before the first.
+CREATE TABLE IF NOT EXISTS gradient_gaps (round INTEGER PRIMARY KEY, figures TEXT NOT NULL);
 -- Every try at a round.
 CREATE TABLE IF NOT EXISTS tries (
     round INTEGER NOT NULL, try INTEGER NOT NULL, opened REAL NOT NULL, selected TEXT NOT NULL,
@@ -218,7 +226,7 @@ class Store:
             ffn_widths=tuple(fields["ffn_widths"]),
             base=_ref(fields["base"]),
             patches=tuple(self.artifact(patch) for (patch,) in patches),
-            tokenizer=tuple(_ref(t) for t in fields["tokenizer"]),
+            processor=tuple(_ref(p) for p in fields["processor"]),
         )
         return reference, self.artifact(row[1]), ModelFacts(**json.loads(row[2]))
 
@@ -233,9 +241,24 @@ class Store:
 
     # --- rounds ---
 
-    def commit_adapter(self, round_number: int, adapter: ArtifactRef) -> None:
-        """Record the adapter after a round: the round is done."""
-        self._write("INSERT INTO adapters VALUES (?, ?, ?)", round_number, adapter.sha256, time.time())
+    def commit_adapter(
+        self, round_number: int, adapter: ArtifactRef, state: ArtifactRef | None = None
+    ) -> None:
+        """Record the adapter after a round, and the server optimiser's state: the round is done."""
+        try:
+            with self._lock, self._db:
+                self._db.execute(
+                    "INSERT INTO adapters VALUES (?, ?, ?)", (round_number, adapter.sha256, time.time())
+                )
+                if state is not None:
+                    self._db.execute("INSERT INTO server_states VALUES (?, ?)", (round_number, state.sha256))
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.directory / 'run.sqlite'}: {error}") from error
+
+    def server_state(self, round_number: int) -> ArtifactRef | None:
+        """The server optimiser's state after a round, if it keeps one."""
+        row = self._row("SELECT sha256 FROM server_states WHERE round = ?", round_number)
+        return None if row is None else self.artifact(row[0])
 
     def latest_adapter(self) -> tuple[int, ArtifactRef] | None:
         """The last round done and its adapter; None before the first adapter."""
@@ -293,7 +316,18 @@ class Store:
         )
         return [StoredUpdate(*row) for row in rows]
 
-    # --- scores, workers, traffic, events ---
+    # --- gaps, scores, workers, traffic, events ---
+
+    def commit_gap(self, gap: GradientGap) -> None:
+        """Record a gradient gap."""
+        self._write("INSERT OR REPLACE INTO gradient_gaps VALUES (?, ?)", gap.round, json.dumps(asdict(gap)))
+
+    def gaps(self) -> tuple[GradientGap, ...]:
+        """All gradient gaps, oldest first."""
+        found = [json.loads(row[0]) for row in self._rows("SELECT figures FROM gradient_gaps ORDER BY round")]
+        return tuple(
+            GradientGap(**g | {"layers": tuple(LayerGap(**layer) for layer in g["layers"])}) for g in found
+        )
 
     def commit_evaluation(self, evaluation: Evaluation) -> None:
         """Record a score."""

@@ -15,6 +15,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+# Tests run side by side on small models: more threads would only wait for each other.
+torch.set_num_threads(1)
+
 LABELS = ("animals", "weather")
 WORDS = {
     "animals": ["cat", "dog", "horse", "bird", "fish", "cow", "sheep", "wolf", "bear", "fox"],

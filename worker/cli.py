@@ -15,14 +15,30 @@ app = typer.Typer(add_completion=False)
 def worker(
     coordinator: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the coordinator.")],
     data: Annotated[
-        Path, typer.Option(help="Private data: CSV, TSV, JSONL or Parquet. It never leaves here.")
-    ],
+        Path | None,
+        typer.Option(
+            help="Private data: CSV, TSV, JSONL or Parquet, or a folder of images. It never leaves here."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[:SPLIT]", help="Instead of --data, a data set that `fedpft datasets` lists."),
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder with local copies of presets. [default: ask the hub]")
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(help="Name in the run, the same after a restart. [default: the host's name]"),
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
-    label_column: Annotated[str, typer.Option(help="Column that holds the label.")] = "label",
+    pair_column: Annotated[
+        str | None, typer.Option(help="Column that holds the second text of pairs.")
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="Column that holds the image.")] = "image",
+    label_column: Annotated[
+        str, typer.Option(help='Column that holds the label; "" for none, as for language modelling.')
+    ] = "label",
     folder: Annotated[
         Path | None,
         typer.Option(help="Folder for downloads and the update under way. [default: ~/.cache/fedpft/NAME]"),
@@ -46,8 +62,14 @@ def worker(
 ) -> None:
     """Join a run and fine-tune its sub-FM on private data, until the run is over."""
     # torch takes seconds to import; --help should not.
+    from common.examples import Columns
     from common.telemetry import set_up_logging
+    from worker.data import Source
     from worker.process import WorkerOptions, work
+
+    if (data is None) == (preset is None):
+        raise typer.BadParameter("give exactly one of --data and --preset")
+    columns = Columns(text_column, pair_column, label_column or None, image_column)
 
     name = name or socket.gethostname().partition(".")[0]
     set_up_logging(f"worker[{name}]", verbose=verbose)
@@ -55,10 +77,8 @@ def worker(
         work(
             WorkerOptions(
                 coordinator=coordinator,
-                data=data,
+                data=Source(data, columns, preset, data_root),
                 name=name,
-                text_column=text_column,
-                label_column=label_column,
                 folder=folder or Path.home() / ".cache" / "fedpft" / name,
                 join_timeout=join_timeout,
                 metrics=metrics,

@@ -3,34 +3,57 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from common.batches import Dataset, encode
-from common.records import TaskSpec
-from common.tables import class_indices, read_columns
+from common.errors import DataError
+from common.examples import Columns, Examples, read_examples
+from common.presets import load_preset
+from common.processors import Processor
+from common.records import TaskKind, TaskSpec
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where private data lies: a file or image folder and its columns, or a preset's name."""
+
+    path: Path | None = None
+    columns: Columns = Columns()
+    preset: str | None = None
+    root: Path | None = None
+    """Folder with local copies of presets."""
 
 
 @dataclass(frozen=True)
 class PrivateData:
-    """Texts with the names of their labels."""
+    """Texts, pairs or images, as a rule with the names of their labels."""
 
-    path: Path
-    texts: list[str]
-    label_names: list[str]
+    examples: Examples
 
     @classmethod
-    def read(cls, path: Path, text_column: str, label_column: str) -> "PrivateData":
+    def read(cls, source: Source) -> "PrivateData":
         """Raises DataError."""
-        texts, names = read_columns(path, text_column, label_column)
-        return cls(path, texts, names)
+        if source.preset is not None:
+            return cls(load_preset(source.preset, source.root))
+        assert source.path is not None
+        return cls(read_examples(source.path, source.columns))
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.examples)
 
-    def class_indices(self, labels: tuple[str, ...]) -> list[int]:
-        """Raises DataError for a label that the run does not know."""
-        return class_indices(self.path, self.label_names, labels)
+    def require(self, task: TaskSpec) -> None:
+        """Raises DataError when this is no data for the task, or has a label that the run does not know."""
+        source = self.examples.source
+        has_images = self.examples.images is not None
+        if has_images != (task.kind is TaskKind.IMAGE_CLASSIFICATION):
+            found = "images" if has_images else "texts"
+            raise DataError(f"{source} holds {found}, but the run is for {task.kind}")
+        if task.pairs and self.examples.pairs is None:
+            raise DataError(f"the run is for pairs of texts; name the second column of {source}: --pair-column")
+        if not task.pairs and self.examples.pairs is not None:
+            raise DataError(f"the run is for single texts; leave out --pair-column for {source}")
+        if task.kind is not TaskKind.CAUSAL_LM:
+            self.examples.class_indices(task.labels)
 
-    def encoded(self, tokenizer: PreTrainedTokenizerBase, task: TaskSpec) -> Dataset:
-        """Tokenised for the run's task."""
-        return encode(tokenizer, self.texts, task.max_length, self.class_indices(task.labels))
+    def encoded(self, processor: Processor, task: TaskSpec) -> Dataset:
+        """Ready for the run's model."""
+        labels = None if task.kind is TaskKind.CAUSAL_LM else task.labels
+        return encode(processor, self.examples, task.kind, task.max_length, labels)

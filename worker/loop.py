@@ -72,7 +72,7 @@ class Worker:
         log.info("joined run %s", reply.run.run_id)
         reason = "stopped"
         try:
-            self._data.class_indices(reply.run.task.labels)
+            self._data.require(reply.run.task)
             stop = await self._accompanied(reply)
             reason = stop.reason
         except Exception as error:
@@ -133,12 +133,7 @@ class Worker:
         begun = time.monotonic()
         with self._timed("train"):
             update = await self._compute.run(
-                bench.train,
-                files[task.adapter.sha256],
-                task.round,
-                task.learning_rate_factor,
-                task.apoz_layers,
-                self._stepper(task),
+                bench.train, task, files[task.adapter.sha256], self._stepper(task)
             )
         seconds = time.monotonic() - begun
         log.info(
@@ -159,7 +154,7 @@ class Worker:
         wanted = [*lacking, task.adapter]
         files = {a.sha256: await self._coordinator.download(a, folder) for a in wanted}
         sub_model = task.sub_model
-        named = [sub_model.base, *sub_model.patches, *sub_model.tokenizer, task.adapter]
+        named = [sub_model.base, *sub_model.patches, *sub_model.processor, task.adapter]
         kept = {a.sha256 for a in named}
         for path in folder.iterdir():
             if path.name not in kept:

@@ -18,7 +18,7 @@ from common.rpc import Address, require_loopback
 from common.telemetry import open_metrics
 from common.wire import worker_name
 from worker.client import Coordinator
-from worker.data import PrivateData
+from worker.data import PrivateData, Source
 from worker.loop import Place, Worker
 from worker.metrics import Metrics
 
@@ -30,10 +30,8 @@ class WorkerOptions:
     """What a worker is started with; times in seconds."""
 
     coordinator: str
-    data: Path
+    data: Source
     name: str
-    text_column: str = "text"
-    label_column: str = "label"
     folder: Path = Path("worker")
     join_timeout: float = 300.0
     metrics: str | None = None
@@ -52,8 +50,8 @@ async def work(options: WorkerOptions) -> signal.Signals | None:
     address = Address.parse(options.coordinator)
     require_loopback(address, options.insecure)
     name = worker_name(options.name)
-    data = PrivateData.read(options.data, options.text_column, options.label_column)
-    log.info("%d private examples in %s", len(data), options.data)
+    data = PrivateData.read(options.data)
+    log.info("%d private examples in %s", len(data), data.examples.source)
     joining = JoinRequest(name, PROTOCOL_MIN, PROTOCOL_MAX, version("fedpft"), len(data))
     metrics = Metrics()
     endpoint = open_metrics(options.metrics, metrics.registry, options.insecure)

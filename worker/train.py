@@ -1,15 +1,15 @@
 """Local fine-tuning of the adapter on private data, with activation counts. Tensors in, tensors out."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from common.batches import Batch, Dataset
+from common.model import tasks
 from common.model.adapter import Adapted, difference, plus
 from common.model.apoz import ZeroCounter, ZeroCounts
-from common.model.families import ffns_of
 from common.records import TrainingSpec
 
 # Called after every step with steps done, steps in all and the running loss; may raise to stop.
@@ -34,13 +34,13 @@ def fine_tune(
     *,
     factor: float,
     seed: int,
-    count_layers: tuple[int, ...] = (),
+    counter: ZeroCounter | None = None,
     on_step: OnStep = lambda step, steps, loss: None,
 ) -> LocalUpdate:
     """Train from the adapter `start` for `spec.epochs` passes, with learning rates times `factor`.
 
-    `count_layers` names the layers whose neurons are counted for APoZ (FedPFT, section 3.3), over
-    the unpadded tokens of all passes. Afterwards `adapted` holds exactly `start` plus the delta:
+    `counter` counts neurons at rest for APoZ (FedPFT, section 3.3), over the unpadded tokens of all
+    passes. With `spec.proximal` > 0 the loss has FedProx's term (Li et al. 2020). Afterwards `adapted` holds exactly `start` plus the delta:
     what the coordinator computes from this update alone. Source: FedPFT, Algorithm 1, client update.
     """
     adapted.load(start)
@@ -56,8 +56,8 @@ def fine_tune(
     )
     per_epoch = -(-len(data) // spec.batch_size)
     steps, step, total = per_epoch * spec.epochs, 0, 0.0
-    ffns = ffns_of(adapted.base)
-    counter = ZeroCounter({layer: ffns[layer] for layer in count_layers})
+    counter = counter or ZeroCounter({})
+    anchors = [p.detach().clone() for p in (*lora, *head)] if spec.proximal else []
 
     # Dropout draws from torch's global generator: fence it off, so that nothing else shows through.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -68,10 +68,9 @@ def fine_tune(
                 batch = padded.to(device)
                 assert batch.labels is not None
                 counter.mask = batch.mask
-                logits = model(**batch.inputs).logits
-                loss = torch.nn.functional.cross_entropy(logits, batch.labels)
+                loss = tasks.loss(model(**batch.inputs).logits, batch.labels, adapted.kind)
                 optimizer.zero_grad()
-                loss.backward()
+                (loss + spec.proximal / 2 * _distance([*lora, *head], anchors)).backward()
                 torch.nn.utils.clip_grad_norm_([*lora, *head], spec.max_gradient_norm)
                 optimizer.step()
                 step += 1
@@ -79,9 +78,16 @@ def fine_tune(
                 on_step(step, steps, total / step)
         model.eval()
 
-    delta = difference(adapted.tensors(), start)
+    delta = difference(adapted.tensors(), start, adapted.spec)
     adapted.load(plus(start, delta))
     return LocalUpdate(delta, total / step, step, counter.counts)
+
+
+def _distance(parameters: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor | float:
+    """Squared distance of the parameters from where the round began; 0 without anchors."""
+    if not anchors:
+        return 0.0
+    return torch.stack([(p - a).square().sum() for p, a in zip(parameters, anchors, strict=True)]).sum()
 
 
 def _passes(data: Dataset, spec: TrainingSpec, seed: int) -> Iterator[Batch]:

@@ -8,25 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig
 
 from common import seeds
 from common.batches import Dataset
 from common.errors import ModelError
-from common.files import write_atomically
 from common.model.adapter import Adapted
+from common.model.apoz import ZeroCounter
 from common.model.families import family_named, ffns_of
 from common.model.submodel import apply_patch, build
-from common.records import ArtifactKind, ArtifactRef, RunSpec, SubModelRef
+from common.processors import write_processor
+from common.records import ArtifactRef, RunSpec, SubModelRef, TaskKind, TaskSpec, TrainTask
 from common.tensors import TensorFile
 from worker.data import PrivateData
 from worker.train import LocalUpdate, OnStep, fine_tune
-
-# The only names under which something from the wire is written: chosen here, not there.
-_TOKENIZER_NAMES = {
-    ArtifactKind.TOKENIZER: "tokenizer.json",
-    ArtifactKind.TOKENIZER_CONFIG: "tokenizer_config.json",
-}
 
 Files = Mapping[str, Path]
 
@@ -49,7 +44,7 @@ class Workbench:
         """Artifacts to fetch before `equip` can bring the sub-FM to the version wanted."""
         if self._continues(wanted):
             return list(wanted.patches[len(self._patches) :])
-        return [wanted.base, *wanted.patches, *wanted.tokenizer]
+        return [wanted.base, *wanted.patches, *wanted.processor]
 
     def _continues(self, wanted: SubModelRef) -> bool:
         known = self._patches
@@ -64,34 +59,34 @@ class Workbench:
             assert self._adapted is not None
             missing = wanted.patches[len(self._patches) :]
         else:
-            config = _config(wanted.config_json, self.run.task.labels)
+            task = self.run.task
+            config = _config(wanted.config_json, task)
             weights = TensorFile(files[wanted.base.sha256]).load()
-            module = build(config, wanted.ffn_widths, weights, self.device)
-            self._adapted = Adapted(module, self.run.adapter)
-            self._dataset = self.data.encoded(self._tokenizer(wanted, files), self.run.task)
+            module = build(config, task.kind, wanted.ffn_widths, weights, self.device)
+            self._adapted = Adapted(module, task.kind, self.run.adapter)
+            contents = {ref.kind: files[ref.sha256].read_bytes() for ref in wanted.processor}
+            processor = write_processor(self.folder / "processor", contents, task.kind)
+            self._dataset = self.data.encoded(processor, task)
             self._base, missing = wanted.base, wanted.patches
         for patch in missing:
             apply_patch(ffns_of(self._adapted.base), TensorFile(files[patch.sha256]))
         self._patches = wanted.patches
 
-    def train(
-        self,
-        adapter: Path,
-        round_number: int,
-        factor: float,
-        count_layers: tuple[int, ...],
-        on_step: OnStep,
-    ) -> LocalUpdate:
+    def train(self, task: TrainTask, adapter: Path, on_step: OnStep) -> LocalUpdate:
         """A round's local fine-tuning from the adapter in the file."""
         assert self._adapted is not None and self._dataset is not None
+        ffns = ffns_of(self._adapted.base)
+        if odd := [layer for layer in task.apoz_layers if layer >= len(ffns)]:
+            raise ModelError(f"the task counts in layer {odd[0]}, the sub-FM has {len(ffns)}")
+        counted = {layer: ffns[layer] for layer in task.apoz_layers}
         return fine_tune(
             self._adapted,
             TensorFile(adapter).load(),
             self._dataset,
             self.run.training,
-            factor=factor,
-            seed=seeds.derive(self.run.seed, "train", self.worker, round_number) % 2**62,
-            count_layers=count_layers,
+            factor=task.learning_rate_factor,
+            seed=seeds.derive(self.run.seed, "train", self.worker, task.round) % 2**62,
+            counter=ZeroCounter(counted, task.zero_rule, task.zero_threshold),
             on_step=on_step,
         )
 
@@ -100,21 +95,8 @@ class Workbench:
         assert self._adapted is not None
         return self._adapted.tensors()
 
-    def _tokenizer(self, wanted: SubModelRef, files: Files) -> PreTrainedTokenizerBase:
-        folder = self.folder / "tokenizer"
-        for ref in wanted.tokenizer:
-            name = _TOKENIZER_NAMES.get(ref.kind)
-            if name is None:
-                raise ModelError(f"a tokenizer file cannot be of kind {ref.kind}")
-            write_atomically(folder / name, files[ref.sha256].read_bytes())
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"the run's tokenizer cannot be loaded: {error}") from error
-        return tokenizer
 
-
-def _config(config_json: str, labels: tuple[str, ...]) -> PretrainedConfig:
+def _config(config_json: str, task: TaskSpec) -> PretrainedConfig:
     try:
         fields: dict[str, Any] = json.loads(config_json)
         model_type = str(fields.pop("model_type"))
@@ -122,6 +104,6 @@ def _config(config_json: str, labels: tuple[str, ...]) -> PretrainedConfig:
         raise ModelError(f"the run's model configuration is not readable: {error}") from error
     family_named(model_type)
     config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
-    if len(labels) != config.num_labels:
-        raise ModelError(f"the model has {config.num_labels} classes, the task {len(labels)}")
+    if task.kind is not TaskKind.CAUSAL_LM and len(task.labels) != config.num_labels:
+        raise ModelError(f"the model has {config.num_labels} classes, the task {len(task.labels)}")
     return config

@@ -1,7 +1,8 @@
 """The adapter: LoRA on every layer plus the task head. peft does the LoRA.
 
 Tensors carry the names under which PEFT saves them, so that an adapter on the wire is already what
-an export holds.
+an export holds. Under exact averaging (FedEx-LoRA) there are residuals besides: what base weights
+have gained, `….residual.weight` beside `….lora_A.weight`, [out, in] in nn.Linear's layout.
 """
 
 import re
@@ -13,35 +14,57 @@ import torch
 from peft import (
     LoraConfig,
     PeftModel,
-    TaskType,
     get_peft_model,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from common.errors import BadUpdate
-from common.model.families import Family, family_of
-from common.records import AdapterSpec, AdapterTargets
+from common.model.families import Family, Projection, family_of
+from common.model.tasks import peft_type
+from common.records import AdapterSpec, AdapterTargets, TaskKind
 
 Tensors = Mapping[str, Tensor]
 
-_PEFT_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
+RESIDUAL = ".residual.weight"
+_LORA_A = ".lora_A.weight"
 
 
-def lora_config(spec: AdapterSpec, family: Family) -> LoraConfig:
-    """PEFT's configuration for this adapter on this family."""
-    paths = "|".join(re.escape(path) for path in family.attention)
+def lora_config(spec: AdapterSpec, family: Family, kind: TaskKind, transposed: bool = False) -> LoraConfig:
+    """PEFT's configuration for this adapter on this family; `transposed` for Conv1D weights."""
+    paths = family.attention
+    if spec.targets is AdapterTargets.ATTENTION_FFN:
+        paths = (*paths, *family.ffn_in, family.ffn_out)
+    choice = "|".join(re.escape(path) for path in paths)
     layers = re.escape(f"{family.encoder}.{family.layers}")
     return LoraConfig(
-        task_type=TaskType.SEQ_CLS,
+        task_type=peft_type(kind),
         r=spec.rank,
         lora_alpha=spec.alpha,  # type: ignore[arg-type]
         lora_dropout=spec.dropout,
-        target_modules=rf"{layers}\.\d+\.({paths})",
-        modules_to_save=[family.head],
+        target_modules=rf"{layers}\.\d+\.({choice})",
+        modules_to_save=list(heads_of(family, kind)) or None,
+        fan_in_fan_out=transposed,
     )
+
+
+def heads_of(family: Family, kind: TaskKind) -> tuple[str, ...]:
+    """Modules that are tuned in full: a classifier's head; nothing of a language model."""
+    return () if kind is TaskKind.CAUSAL_LM else family.head
+
+
+def is_transposed(model: PreTrainedModel) -> bool:
+    """Whether the maps that carry LoRA keep their weights as [in, out]."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
+def trained(name: str, spec: AdapterSpec) -> bool:
+    """Whether workers train this tensor of an adapter: an update holds these and no others."""
+    return not name.endswith(RESIDUAL) and not (spec.freeze_a and name.endswith(_LORA_A))
 
 
 class Adapted:
@@ -50,19 +73,28 @@ class Adapted:
     LoRA starts as no change (B = 0); its A is drawn from `seed`. The head starts as the model's own.
     """
 
-    def __init__(self, model: PreTrainedModel, spec: AdapterSpec, seed: int = 0) -> None:
-        self.base = model
+    def __init__(self, model: PreTrainedModel, kind: TaskKind, spec: AdapterSpec, seed: int = 0) -> None:
+        self.base, self.kind, self.spec = model, kind, spec
         self.family = family_of(model.config)
         self.model: nn.Module = model
+        self._heads = heads_of(self.family, kind)
+        # Base weights [out, in] as they were, of those that a residual has been added to.
+        self._unchanged: dict[str, Tensor] = {}
+        self._residuals: dict[str, Tensor] = {}
         if spec.targets is AdapterTargets.NONE:
             model.requires_grad_(False)
-            model.get_submodule(self.family.head).requires_grad_(True)
+            for head in self._heads:
+                model.get_submodule(head).requires_grad_(True)
         else:
+            config = lora_config(spec, self.family, kind, is_transposed(model))
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 # peft 0.21 still reads an attribute that transformers 5 deprecates.
                 warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
                 torch.manual_seed(seed)
-                self.model = get_peft_model(model, lora_config(spec, self.family))
+                self.model = get_peft_model(model, config)
+            for name, parameter in self.model.named_parameters():
+                if spec.freeze_a and ".lora_A." in name:
+                    parameter.requires_grad_(False)
         # peft's new layers start in training mode, whatever the model was in.
         self.model.eval()
 
@@ -71,31 +103,49 @@ class Adapted:
         if isinstance(self.model, PeftModel):
             state = get_peft_model_state_dict(self.model)
         else:
-            head = self.model.get_submodule(self.family.head)
-            state = {f"{self.family.head}.{n}": t for n, t in head.state_dict().items()}
-            state = {_PEFT_PREFIX + name: tensor for name, tensor in state.items()}
-        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+            state = {
+                f"{PEFT_PREFIX}{head}.{name}": tensor
+                for head in self._heads
+                for name, tensor in self.model.get_submodule(head).state_dict().items()
+            }
+        return {name: tensor.detach().cpu().clone() for name, tensor in (state | self._residuals).items()}
 
     def load(self, tensors: Tensors) -> None:
         """Plug an adapter in. Raises BadUpdate when it is not of this model."""
-        expected = self.tensors()
-        if expected.keys() != tensors.keys():
-            odd = sorted(expected.keys() ^ tensors.keys())[0]
+        residuals = {name: tensor for name, tensor in tensors.items() if name.endswith(RESIDUAL)}
+        plain = {name: tensor for name, tensor in tensors.items() if name not in residuals}
+        expected = {name: t for name, t in self.tensors().items() if not name.endswith(RESIDUAL)}
+        if expected.keys() != plain.keys():
+            odd = sorted(expected.keys() ^ plain.keys())[0]
             raise BadUpdate(f"the adapter does not fit the model: tensor {odd} is on one side only")
         for name, tensor in expected.items():
-            if tensor.shape != tensors[name].shape:
-                raise BadUpdate(
-                    f"the adapter does not fit the model: tensor {name} must be {list(tensor.shape)}, "
-                    f"got {list(tensors[name].shape)}"
-                )
+            _require_shape(name, tensor, plain[name])
+        self._add_residuals(residuals)
         if isinstance(self.model, PeftModel):
-            result: Any = set_peft_model_state_dict(self.model, dict(tensors))
+            result: Any = set_peft_model_state_dict(self.model, plain)
             # Base weights count as missing there, so only this tells whether all went in.
             assert not result.unexpected_keys, result.unexpected_keys
-        else:
-            head = self.model.get_submodule(self.family.head)
-            prefix = f"{_PEFT_PREFIX}{self.family.head}."
-            head.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items()})
+            return
+        for head in self._heads:
+            prefix = f"{PEFT_PREFIX}{head}."
+            own = {n.removeprefix(prefix): t for n, t in plain.items() if n.startswith(prefix)}
+            self.model.get_submodule(head).load_state_dict(own)
+
+    @torch.no_grad()
+    def _add_residuals(self, residuals: dict[str, Tensor]) -> None:
+        """Make base weights what they were plus these, and no others'."""
+        for name in sorted(residuals.keys() | self._residuals.keys()):
+            path = name.removeprefix(PEFT_PREFIX).removesuffix(RESIDUAL)
+            try:
+                weight = Projection(self.base.get_submodule(path)).weight
+            except (AttributeError, AssertionError):
+                raise BadUpdate(f"the adapter does not fit the model: there is no map {path}") from None
+            before = self._unchanged.setdefault(name, weight.detach().clone())
+            residual = residuals.get(name)
+            if residual is not None:
+                _require_shape(name, before, residual)
+            weight.copy_(before if residual is None else before + residual.to(before))
+        self._residuals = residuals
 
     def merged(self) -> PreTrainedModel:
         """The plain model with the adapter worked into its weights; this object is used up."""
@@ -114,11 +164,29 @@ class Adapted:
         return lora, head
 
 
-def difference(tuned: Tensors, start: Tensors) -> dict[str, Tensor]:
-    """What travels: the change that training made."""
-    return {name: tuned[name] - start[name] for name in start}
+def _require_shape(name: str, wanted: Tensor, given: Tensor) -> None:
+    if wanted.shape != given.shape:
+        raise BadUpdate(
+            f"the adapter does not fit the model: tensor {name} must be {list(wanted.shape)}, "
+            f"got {list(given.shape)}"
+        )
+
+
+def layer_pattern(config: PretrainedConfig) -> re.Pattern[str]:
+    """Matches an adapter's names in layers: groups 1 before the layer's number, 2 it, 3 path, 4 kind.
+
+    The kind is "lora_A", "lora_B" or "residual".
+    """
+    family = family_of(config)
+    stack = re.escape(f"{PEFT_PREFIX}{family.encoder}.{family.layers}.")
+    return re.compile(rf"({stack})(\d+)\.(.+)\.(lora_A|lora_B|residual)\.weight")
+
+
+def difference(tuned: Tensors, start: Tensors, spec: AdapterSpec) -> dict[str, Tensor]:
+    """What travels: the change that training made to what it trains."""
+    return {name: tuned[name] - start[name] for name in start if trained(name, spec)}
 
 
 def plus(start: Tensors, delta: Tensors) -> dict[str, Tensor]:
     """The adapter that a worker's update stands for: by definition the sum, in the tensors' own dtype."""
-    return {name: start[name] + delta[name] for name in start}
+    return {name: value + delta[name] if name in delta else value for name, value in start.items()}

@@ -4,7 +4,7 @@ To add a family, add an entry to FAMILIES and its small configuration to tests/f
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -220,7 +220,8 @@ class Ffn:
 
     def neuron_parameters(self) -> list[nn.Parameter]:
         """What a neuron-level alignment trains: what belongs to single neurons, so not out's bias."""
-        return [p for m in self.ins for p in m.parameters()] + [self.out.module.weight]
+        maps = [p for m in self.ins for p in m.parameters()]
+        return [*maps, *(p for p in self.out.parameters() if p is not self.out.bias)]
 
     def parameters(self) -> list[nn.Parameter]:
         """What a layer-level alignment trains."""
@@ -308,9 +309,38 @@ def layer_outputs(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Ten
     By hooks: what the models themselves return as hidden states differs, the last one in some
     families being normalised.
     """
-    with watch_outputs(layers_of(model)) as outputs:
-        encoder_of(model)(**inputs)
-    return outputs
+    return outputs_of(model, layers_of(model), inputs)
+
+
+class _SeenAll(Exception):
+    """Ends a forward pass of which nothing more is wanted."""
+
+
+def outputs_of(
+    model: PreTrainedModel, modules: Sequence[nn.Module], inputs: dict[str, Tensor]
+) -> list[Tensor]:
+    """What each of these parts of the encoder puts out, [B, T, d], in their order.
+
+    The encoder runs no further than to the last of them.
+    """
+    seen: dict[int, Tensor] = {}
+
+    def note(index: int) -> Any:
+        def observe(module: nn.Module, inputs: Any, output: Any) -> None:
+            seen[index] = output[0] if isinstance(output, tuple) else output
+            if len(seen) == len(modules):
+                raise _SeenAll
+
+        return observe
+
+    hooks = [module.register_forward_hook(note(index)) for index, module in enumerate(modules)]
+    try:
+        with suppress(_SeenAll):
+            encoder_of(model)(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [seen[index] for index in range(len(modules))]
 
 
 @contextmanager
@@ -333,4 +363,3 @@ def is_smooth(config: PretrainedConfig) -> bool:
     """Whether the FFN's activation has next to no exact zeros: all but ReLU and its kin."""
     name = str(getattr(config, family_of(config).activation))
     return not name.startswith("relu")
-

@@ -78,8 +78,11 @@ def build(
     if odd := sorted({*missing, *unexpected} - tied):
         raise ModelError(f"the weights do not fit the sub-FM: {odd[0]} is on one side only")
     model.tie_weights()
-    # Buffers that no file holds, such as rotary frequencies.
-    return model.to(device).eval() if device is not None else model.eval()
+    if device is not None:
+        # Buffers that no file holds, such as rotary frequencies.
+        model.to(device)  # type: ignore[arg-type]  # mistyped in transformers 5
+    model.eval()
+    return model
 
 
 def tied_names(model: PreTrainedModel) -> set[str]:

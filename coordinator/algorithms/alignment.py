@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from common.choices import NeuronChoice
 from common.model.apoz import ZeroCounts, apoz
 from coordinator.algorithms.saliency import top_k
 
@@ -13,13 +15,23 @@ def due(round_number: int, every: int, rounds: int) -> bool:
     return every > 0 and round_number % every == 0 and round_number < rounds
 
 
-def drifted_neurons(counts: Mapping[int, ZeroCounts], proportion: float) -> dict[int, Tensor]:
+def chosen_neurons(
+    counts: Mapping[int, ZeroCounts], proportion: float, choice: NeuronChoice, seed: int
+) -> dict[int, Tensor]:
     """Per layer, the share `proportion` of neurons with the highest APoZ, ascending, int64 [N].
 
-    Source: FedPFT, section 3.3 (p = 0.5 best there).
+    Source: FedPFT, section 3.3 (p = 0.5 best there). The lowest and random ones are controls.
     """
     chosen = {}
     for layer, c in sorted(counts.items()):
         shares = apoz(c)
-        chosen[layer] = top_k(shares, max(1, round(proportion * len(shares))))
+        match choice:
+            case NeuronChoice.HIGHEST:
+                scores = shares
+            case NeuronChoice.LOWEST:
+                scores = -shares
+            case NeuronChoice.RANDOM:
+                draw = torch.Generator().manual_seed((seed + layer) % 2**63)
+                scores = torch.rand(len(shares), generator=draw)
+        chosen[layer] = top_k(scores, max(1, round(proportion * len(shares))))
     return chosen

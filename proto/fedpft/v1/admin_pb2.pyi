@@ -54,6 +54,8 @@ class GetStatusResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     ADAPTER_SHA256_FIELD_NUMBER: _builtins.int
     DIRECTORY_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id."""
     phase: _types_pb2.Phase.ValueType
@@ -72,6 +74,8 @@ class GetStatusResponse(_message.Message):
     """Digest of the newest adapter, hexadecimal."""
     directory: _builtins.str
     """Path of the run's directory on the coordinator's machine."""
+    task: _types_pb2.TaskKind.ValueType
+    """What the model learns to do."""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStatus]:
         """Every worker that ever joined."""
@@ -83,6 +87,10 @@ class GetStatusResponse(_message.Message):
     @_builtins.property
     def models(self) -> Global___ModelFacts:
         """Facts about the models."""
+
+    @_builtins.property
+    def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___GradientGap]:
+        """The gradient gap after each round, where it was measured."""
 
     def __init__(
         self,
@@ -99,14 +107,98 @@ class GetStatusResponse(_message.Message):
         models: Global___ModelFacts | None = ...,
         adapter_sha256: _builtins.str = ...,
         directory: _builtins.str = ...,
+        task: _types_pb2.TaskKind.ValueType = ...,
+        gaps: _abc.Iterable[Global___GradientGap] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "directory", b"directory", "evaluations", b"evaluations", "models", b"models", "phase", b"phase", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "step", b"step", "steps", b"steps", "waiting_for", b"waiting_for", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "directory", b"directory", "evaluations", b"evaluations", "gaps", b"gaps", "models", b"models", "phase", b"phase", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "step", b"step", "steps", b"steps", "task", b"task", "waiting_for", b"waiting_for", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class GradientGap(_message.Message):
+    """How far the sub-FM is from the FM after a round, on public data, with the round's adapter in both."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    COSINE_FIELD_NUMBER: _builtins.int
+    NORM_RATIO_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """After this round; 0 before the first."""
+    cosine: _builtins.float
+    """Cosine between the adapter's gradients through the sub-FM and through the FM."""
+    norm_ratio: _builtins.float
+    """Norm of the gradient through the sub-FM over that through the FM."""
+    drift: _builtins.float
+    """1 - cosine * min(norm_ratio, 1 / norm_ratio): 0 for equal gradients."""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerGap]:
+        """By layer of the sub-FM."""
+
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        cosine: _builtins.float = ...,
+        norm_ratio: _builtins.float = ...,
+        drift: _builtins.float = ...,
+        layers: _abc.Iterable[Global___LayerGap] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosine", b"cosine", "drift", b"drift", "layers", b"layers", "norm_ratio", b"norm_ratio", "round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GradientGap: _TypeAlias = GradientGap  # noqa: Y015
+
+@_typing.final
+class LayerGap(_message.Message):
+    """The same of one layer; differences are norms relative to the FM's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    COSINE_FIELD_NUMBER: _builtins.int
+    NORM_RATIO_FIELD_NUMBER: _builtins.int
+    GRADIENT_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    OUTPUT_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    WEIGHT_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    layer: _builtins.int
+    """Layer of the sub-FM, from 0."""
+    cosine: _builtins.float
+    """Cosine between the gradients of the layer's part of the adapter."""
+    norm_ratio: _builtins.float
+    """Norm through the sub-FM over norm through the FM."""
+    gradient_difference: _builtins.float
+    """Of these gradients."""
+    output_difference: _builtins.float
+    """Of the layer's outputs."""
+    weight_difference: _builtins.float
+    """Of the FFN's linearised weights."""
+    def __init__(
+        self,
+        *,
+        layer: _builtins.int = ...,
+        cosine: _builtins.float = ...,
+        norm_ratio: _builtins.float = ...,
+        gradient_difference: _builtins.float = ...,
+        output_difference: _builtins.float = ...,
+        weight_difference: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cosine", b"cosine", "gradient_difference", b"gradient_difference", "layer", b"layer", "norm_ratio", b"norm_ratio", "output_difference", b"output_difference", "weight_difference", b"weight_difference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerGap: _TypeAlias = LayerGap  # noqa: Y015
 
 @_typing.final
 class ModelFacts(_message.Message):
@@ -237,9 +329,9 @@ class Evaluation(_message.Message):
     model: _builtins.str
     """The model: "fm" (adapter plugged in) or "sub_fm"."""
     accuracy: _builtins.float
-    """Share of test examples classified correctly, 0 to 1."""
+    """Share of test examples, or of a language model's next tokens, that are right, 0 to 1."""
     loss: _builtins.float
-    """Mean cross entropy, in nats."""
+    """Mean cross entropy, in nats; a language model's perplexity is exp of it."""
     def __init__(
         self,
         *,

@@ -166,6 +166,8 @@ class TrainTask(_message.Message):
     APOZ_LAYERS_FIELD_NUMBER: _builtins.int
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    ZERO_RULE_FIELD_NUMBER: _builtins.int
+    ZERO_THRESHOLD_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """The round, from 1."""
     learning_rate_factor: _builtins.float
@@ -174,6 +176,10 @@ class TrainTask(_message.Message):
     """Seconds left until the round closes."""
     attempt: _builtins.int
     """Try at this round, from 1; a round that missed its minimum is tried again."""
+    zero_rule: _types_pb2.ZeroRule.ValueType
+    """When a neuron counts as at rest."""
+    zero_threshold: _builtins.float
+    """Largest absolute activation that counts as zero, under ZERO_RULE_NEAR_ZERO."""
     @_builtins.property
     def sub_model(self) -> _types_pb2.SubModel:
         """The sub-FM to train on."""
@@ -196,10 +202,12 @@ class TrainTask(_message.Message):
         apoz_layers: _abc.Iterable[_builtins.int] | None = ...,
         seconds_left: _builtins.float = ...,
         attempt: _builtins.int = ...,
+        zero_rule: _types_pb2.ZeroRule.ValueType = ...,
+        zero_threshold: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "sub_model", b"sub_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "apoz_layers", b"apoz_layers", "attempt", b"attempt", "learning_rate_factor", b"learning_rate_factor", "round", b"round", "seconds_left", b"seconds_left", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "apoz_layers", b"apoz_layers", "attempt", b"attempt", "learning_rate_factor", b"learning_rate_factor", "round", b"round", "seconds_left", b"seconds_left", "sub_model", b"sub_model", "zero_rule", b"zero_rule", "zero_threshold", b"zero_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -37,6 +37,8 @@ class _ArtifactKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Artifact
     """The fast tokenizer's tokenizer.json."""
     ARTIFACT_KIND_TOKENIZER_CONFIG: _ArtifactKind.ValueType  # 5
     """The tokenizer's settings, tokenizer_config.json."""
+    ARTIFACT_KIND_IMAGE_PROCESSOR: _ArtifactKind.ValueType  # 6
+    """The image processor's settings, preprocessor_config.json."""
 
 class ArtifactKind(_ArtifactKind, metaclass=_ArtifactKindEnumTypeWrapper):
     """What an artifact holds; tells the receiver how to check and use it."""
@@ -53,7 +55,37 @@ ARTIFACT_KIND_TOKENIZER: ArtifactKind.ValueType  # 4
 """The fast tokenizer's tokenizer.json."""
 ARTIFACT_KIND_TOKENIZER_CONFIG: ArtifactKind.ValueType  # 5
 """The tokenizer's settings, tokenizer_config.json."""
+ARTIFACT_KIND_IMAGE_PROCESSOR: ArtifactKind.ValueType  # 6
+"""The image processor's settings, preprocessor_config.json."""
 Global___ArtifactKind: _TypeAlias = ArtifactKind  # noqa: Y015
+
+class _TaskKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TaskKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TASK_KIND_UNSPECIFIED: _TaskKind.ValueType  # 0
+    """Never sent."""
+    TASK_KIND_TEXT_CLASSIFICATION: _TaskKind.ValueType  # 1
+    """Texts, or pairs of texts, into classes."""
+    TASK_KIND_IMAGE_CLASSIFICATION: _TaskKind.ValueType  # 2
+    """Images into classes."""
+    TASK_KIND_CAUSAL_LM: _TaskKind.ValueType  # 3
+    """The next token of texts."""
+
+class TaskKind(_TaskKind, metaclass=_TaskKindEnumTypeWrapper):
+    """What the model learns to do."""
+
+TASK_KIND_UNSPECIFIED: TaskKind.ValueType  # 0
+"""Never sent."""
+TASK_KIND_TEXT_CLASSIFICATION: TaskKind.ValueType  # 1
+"""Texts, or pairs of texts, into classes."""
+TASK_KIND_IMAGE_CLASSIFICATION: TaskKind.ValueType  # 2
+"""Images into classes."""
+TASK_KIND_CAUSAL_LM: TaskKind.ValueType  # 3
+"""The next token of texts."""
+Global___TaskKind: _TypeAlias = TaskKind  # noqa: Y015
 
 class _AdapterTargets:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -67,6 +99,8 @@ class _AdapterTargetsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Adapte
     """None: the head alone is tuned."""
     ADAPTER_TARGETS_ATTENTION: _AdapterTargets.ValueType  # 2
     """Attention's query, key, value and output projections."""
+    ADAPTER_TARGETS_ATTENTION_FFN: _AdapterTargets.ValueType  # 3
+    """These, and the maps into and out of the FFN's neurons."""
 
 class AdapterTargets(_AdapterTargets, metaclass=_AdapterTargetsEnumTypeWrapper):
     """Which modules of every layer carry LoRA."""
@@ -77,7 +111,33 @@ ADAPTER_TARGETS_NONE: AdapterTargets.ValueType  # 1
 """None: the head alone is tuned."""
 ADAPTER_TARGETS_ATTENTION: AdapterTargets.ValueType  # 2
 """Attention's query, key, value and output projections."""
+ADAPTER_TARGETS_ATTENTION_FFN: AdapterTargets.ValueType  # 3
+"""These, and the maps into and out of the FFN's neurons."""
 Global___AdapterTargets: _TypeAlias = AdapterTargets  # noqa: Y015
+
+class _ZeroRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ZeroRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ZeroRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ZERO_RULE_UNSPECIFIED: _ZeroRule.ValueType  # 0
+    """Never sent."""
+    ZERO_RULE_PRE_ACTIVATION: _ZeroRule.ValueType  # 1
+    """The argument of its activation function is <= 0."""
+    ZERO_RULE_NEAR_ZERO: _ZeroRule.ValueType  # 2
+    """Its activation is within a threshold of 0."""
+
+class ZeroRule(_ZeroRule, metaclass=_ZeroRuleEnumTypeWrapper):
+    """When a neuron counts as at rest at a token, for APoZ."""
+
+ZERO_RULE_UNSPECIFIED: ZeroRule.ValueType  # 0
+"""Never sent."""
+ZERO_RULE_PRE_ACTIVATION: ZeroRule.ValueType  # 1
+"""The argument of its activation function is <= 0."""
+ZERO_RULE_NEAR_ZERO: ZeroRule.ValueType  # 2
+"""Its activation is within a threshold of 0."""
+Global___ZeroRule: _TypeAlias = ZeroRule  # noqa: Y015
 
 class _Phase:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -235,21 +295,29 @@ class TaskSpec(_message.Message):
 
     LABELS_FIELD_NUMBER: _builtins.int
     MAX_LENGTH_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
     max_length: _builtins.int
     """Longer inputs are cut to this many tokens."""
+    kind: Global___TaskKind.ValueType
+    """What the model learns to do."""
+    pairs: _builtins.bool
+    """Whether every example is a pair of texts."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Label names; a label's position is its class index."""
+        """Label names; a label's position is its class index. None for language modelling."""
 
     def __init__(
         self,
         *,
         labels: _abc.Iterable[_builtins.str] | None = ...,
         max_length: _builtins.int = ...,
+        kind: Global___TaskKind.ValueType = ...,
+        pairs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "max_length", b"max_length"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "labels", b"labels", "max_length", b"max_length", "pairs", b"pairs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -265,6 +333,7 @@ class AdapterSpec(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     ALPHA_FIELD_NUMBER: _builtins.int
     DROPOUT_FIELD_NUMBER: _builtins.int
+    FREEZE_A_FIELD_NUMBER: _builtins.int
     targets: Global___AdapterTargets.ValueType
     """Modules that carry LoRA."""
     rank: _builtins.int
@@ -273,6 +342,8 @@ class AdapterSpec(_message.Message):
     """LoRA's scale is alpha / rank."""
     dropout: _builtins.float
     """Dropout probability on LoRA's input, 0 to 1."""
+    freeze_a: _builtins.bool
+    """LoRA's A stays as it is (FFA-LoRA); updates do not hold it then."""
     def __init__(
         self,
         *,
@@ -280,10 +351,11 @@ class AdapterSpec(_message.Message):
         rank: _builtins.int = ...,
         alpha: _builtins.float = ...,
         dropout: _builtins.float = ...,
+        freeze_a: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "dropout", b"dropout", "rank", b"rank", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "dropout", b"dropout", "freeze_a", b"freeze_a", "rank", b"rank", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -301,6 +373,7 @@ class TrainingSpec(_message.Message):
     HEAD_LEARNING_RATE_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     MAX_GRADIENT_NORM_FIELD_NUMBER: _builtins.int
+    PROXIMAL_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """Passes over the private data per round."""
     batch_size: _builtins.int
@@ -313,6 +386,8 @@ class TrainingSpec(_message.Message):
     """AdamW's decoupled weight decay."""
     max_gradient_norm: _builtins.float
     """Gradients are clipped to this L2 norm."""
+    proximal: _builtins.float
+    """Factor mu of FedProx's term (mu / 2) |w - w_round|^2; 0 for none."""
     def __init__(
         self,
         *,
@@ -322,10 +397,11 @@ class TrainingSpec(_message.Message):
         head_learning_rate: _builtins.float = ...,
         weight_decay: _builtins.float = ...,
         max_gradient_norm: _builtins.float = ...,
+        proximal: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "epochs", b"epochs", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "epochs", b"epochs", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "proximal", b"proximal", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,7 +478,7 @@ class SubModel(_message.Message):
 
     @_builtins.property
     def tokenizer(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArtifactRef]:
-        """The tokenizer's files."""
+        """The files of the tokenizer, or of the image processor."""
 
     def __init__(
         self,

@@ -1,0 +1,124 @@
+"""How far the sub-FM is from the FM where it matters: in the adapter's gradients.
+
+FedPFT's theorem 1 bounds the difference between the two gradients by the differences between the
+layers' outputs and weights; theorem 2 makes convergence depend on it. Here all of them are measured,
+on public data, with the same adapter in both models.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.batches import Batch
+from common.model.adapter import PEFT_PREFIX, Adapted, layer_pattern
+from common.model.families import ffns_of, layers_of, watch_outputs
+from common.model.submodel import SubModelPlan
+from common.model.tasks import loss
+from common.records import GradientGap, LayerGap, TaskKind
+from coordinator.algorithms.distillation_loss import linear_map
+from coordinator.algorithms.plugging import seen_from_below
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass
+class _Seen:
+    """Of one model over all batches: gradients by the adapter's names, layer outputs by batch."""
+
+    gradients: dict[str, Tensor]
+    outputs: list[list[Tensor]]
+
+
+def measure(
+    fm: Adapted,
+    sub_fm: Adapted,
+    plan: SubModelPlan,
+    batches: Sequence[Batch],
+    round_number: int,
+    seed: int,
+) -> GradientGap:
+    """Compare both models, neither of which is changed.
+
+    Public data has no labels: classes are drawn from the FM's own predictions with `seed`, the same for
+    both models (the gradients then are those of the Fisher information); a language model's are its
+    tokens. Both models run without dropout.
+    """
+    labelled = [_labelled(fm, batch, seed + i) for i, batch in enumerate(batches)]
+    above, below = _observe(fm, labelled), _observe(sub_fm, labelled)
+    fm_gradients = seen_from_below(below.gradients, above.gradients, plan, fm.base.config)
+    fm_ffns, sub_ffns = ffns_of(fm.base), ffns_of(sub_fm.base)
+    pattern = layer_pattern(fm.base.config)
+    layers = []
+    for i, layer in enumerate(plan.layers):
+        names = [n for n in below.gradients if (m := pattern.fullmatch(n)) and int(m[2]) == i]
+        cosine, ratio, difference = _compare(fm_gradients, below.gradients, names)
+        outputs = [
+            _relative(states[layer.source], below.outputs[b][i], labelled[b].mask)
+            for b, states in enumerate(above.outputs)
+        ]
+        with torch.no_grad():
+            target, own = linear_map(fm_ffns[layer.source]), linear_map(sub_ffns[i])
+        weights = float((own - target).norm() / target.norm())
+        layers.append(LayerGap(i, cosine, ratio, difference, sum(outputs) / len(outputs), weights))
+    cosine, ratio, _ = _compare(fm_gradients, below.gradients, list(below.gradients))
+    return GradientGap(round_number, cosine, ratio, drift(cosine, ratio), tuple(layers))
+
+
+def drift(cosine: float, norm_ratio: float) -> float:
+    """1 - cosine * min(ratio, 1 / ratio): 0 for equal gradients, 1 for unrelated, 2 for opposite ones."""
+    if norm_ratio <= 0:
+        return 1.0
+    return 1.0 - cosine * min(norm_ratio, 1.0 / norm_ratio)
+
+
+@torch.no_grad()
+def _labelled(fm: Adapted, batch: Batch, seed: int) -> Batch:
+    if fm.kind is TaskKind.CAUSAL_LM:
+        return batch
+    shares = fm.model(**batch.inputs).logits.float().softmax(-1).cpu()
+    drawn = torch.multinomial(shares, 1, generator=torch.Generator().manual_seed(seed % 2**63))
+    return Batch(batch.inputs, drawn[:, 0].to(next(fm.model.parameters()).device))
+
+
+def _observe(adapted: Adapted, batches: Sequence[Batch]) -> _Seen:
+    """Mean gradient over the batches and the layers' outputs; leaves no gradient behind."""
+    model, outputs = adapted.model, []
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    sums = {name: torch.zeros_like(p) for name, p in trainable.items()}
+    for batch in batches:
+        assert batch.labels is not None
+        with watch_outputs(layers_of(adapted.base)) as states:
+            value = loss(model(**batch.inputs).logits, batch.labels, adapted.kind)
+        gradients = torch.autograd.grad(value, list(trainable.values()))
+        for name, gradient in zip(trainable, gradients, strict=True):
+            sums[name] += gradient / len(batches)
+        outputs.append([state.detach() for state in states])
+    return _Seen({_saved_name(name): value for name, value in sums.items()}, outputs)
+
+
+def _saved_name(name: str) -> str:
+    """A parameter's name as PEFT saves it."""
+    if not name.startswith(PEFT_PREFIX):
+        return PEFT_PREFIX + name
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
+
+
+def _compare(fm: Tensors, sub_fm: Tensors, names: Sequence[str]) -> tuple[float, float, float]:
+    """Cosine, norm ratio (sub-FM / FM) and relative difference, over the named tensors together."""
+    if not names:
+        return 1.0, 1.0, 0.0
+    dot = sum(float((fm[n].double() * sub_fm[n].double()).sum()) for n in names)
+    a = sum(float(fm[n].double().square().sum()) for n in names) ** 0.5
+    b = sum(float(sub_fm[n].double().square().sum()) for n in names) ** 0.5
+    if a == 0 or b == 0:
+        return (1.0, 1.0, 0.0) if a == b else (0.0, b / a if a else 0.0, 1.0)
+    gap = sum(float((sub_fm[n].double() - fm[n].double()).square().sum()) for n in names) ** 0.5
+    return dot / (a * b), b / a, gap / a
+
+
+def _relative(teacher: Tensor, student: Tensor, mask: Tensor | None) -> float:
+    tokens = ... if mask is None else mask.bool()
+    target = teacher[tokens]
+    return float((student[tokens] - target).norm() / target.norm())
