@@ -1,59 +1,43 @@
-"""Distillation of the FM into the sub-FM by gradient: the one loss of both alignments.
+"""Distillation of the FM into the sub-FM by gradient: the one training of both alignments.
 
 Layer level (before the rounds) trains the compressed layers' FFNs and output normalisation whole;
 neuron level (during the rounds) trains chosen neurons only. Source: FedPFT, section 3.3.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from itertools import islice
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from common.batches import Batch
-from common.model.families import Ffn, encoder_of, ffns_of
+from common.model.families import Ffn, ffns_of, layers_of, outputs_of
+from coordinator.algorithms import distillation_state
+from coordinator.algorithms.distillation_loss import DistillationLoss, layer_error
 
 # Called after every step with steps done, steps in all and the loss; may raise to stop.
 OnStep = Callable[[int, int, float], None]
+# Called with all that `distil` needs to go on from there: copies, on the CPU.
+OnCheckpoint = Callable[[dict[str, Tensor]], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Optimiser steps, AdamW's peak rate, warm-up as a share of steps, factor of the weight term."""
+    """Optimiser steps, AdamW's peak rate, warm-up as a share of steps, factors of the loss's terms."""
 
     steps: int
     learning_rate: float
     warmup: float
     weight_term: float
-
-
-def layer_error(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared difference of two layers' outputs [B, T, d] over tokens, relative to the teacher's.
-
-    MSE(h_t / s, h_s / s) with s the root mean square of h_t. `mask` [B, T], 1 = token.
-    """
-    tokens = mask.bool()
-    target = teacher[tokens]
-    return (student[tokens] - target).square().mean() / target.square().mean()
-
-
-def linear_map(ffn: Ffn) -> Tensor:
-    """The FFN without its activation, W2 W1 [d, d]: defined whatever the number of neurons."""
-    return ffn.down.weight @ ffn.up.weight
-
-
-def weight_error(teacher_map: Tensor, student: Ffn) -> Tensor:
-    """Squared difference of the linearised FFNs, relative to the teacher's."""
-    return (linear_map(student) - teacher_map).square().sum() / teacher_map.square().sum()
-
-
-def hidden_states(model: PreTrainedModel, batch: Batch) -> Sequence[Tensor]:
-    """The output [B, T, d] of every layer, first to last."""
-    output = encoder_of(model)(**batch.inputs, output_hidden_states=True)
-    states: Sequence[Tensor] = output.hidden_states[1:]
-    return states
+    # Not the paper's, for experiments; see DistillationLoss.
+    attention_term: float = 0.0
+    logit_term: float = 0.0
 
 
 @torch.no_grad()
@@ -64,10 +48,12 @@ def hidden_error(
     batches: Iterator[Batch],
 ) -> float:
     """Mean `layer_error` over the given layers and batches."""
+    of_teacher, of_student = ([layers_of(model)[i] for i in layers] for model in (teacher, student))
     errors = []
     for batch in batches:
-        t, s = hidden_states(teacher, batch), hidden_states(student, batch)
-        errors += [layer_error(t[i], s[i], batch.mask).item() for i in layers]
+        wanted = outputs_of(teacher, of_teacher, batch.inputs)
+        got = outputs_of(student, of_student, batch.inputs)
+        errors += [layer_error(t, s, batch.mask).item() for t, s in zip(wanted, got, strict=True)]
     return sum(errors) / len(errors)
 
 
@@ -80,65 +66,148 @@ def distil(
     *,
     neurons: Mapping[int, Tensor] | None = None,
     on_step: OnStep = lambda step, steps, loss: None,
+    accelerator: Accelerator | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
+    checkpoint_every: int = 100,
+    resume: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Train the student's FFNs in `layers` (same indices in both models), in place.
 
     With `neurons` (layer → int64 [N]) only these neurons' rows, biases and columns change, and
-    nothing else by a single bit. Loss: mean over layers of `layer_error` + weight_term ·
-    `weight_error`, with a gradient through both terms (FedPFT, equation 4). Both models run without
-    dropout. Every parameter's `requires_grad` is left as it was found.
+    nothing else by a single bit. The loss is `DistillationLoss`, with a gradient through every term
+    (FedPFT, equation 4). Both models run without dropout. Every parameter's `requires_grad` is left
+    as it was found.
+
+    With an `accelerator` both models and every batch move to its device. Of several processes each
+    gives its own `batches`; gradients and the reported loss are the processes' means, and all end
+    with the same weights. `on_step` is called in every process, and must raise in all or in none.
+    What the accelerator had prepared before is released.
+
+    `on_checkpoint` is called in the main process every `checkpoint_every` steps, before that step's
+    `on_step`. `resume` goes on from what it was given, `batches` beginning again with the first one:
+    to the same bits if there are as many processes (but not in fp16, whose loss scale is not kept).
+    Raises StoreError, with both models' values unchanged, when the checkpoint is of another distillation.
     """
-    teacher_ffns, student_ffns = ffns_of(teacher), ffns_of(student)
-    with torch.no_grad():
-        targets = {i: linear_map(teacher_ffns[i]) for i in layers}
-    parameters = [p for i in layers for p in _trained(student_ffns[i], neurons is not None)]
-    # Weight decay would move frozen neurons, and pulls kept ones from where distillation puts them.
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(
-        optimizer, round(settings.warmup * settings.steps), settings.steps
+    for model in (teacher, student):
+        model.eval()
+        if accelerator is not None:
+            model.to(accelerator.device)
+    ffns = ffns_of(student)
+    trained = _trained(student, [ffns[i] for i in layers], neurons is not None)
+    adamw = _adamw(trained, settings)
+    loss = DistillationLoss(
+        teacher,
+        student,
+        layers,
+        weight_term=settings.weight_term,
+        attention_term=settings.attention_term,
+        logit_term=settings.logit_term,
     )
-    teacher.eval()
-    student.eval()
-    with _only_trainable(student, parameters):
-        for step in range(1, settings.steps + 1):
-            batch = next(batches)
-            with torch.no_grad():
-                teacher_states = hidden_states(teacher, batch)
-            student_states = hidden_states(student, batch)
-            loss = torch.stack(
-                [
-                    layer_error(teacher_states[i], student_states[i], batch.mask)
-                    + settings.weight_term * weight_error(targets[i], student_ffns[i])
-                    for i in layers
-                ]
-            ).mean()
-            optimizer.zero_grad()
-            loss.backward()
+    fixed = _fixed(layers, settings, neurons)
+    with _only_trainable(student, trained.values()), _processes(accelerator, loss, adamw) as run:
+        done = 0
+        if resume is not None:
+            done = distillation_state.restore(resume, settings.steps, trained, adamw, fixed)
+        batches = islice(batches, done, None)
+        schedule = _schedule(adamw, settings, done)
+        for step in range(done + 1, settings.steps + 1):
+            value = run.backward(next(batches))
             if neurons is not None:
                 for i in layers:
-                    _keep_gradient_of(student_ffns[i], neurons[i])
-            optimizer.step()
+                    _keep_gradient_of(ffns[i], neurons[i])
+            run.optimizer.step()
             schedule.step()
-            on_step(step, settings.steps, loss.item())
+            if on_checkpoint is not None and step % checkpoint_every == 0 and run.is_main:
+                on_checkpoint(distillation_state.to_tensors(step, trained, adamw, fixed))
+            on_step(step, settings.steps, value)
 
 
-def _trained(ffn: Ffn, neurons_only: bool) -> list[nn.Parameter]:
-    return ffn.neuron_parameters() if neurons_only else ffn.parameters()
+@dataclass(frozen=True)
+class _Run:
+    """What a step differs in alone and among several processes."""
+
+    loss_of: nn.Module
+    optimizer: Any
+    accelerator: Accelerator | None
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator is None or self.accelerator.is_main_process
+
+    def backward(self, batch: Batch) -> float:
+        """Leaves the gradients of the processes' mean loss, and returns that loss."""
+        self.optimizer.zero_grad()
+        if self.accelerator is None:
+            loss = self.loss_of(batch.inputs)
+            loss.backward()
+        else:
+            loss = self.loss_of(batch.to(self.accelerator.device).inputs)
+            self.accelerator.backward(loss)
+            loss = self.accelerator.reduce(loss.detach(), "mean")
+        return loss.item()
+
+
+@contextmanager
+def _processes(
+    accelerator: Accelerator | None, loss: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[_Run]:
+    if accelerator is None:
+        yield _Run(loss, optimizer, None)
+        return
+    try:
+        prepared, wrapped = accelerator.prepare(loss, optimizer)
+        yield _Run(prepared, wrapped, accelerator)
+    finally:
+        # Else DDP lives on in the accelerator, and its hooks in the student's parameters.
+        accelerator.free_memory()
+
+
+def _trained(student: nn.Module, ffns: Sequence[Ffn], neurons_only: bool) -> dict[str, nn.Parameter]:
+    """By name in the student."""
+    parts = [ffn.neuron_parameters() if neurons_only else ffn.parameters() for ffn in ffns]
+    chosen = {parameter for part in parts for parameter in part}
+    return {name: parameter for name, parameter in student.named_parameters() if parameter in chosen}
+
+
+def _adamw(trained: Mapping[str, nn.Parameter], settings: Settings) -> torch.optim.AdamW:
+    # A schedule that does not begin at step 0 wants to be told the initial rate.
+    group = {"params": list(trained.values()), "initial_lr": settings.learning_rate}
+    # Weight decay would move frozen neurons, and pulls kept ones from where distillation puts them.
+    return torch.optim.AdamW([group], lr=settings.learning_rate, weight_decay=0.0)
+
+
+def _schedule(adamw: torch.optim.AdamW, settings: Settings, done: int) -> LambdaLR:
+    """Not for accelerate to prepare: it takes as many of its steps at once as there are processes."""
+    warmup = round(settings.warmup * settings.steps)
+    schedule: LambdaLR = get_cosine_schedule_with_warmup(adamw, warmup, settings.steps, last_epoch=done - 1)
+    return schedule
+
+
+def _fixed(
+    layers: Sequence[int], settings: Settings, neurons: Mapping[int, Tensor] | None
+) -> dict[str, Tensor]:
+    """What a checkpoint and the distillation that goes on from it must have in common."""
+    return {
+        "settings": torch.tensor(astuple(settings), dtype=torch.float64),
+        "layers": torch.tensor(list(layers)),
+        **{f"neurons.{i}": neurons[i].cpu() for i in layers if neurons is not None},
+    }
 
 
 def _keep_gradient_of(ffn: Ffn, neurons: Tensor) -> None:
     """Zero every other neuron's gradient: AdamW without decay then leaves it exactly where it is."""
-    others = torch.ones(ffn.width, dtype=torch.bool, device=ffn.up.weight.device)
+    others = torch.ones(ffn.width, dtype=torch.bool, device=ffn.out.weight.device)
     others[neurons] = False
-    assert ffn.up.weight.grad is not None and ffn.up.bias.grad is not None
-    assert ffn.down.weight.grad is not None
-    ffn.up.weight.grad[others] = 0
-    ffn.up.bias.grad[others] = 0
-    ffn.down.weight.grad[:, others] = 0
+    for projection in ffn.ins:
+        projection.gradient[others] = 0
+        if projection.bias is not None:
+            assert projection.bias.grad is not None
+            projection.bias.grad[others] = 0
+    ffn.out.gradient[:, others] = 0
 
 
 @contextmanager
-def _only_trainable(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def _only_trainable(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """While open, only these parameters of the model are trainable."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)

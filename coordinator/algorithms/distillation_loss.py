@@ -1,0 +1,96 @@
+"""How far a student is from its teacher: the terms of distillation's loss, and their sum as a module."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from common.batches import Batch
+from common.model.families import Ffn, family_of, ffns_of, layers_of, outputs_of
+
+
+def layer_error(teacher: Tensor, student: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean squared difference of two modules' outputs [B, T, d] over tokens, relative to the teacher's.
+
+    MSE(h_t / s, h_s / s) with s the root mean square of h_t. `mask` [B, T], 1 = token, None = all.
+    """
+    tokens = ... if mask is None else mask.bool()
+    target = teacher[tokens]
+    return (student[tokens] - target).square().mean() / target.square().mean()
+
+
+def linear_map(ffn: Ffn) -> Tensor:
+    """The FFN without its activation, W2 W1 [1, d, d]: defined whatever the number of neurons.
+
+    Of a gated FFN both, W2 W_gate and W2 W_up: [2, d, d].
+    """
+    return torch.stack([ffn.out.weight @ m.weight for m in ffn.ins])
+
+
+def weight_error(teacher_map: Tensor, student: Ffn) -> Tensor:
+    """Squared difference of the linearised FFNs, relative to the teacher's."""
+    return (linear_map(student) - teacher_map).square().sum() / teacher_map.square().sum()
+
+
+class DistillationLoss(nn.Module):
+    """Model inputs → loss. A module around the student, because DDP works on a module's forward.
+
+    Mean over `layers` of `layer_error` + weight_term · `weight_error` (FedPFT, equation 4), and two
+    terms of our own. attention_term: mean error of the attention outputs of the layers after those in
+    `layers`, whose own attention has not met their FFN yet. logit_term: error of the last layer's
+    output, all that a head sees; no logits, since the head is untrained. A term whose factor is 0
+    costs nothing.
+    """
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        student: PreTrainedModel,
+        layers: Sequence[int],
+        *,
+        weight_term: float,
+        attention_term: float,
+        logit_term: float,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        # In a tuple, so as not to be a submodule: DDP would send the FM to every process.
+        self._teacher = (teacher,)
+        self._factors = weight_term, attention_term, logit_term
+        self._ffns = [ffns_of(student)[i] for i in layers]
+        with torch.no_grad():
+            self._maps = [linear_map(ffns_of(teacher)[i]) for i in layers]
+
+        behind = [i + 1 for i in layers if attention_term and i + 1 < len(layers_of(teacher))]
+        last = [-1] if logit_term else []
+        self._sizes = [len(layers), len(behind), len(last)]
+        self._watched = [
+            [*_layers(model, layers), *_attention_outputs(model, behind), *_layers(model, last)]
+            for model in (teacher, student)
+        ]
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """`inputs` by the models' own names; the loss, a scalar."""
+        weight_term, attention_term, logit_term = self._factors
+        mask = Batch(inputs).mask
+        with torch.no_grad():
+            wanted = outputs_of(self._teacher[0], self._watched[0], inputs)
+        got = outputs_of(self.student, self._watched[1], inputs)
+        errors = torch.stack([layer_error(t, s, mask) for t, s in zip(wanted, got, strict=True)])
+        of_layers, of_attention, of_last = errors.split(self._sizes)
+        of_weights = torch.stack([weight_error(m, f) for m, f in zip(self._maps, self._ffns, strict=True)])
+        loss: Tensor = (of_layers + weight_term * of_weights).mean()
+        for factor, extra in ((attention_term, of_attention), (logit_term, of_last)):
+            if len(extra):
+                loss = loss + factor * extra.mean()
+        return loss
+
+
+def _layers(model: PreTrainedModel, indices: Sequence[int]) -> list[nn.Module]:
+    return [layers_of(model)[i] for i in indices]
+
+
+def _attention_outputs(model: PreTrainedModel, indices: Sequence[int]) -> list[nn.Module]:
+    output = family_of(model.config).attention[-1]
+    return [layer.get_submodule(output) for layer in _layers(model, indices)]

@@ -1,0 +1,84 @@
+"""A distillation on its way ↔ named tensors, for a safetensors file: no pickle, nothing to execute."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import BadUpdate, StoreError
+from common.tensors import TensorSpec, check, schema_of
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_PARAMETER, _ADAMW_STEP, _STEP = "parameter", "adamw_step", "step"
+
+
+def to_tensors(
+    step: int, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW, fixed: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Copies, on the CPU, of all that goes on changing, and of `fixed`, which tells distillations apart.
+
+    `step` int64 [], the steps done; per trained parameter `parameter.NAME`, `exp_avg.NAME` and
+    `exp_avg_sq.NAME` in its own shape and dtype, and `adamw_step.NAME`, float32 [].
+    """
+    tensors = {_STEP: torch.tensor(step), **fixed}
+    for name, parameter in trained.items():
+        state = optimizer.state[parameter]
+        tensors[f"{_PARAMETER}.{name}"] = parameter
+        tensors[f"{_ADAMW_STEP}.{name}"] = state["step"]
+        tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def restore(
+    tensors: Mapping[str, Tensor],
+    steps: int,
+    trained: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.AdamW,
+    fixed: Mapping[str, Tensor],
+) -> int:
+    """Inverse of `to_tensors`: fills parameters and optimiser, returns the steps done.
+
+    Raises StoreError, with nothing changed, when the tensors are not of this distillation.
+    """
+    _require_fit(tensors, steps, trained, fixed)
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(tensors[f"{_PARAMETER}.{name}"])
+    # Through load_state_dict, which knows what of the state belongs on the parameters' device. Copies:
+    # AdamW goes on to change them in place.
+    order = {parameter: name for name, parameter in trained.items()}
+    present = optimizer.state_dict()
+    present["state"] = {
+        index: {
+            "step": tensors[f"{_ADAMW_STEP}.{order[parameter]}"].clone(),
+            **{moment: tensors[f"{moment}.{order[parameter]}"].clone() for moment in _MOMENTS},
+        }
+        for index, parameter in enumerate(optimizer.param_groups[0]["params"])
+    }
+    optimizer.load_state_dict(present)
+    return int(tensors[_STEP])
+
+
+def _require_fit(
+    tensors: Mapping[str, Tensor],
+    steps: int,
+    trained: Mapping[str, nn.Parameter],
+    fixed: Mapping[str, Tensor],
+) -> None:
+    schema = {_STEP: TensorSpec((), torch.int64), **schema_of(fixed)}
+    for name, parameter in trained.items():
+        for part in (_PARAMETER, *_MOMENTS):
+            schema[f"{part}.{name}"] = TensorSpec(tuple(parameter.shape), parameter.dtype)
+        schema[f"{_ADAMW_STEP}.{name}"] = TensorSpec((), torch.float32)
+    try:
+        check(tensors, schema)
+    except BadUpdate as error:
+        raise StoreError(f"the checkpoint does not fit this distillation: {error}") from None
+    for name, value in fixed.items():
+        if not torch.equal(tensors[name], value):
+            raise StoreError(
+                f"the checkpoint does not fit this distillation: {name} were {tensors[name].tolist()}, "
+                f"are {value.tolist()}"
+            )
+    if not 0 < (done := int(tensors[_STEP])) <= steps:
+        raise StoreError(f"the checkpoint does not fit this distillation: step {done} of {steps}")
