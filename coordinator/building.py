@@ -1,9 +1,10 @@
-"""The sub-FM before the rounds: planned, cut from the FM, aligned to it. Blocking; for a run and ahead of one."""
+"""The sub-FM before the rounds: planned, cut from the FM, aligned to it. Blocking."""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from common import seeds
 from common.batches import Batch, Dataset
 from common.choices import AlignmentMethod, Construction
-from common.config import AlignmentSection, SubModelSection
+from common.config import AlignmentSection, Distillation, SubModelSection
 from common.errors import ConfigError, ModelError
 from common.files import write_atomically
 from common.model.families import layer_prefix
@@ -90,11 +91,11 @@ class SubModelBuilder:
                 sub_fm,
                 plan.compressed,
                 self.batches(a.batch_size, "alignment", *self._share()),
-                distillation.Settings(a.steps, a.learning_rate, a.warmup, a.weight_term),
+                distillation_settings(a, a.steps),
                 on_step=lambda step, steps, loss: on_progress(step, steps),
                 accelerator=self.accelerator,
-                checkpoint_every=a.checkpoint_every if checkpoint and not self._share() else None,
-                on_checkpoint=lambda state: self._keep(checkpoint, state),
+                on_checkpoint=None if checkpoint is None else partial(_keep, checkpoint),
+                checkpoint_every=a.checkpoint_every,
                 resume=resume,
             )
         return before, self.hidden_error(plan, sub_fm)
@@ -104,10 +105,6 @@ class SubModelBuilder:
         if self.accelerator is None or self.accelerator.num_processes == 1:
             return ()
         return (self.accelerator.process_index,)
-
-    def _keep(self, checkpoint: Path | None, state: Mapping[str, Tensor]) -> None:
-        if checkpoint is not None:
-            write_atomically(checkpoint, to_bytes(state))
 
     def hidden_error(self, plan: SubModelPlan, sub_fm: PreTrainedModel) -> float:
         """Relative squared error of the compressed layers' outputs on public data."""
@@ -162,6 +159,15 @@ class SubModelBuilder:
         }
         # Last: without it the folder counts as empty.
         write_atomically(folder / ABOUT_FILE, json.dumps(about, indent=2).encode())
+
+
+def _keep(checkpoint: Path, state: Mapping[str, Tensor]) -> None:
+    write_atomically(checkpoint, to_bytes(state))
+
+
+def distillation_settings(section: Distillation, steps: int) -> distillation.Settings:
+    """As the algorithm wants them."""
+    return distillation.Settings(steps, section.learning_rate, section.warmup, section.weight_term)
 
 
 def fingerprint(fm: PreTrainedModel) -> str:

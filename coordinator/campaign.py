@@ -236,9 +236,7 @@ class Campaign:
         c = self._config
         if not c.realigns or number >= c.rounds.count:
             return False
-        return c.realignment.drift is not None or alignment.due(
-            number, c.realignment.every, c.rounds.count
-        )
+        return c.realignment.drift is not None or alignment.due(number, c.realignment.every, c.rounds.count)
 
     def _realigns_after(self, number: int) -> bool:
         """Whether an alignment follows this round: because it is due, or because drift asks for it."""

@@ -14,7 +14,6 @@ from common.model.tasks import auto_class, plain, require_task
 from common.processors import Processor, load_processor
 from common.records import TaskKind
 
-
 # The new head is reported missing, and weights "load" with a progress bar: noise in a service's log.
 logging.set_verbosity_error()
 logging.disable_progress_bar()

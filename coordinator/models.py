@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from common import seeds
-from common.batches import Dataset, encode
+from common.batches import Dataset
 from common.choices import Construction, LoraAveraging
-from common.config import DataSource, Distillation, RunConfig, TestData
+from common.config import DataSource, RunConfig, TestData
+from common.encoding import encode
 from common.errors import StoreError
 from common.examples import Columns, Examples, read_examples
 from common.model.adapter import Adapted
@@ -27,14 +28,13 @@ from common.records import (
     GradientGap,
     ModelFacts,
     SubModelRef,
-    TaskKind,
     ZeroRule,
 )
 from common.tensors import Prefixed, TensorFile
 from coordinator.algorithms import aggregation, alignment, compression, distillation, gradient_gap
 from coordinator.algorithms.aggregation import Update
 from coordinator.algorithms.plugging import plug
-from coordinator.building import CHECKPOINT_FILE, OnProgress, SubModelBuilder
+from coordinator.building import CHECKPOINT_FILE, OnProgress, SubModelBuilder, distillation_settings
 from coordinator.evaluation import score
 from coordinator.foundation import load_foundation, wire_config
 from coordinator.inbox import APOZ, DELTA
@@ -123,12 +123,13 @@ class Models:
         """Write the sub-FM's artifacts."""
         weights = own_weights(sub_fm)
         base = self._store.add_tensors(ArtifactKind.SUB_MODEL, weights)
+        files = processor_files(self._processor)
         reference = SubModelRef(
             wire_config(sub_fm.config),
             compression.ffn_widths(self._fm, plan),
             base,
             (),
-            tuple(self._store.add(kind, content) for kind, content in processor_files(self._processor).items()),
+            tuple(self._store.add(kind, content) for kind, content in files.items()),
         )
         probe = Adapted(self._module(reference, plan, weights), self._kind, self.adapter_spec)
         facts = ModelFacts(
@@ -234,7 +235,7 @@ class Models:
             student,
             self._plan.compressed,
             self._builder.batches(settings.batch_size, "realignment", round_number),
-            _settings(settings, settings.steps),
+            distillation_settings(settings, settings.steps),
             neurons=neurons,
             on_step=lambda step, steps, loss: on_progress(step, steps),
         )
@@ -245,9 +246,7 @@ class Models:
     def evaluate(self, round_number: int, on_progress: OnProgress) -> list[Evaluation]:
         """Score the FM with the adapter plugged in, and the sub-FM."""
         assert self._test is not None
-        fm = Evaluation(
-            round_number, "fm", *score(self._tuned_fm.model, self._test, self._kind, on_progress)
-        )
+        fm = Evaluation(round_number, "fm", *score(self._tuned_fm.model, self._test, self._kind, on_progress))
         if self._whole:
             return [fm, replace(fm, model="sub_fm")]
         sub_fm = score(self._tuned_sub_fm.model, self._test, self._kind, on_progress)
@@ -271,15 +270,15 @@ class Models:
 
 def read_source(source: DataSource, config: RunConfig) -> Examples:
     """The owner's test data with labels, or public data without. Raises DataError."""
+    kind, is_test = config.task.kind, isinstance(source, TestData)
     if source.preset is not None:
-        examples = load_preset(source.preset, config.data.root)
-        return examples if isinstance(source, TestData) else replace(examples, label_names=None, pairs=None)
+        found = load_preset(source.preset, config.data.root, test=is_test, labelled=is_test)
+        return found.require(kind) if is_test else replace(found, pairs=None).require(kind)
     assert source.path is not None
     columns = Columns(text=source.text_column, image=source.image_column, label=None)
     if isinstance(source, TestData):
-        label = None if config.task.kind is TaskKind.CAUSAL_LM else source.label_column
-        columns = replace(columns, pair=source.pair_column, label=label)
-    return read_examples(source.path, columns, config.task.kind)
+        columns = replace(columns, pair=source.pair_column, label=source.label_column)
+    return read_examples(source.path, columns, kind)
 
 
 def adapter_spec(config: RunConfig) -> AdapterSpec:
@@ -287,10 +286,6 @@ def adapter_spec(config: RunConfig) -> AdapterSpec:
     a = config.adapter
     freeze_a = config.aggregation.lora is LoraAveraging.FREEZE_A
     return AdapterSpec(a.targets, a.rank, a.alpha, a.dropout, freeze_a)
-
-
-def _settings(section: Distillation, steps: int) -> distillation.Settings:
-    return distillation.Settings(steps, section.learning_rate, section.warmup, section.weight_term)
 
 
 def _parameters(modules: Sequence[torch.nn.Module]) -> int:

@@ -22,7 +22,9 @@ def worker(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(metavar="NAME[:SPLIT]", help="Instead of --data, a data set that `fedpft datasets` lists."),
+        typer.Option(
+            metavar="NAME[:SPLIT]", help="Instead of --data, a data set that `fedpft datasets` lists."
+        ),
     ] = None,
     data_root: Annotated[
         Path | None, typer.Option(help="Folder with local copies of presets. [default: ask the hub]")

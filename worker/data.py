@@ -1,9 +1,10 @@
 """The worker's private data. It never leaves this process."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.batches import Dataset, encode
+from common.batches import Dataset
+from common.encoding import encode
 from common.errors import DataError
 from common.examples import Columns, Examples, read_examples
 from common.presets import load_preset
@@ -16,7 +17,7 @@ class Source:
     """Where private data lies: a file or image folder and its columns, or a preset's name."""
 
     path: Path | None = None
-    columns: Columns = Columns()
+    columns: Columns = field(default_factory=Columns)
     preset: str | None = None
     root: Path | None = None
     """Folder with local copies of presets."""
@@ -47,7 +48,9 @@ class PrivateData:
             found = "images" if has_images else "texts"
             raise DataError(f"{source} holds {found}, but the run is for {task.kind}")
         if task.pairs and self.examples.pairs is None:
-            raise DataError(f"the run is for pairs of texts; name the second column of {source}: --pair-column")
+            raise DataError(
+                f"the run is for pairs of texts; name the second column of {source}: --pair-column"
+            )
         if not task.pairs and self.examples.pairs is not None:
             raise DataError(f"the run is for single texts; leave out --pair-column for {source}")
         if task.kind is not TaskKind.CAUSAL_LM:

@@ -40,8 +40,9 @@ def fine_tune(
     """Train from the adapter `start` for `spec.epochs` passes, with learning rates times `factor`.
 
     `counter` counts neurons at rest for APoZ (FedPFT, section 3.3), over the unpadded tokens of all
-    passes. With `spec.proximal` > 0 the loss has FedProx's term (Li et al. 2020). Afterwards `adapted` holds exactly `start` plus the delta:
-    what the coordinator computes from this update alone. Source: FedPFT, Algorithm 1, client update.
+    passes. With `spec.proximal` > 0 the loss has FedProx's term (Li et al. 2020). Afterwards `adapted`
+    holds exactly `start` plus the delta: what the coordinator computes from this update alone. Source:
+    FedPFT, Algorithm 1, client update.
     """
     adapted.load(start)
     model = adapted.model

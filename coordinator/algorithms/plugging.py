@@ -69,7 +69,9 @@ def plug(
     return plugged
 
 
-def seen_from_below(names: Tensors, fm: Tensors, plan: SubModelPlan, config: PretrainedConfig) -> dict[str, Tensor]:
+def seen_from_below(
+    names: Tensors, fm: Tensors, plan: SubModelPlan, config: PretrainedConfig
+) -> dict[str, Tensor]:
     """For every name of the sub-FM's adapter the FM's tensor of the same parameters: `plug`, inverted."""
     seen = {}
     for name in names:

@@ -33,7 +33,7 @@ def test_an_unknown_family_names_the_supported_ones() -> None:
 
 def test_a_variant_that_keeps_its_ffn_elsewhere_is_unsupported() -> None:
     config = Dinov2Config(**{**small_config("dinov2").to_dict(), "use_swiglu_ffn": True})
-    with pytest.raises(UnsupportedFamily, match="this dinov2 keeps its FFN elsewhere .*: no mlp.fc1"):
+    with pytest.raises(UnsupportedFamily, match=r"this dinov2 keeps its FFN elsewhere .*: no mlp.fc1"):
         ffns_of(Dinov2ForImageClassification(config))
 
 

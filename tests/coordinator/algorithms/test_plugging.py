@@ -125,7 +125,8 @@ def test_a_residual_is_scattered_like_lora() -> None:
     fm, sub_fm, plan = both("bert", "pruned")
     adapter = trained_values(sub_fm)
     up, down = (
-        f"{PEFT_PREFIX}bert.encoder.layer.1.{path}{RESIDUAL}" for path in ("intermediate.dense", "output.dense")
+        f"{PEFT_PREFIX}bert.encoder.layer.1.{path}{RESIDUAL}"
+        for path in ("intermediate.dense", "output.dense")
     )
     adapter |= {up: torch.randn(16, 32), down: torch.randn(32, 16)}
     full = plugged(fm, adapter, plan)
