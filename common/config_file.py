@@ -1,6 +1,7 @@
 """run.toml: reading it with errors that name key, rule and value, and writing one to start from."""
 
 import json
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -121,16 +122,22 @@ def _table(model: type[BaseModel], prefix: str, values: dict[str, Any]) -> list[
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         if inner := _section_of(field.annotation):
-            lines += ["", f"# {field.description}", f"[{key}]"]
+            lines += ["", *_comment(field.description), f"[{key}]"]
             lines += _table(inner, f"{key}.", values)
             continue
-        lines.append(f"# {field.description}")
+        lines += _comment(field.description)
         value = values.get(key, None if field.is_required() else field.default)
         if value is None:
             lines.append(f"# {name} =")
         else:
             lines.append(f"{name} = {_toml(value)}")
     return lines
+
+
+def _comment(description: str | None) -> list[str]:
+    """A key's description as comment lines."""
+    plain = " ".join((description or "").split())
+    return textwrap.wrap(plain, 105, initial_indent="# ", subsequent_indent="# ")
 
 
 def _toml(value: Any) -> str:

@@ -57,6 +57,10 @@ class TensorFile(Mapping[str, Tensor]):
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
 
+    def __contains__(self, name: object) -> bool:
+        # A mapping's own way would be to read the tensor.
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
@@ -76,6 +80,9 @@ class Prefixed(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[self._prefix + name]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._prefix + name in self._tensors
 
     def __iter__(self) -> Iterator[str]:
         skip = len(self._prefix)

@@ -60,6 +60,11 @@ BREAKING: tuple[dict[str, Any], ...] = (
 )
 
 
+def flat(description: str | None) -> str:
+    """On one line."""
+    return " ".join((description or "").split())
+
+
 def rule(annotation: Any, metadata: list[Any]) -> str:
     """A type and its bounds for people, such as "whole number, ≥ 1"."""
     origin, inner = get_origin(annotation), get_args(annotation)
@@ -115,10 +120,10 @@ def sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield "\n| key | type and rule | default | what it is |\n|---|---|---|---|"
         for name, f in keys:
             default = "required" if f.is_required() else value(f.default)
-            yield row(f"`{name}`", rule(f.annotation, f.metadata), default, f.description or "")
+            yield row(f"`{name}`", rule(f.annotation, f.metadata), default, flat(f.description))
     for name, f in fields:
         if inner := section_of(f.annotation):
-            yield f"\n### `[{prefix}{name}]`\n\n{f.description}"
+            yield f"\n### `[{prefix}{name}]`\n\n{flat(f.description)}"
             yield from sections(inner, f"{prefix}{name}.")
 
 

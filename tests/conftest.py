@@ -1,12 +1,18 @@
 """What many tests share: a small random BERT with a real tokenizer, and small labelled texts."""
 
 import csv
+import io
 import os
 import random
 from pathlib import Path
+from typing import Any
 
+import numpy
+import pyarrow
 import pytest
 import torch
+from PIL import Image
+from pyarrow import parquet
 
 # Before transformers is imported anywhere: no test may ask a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -42,11 +48,13 @@ FILLERS = [
 LAYERS, HIDDEN, FFN, HEADS = 4, 32, 64, 4
 
 
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS["animals"], *WORDS["weather"], *FILLERS]
+
+
 def write_model(folder: Path, seed: int = 0, activation: str = "gelu") -> Path:
     """A random BERT of 4 layers (hidden 32, FFN 64) with a word-level tokenizer, as a hub directory."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS["animals"], *WORDS["weather"], *FILLERS]
     config = BertConfig(
-        vocab_size=len(words),
+        vocab_size=len(VOCABULARY),
         hidden_size=HIDDEN,
         intermediate_size=FFN,
         num_hidden_layers=LAYERS,
@@ -59,7 +67,14 @@ def write_model(folder: Path, seed: int = 0, activation: str = "gelu") -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         BertForSequenceClassification(config).save_pretrained(folder)
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path, **settings: Any) -> None:
+    """A word-level tokenizer that knows the words of `sentences`."""
+    words = {word: i for i, word in enumerate(VOCABULARY)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
@@ -69,8 +84,10 @@ def write_model(folder: Path, seed: int = 0, activation: str = "gelu") -> Path:
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+        # As the tokenizers of most families say: segments are BERT's own.
+        model_input_names=["input_ids", "attention_mask"],
+        **settings,
     ).save_pretrained(folder)
-    return folder
 
 
 def sentences(count: int, seed: int = 0) -> tuple[list[str], list[str]]:
@@ -95,6 +112,22 @@ def write_table(path: Path, count: int, seed: int = 0, labelled: bool = True) ->
         writer = csv.writer(file)
         writer.writerow(["text", "label"] if labelled else ["text"])
         writer.writerows(zip(texts, labels, strict=True) if labelled else ([t] for t in texts))
+    return path
+
+
+def write_pictures(path: Path, count: int, seed: int = 0) -> Path:
+    """A Parquet file of small PNGs as the hub has them: "animals" are dark, "weather" is light."""
+    draw = numpy.random.default_rng(seed)
+    images, labels = [], []
+    for _ in range(count):
+        label = LABELS[int(draw.integers(2))]
+        pixels = draw.integers(0, 120, (12, 12, 3)) + (120 if label == "weather" else 0)
+        file = io.BytesIO()
+        Image.fromarray(pixels.astype("uint8")).save(file, "PNG")
+        images.append({"bytes": file.getvalue(), "path": None})
+        labels.append(label)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table({"image": images, "label": labels}), path)
     return path
 
 

@@ -1,5 +1,6 @@
 """A small random model of every family, to be saved as a hub directory or used as it is."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from transformers import (
     RobertaConfig,
     ViTConfig,
 )
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from common.model.families import FAMILIES
 from common.model.tasks import from_config
 from common.records import TaskKind
+from tests.conftest import VOCABULARY, write_tokenizer
 
 LAYERS, HIDDEN, FFN, HEADS = 4, 32, 64, 4
 # Larger than the usual 0.02: a random model's layers must do something to be told apart.
@@ -80,10 +83,23 @@ def small_model(
 ) -> PreTrainedModel:
     """A random model for `kind`, or for the family's first task, in eval mode."""
     kind = kind or FAMILIES[model_type].tasks[0]
+    vocabulary = changes.pop("vocabulary", 64)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: PreTrainedModel = from_config(small_config(model_type, **changes), kind)
+        model: PreTrainedModel = from_config(small_config(model_type, vocabulary, **changes), kind)
     return model.eval()
+
+
+def write_family(folder: Path, model_type: str, kind: TaskKind) -> Path:
+    """A small random model and its tokenizer or image processor, as a hub directory."""
+    if kind is TaskKind.IMAGE_CLASSIFICATION:
+        small_model(model_type, kind).save_pretrained(folder)
+        ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    else:
+        small_model(model_type, kind, vocabulary=len(VOCABULARY)).save_pretrained(folder)
+        # A language model's texts end somewhere.
+        write_tokenizer(folder, eos_token="[SEP]")
+    return folder
 
 
 def small_inputs(model: PreTrainedModel, count: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from common.config_file import template
-from common.records import RunStatus
+from common.records import RunStatus, TaskKind
 from coordinator.status import open_run, stored_status
-from tests.conftest import LABELS, write_table
+from tests.conftest import LABELS, write_pictures, write_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,13 @@ class Federation:
     folder: Path
     model: Path
     settings: dict[str, Any] = field(default_factory=dict)
+    kind: TaskKind = TaskKind.TEXT_CLASSIFICATION
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def model_type(self) -> str:
+        """The FM's family."""
+        return str(json.loads((self.model / "config.json").read_text())["model_type"])
 
     @property
     def run(self) -> Path:
@@ -38,10 +44,11 @@ class Federation:
         values = {
             "run.directory": "run",
             "model.path": str(self.model),
-            "task.labels": LABELS,
+            "task.kind": str(self.kind),
+            "task.labels": () if self.kind is TaskKind.CAUSAL_LM else LABELS,
             "task.max_length": 16,
-            "data.public.path": str(write_table(self.folder / "public.csv", 64, 90, labelled=False)),
-            "data.test.path": str(write_table(self.folder / "test.csv", 64, 91)),
+            "data.public.path": str(self.write_data("public", 64, 90, labelled=False)),
+            "data.test.path": str(self.write_data("test", 64, 91)),
             "alignment.steps": 10,
             "realignment.every": 1,
             "realignment.steps": 5,
@@ -57,6 +64,12 @@ class Federation:
         config = self.folder / "run.toml"
         config.write_text(template(values | self.settings))
         return config
+
+    def write_data(self, name: str, count: int, seed: int, labelled: bool = True) -> Path:
+        """Examples for the federation's kind of task."""
+        if self.kind is TaskKind.IMAGE_CLASSIFICATION:
+            return write_pictures(self.folder / f"{name}.parquet", count, seed)
+        return write_table(self.folder / f"{name}.csv", count, seed, labelled)
 
     def start_coordinator(self, *extra: str) -> dict[str, Any]:
         """Start it and wait until it listens; returns its endpoint file's content."""
@@ -74,8 +87,8 @@ class Federation:
 
     def start_worker(self, number: int, address: str, *extra: str) -> subprocess.Popen[bytes]:
         """Start worker `number` on data of its own."""
-        data = write_table(self.folder / f"worker-{number}.csv", 30 + 10 * number, number)
         name = f"worker-{number}"
+        data = self.write_data(name, 30 + 10 * number, number)
         arguments = ["--coordinator", address, "--data", str(data), "--name", name]
         folder = str(self.folder / name)
         return self.start(name, "worker", *arguments, "--folder", folder, "--threads", "1", *extra)
@@ -120,11 +133,13 @@ class Federation:
 
 
 @contextmanager
-def federation(folder: Path, model: Path, **settings: Any) -> Iterator[Federation]:
+def federation(
+    folder: Path, model: Path, kind: TaskKind = TaskKind.TEXT_CLASSIFICATION, **settings: Any
+) -> Iterator[Federation]:
     """Settings are run.toml's, with "__" for the dot."""
     folder.mkdir(parents=True, exist_ok=True)
     dotted = {key.replace("__", "."): value for key, value in settings.items()}
-    running = Federation(folder, model, dotted)
+    running = Federation(folder, model, dotted, kind)
     try:
         yield running
     finally:

@@ -1,0 +1,87 @@
+"""A federated round of every family and task, by real processes, and what comes out of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from typer.testing import CliRunner
+
+from cli.main import app
+from common.model.families import FAMILIES
+from common.model.tasks import auto_class
+from common.records import AdapterTargets, Phase, TaskKind
+from tests.conftest import VOCABULARY
+from tests.families import FFN, HIDDEN, LAYERS, small_inputs, write_family
+from tests.integration.federation import Federation, federation
+
+TASKS = [(name, kind) for name, family in FAMILIES.items() for kind in family.tasks]
+
+
+@pytest.fixture(scope="module", params=TASKS, ids=["-".join(task) for task in TASKS])
+def finished(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Federation]:
+    """One round of 75 % pruning with adapters on attention and the FFN, and a neuron-level alignment."""
+    model_type, kind = request.param
+    model = write_family(tmp_path_factory.mktemp("model"), model_type, kind)
+    settings = {
+        "rounds__count": 2,
+        "rounds__workers": 2,
+        "rounds__minimum": 2,
+        "adapter__targets": str(AdapterTargets.ATTENTION_FFN),
+        "alignment__steps": 4,
+        "realignment__steps": 2,
+        "gradient_gap__batches": 1,
+    }
+    with federation(tmp_path_factory.mktemp("run"), model, kind, **settings) as running:
+        address = running.start_coordinator()["address"]
+        for number in (1, 2):
+            # A language model's texts have no labels.
+            extra = ["--label-column", ""] if kind is TaskKind.CAUSAL_LM else []
+            running.start_worker(number, address, *extra)
+        running.wait()
+        yield running
+
+
+def test_a_federated_run_of_the_family(finished: Federation, tmp_path: Path) -> None:
+    status = finished.status()
+    assert status.phase is Phase.FINISHED
+    losses = [e.loss for e in status.evaluations if e.model == "fm"]
+    assert losses[-1] < losses[0]
+    assert [gap.round for gap in status.gaps] == [0, 1, 2]
+    _check_sizes(finished)
+    _check_exports(finished, tmp_path)
+
+
+def _check_sizes(finished: Federation) -> None:
+    models = finished.status().models
+    assert models is not None
+    gated = finished.model_type in ("llama", "mistral", "qwen2")
+    biases = 0 if gated else 1
+    # 48 of 64 neurons go in each of two layers, each with its rows, their biases and its column.
+    lost = 2 * 48 * ((3 if gated else 2) * HIDDEN + biases)
+    assert models.fm_layer_parameters - models.sub_fm_layer_parameters == lost
+
+
+def _check_exports(finished: Federation, tmp_path: Path) -> None:
+    outs = {"adapter": [], "merged": ["--merge"]}
+    for name, extra in outs.items():
+        command = ["export", str(finished.run), "--out", str(tmp_path / name), *extra]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+    load = auto_class(finished.kind).from_pretrained
+    classes = {} if finished.kind is TaskKind.CAUSAL_LM else {"num_labels": 2}
+    tuned = PeftModel.from_pretrained(load(finished.model, **classes), tmp_path / "adapter").eval()
+    plain = load(tmp_path / "merged").eval()
+    inputs = small_inputs(plain, 4)
+    if "input_ids" in inputs:
+        inputs["input_ids"] %= len(VOCABULARY)
+    with torch.no_grad():
+        difference = (tuned(**inputs).logits - plain(**inputs).logits).abs().max()
+        untuned = load(finished.model, **classes).eval()(**inputs).logits
+    assert difference < 1e-4
+    assert (plain(**inputs).logits - untuned).abs().max() > 1e-3
+    widths = {p.shape for n, p in plain.named_parameters() if FFN in p.shape}
+    assert widths and plain.config.num_hidden_layers == LAYERS
