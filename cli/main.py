@@ -3,7 +3,7 @@
 import typer
 
 from cli.demo import demo
-from coordinator.cli import coordinator, export, init, status
+from coordinator.cli import build, coordinator, export, init, status
 from worker.cli import worker
 
 app = typer.Typer(
@@ -14,6 +14,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(init)
+app.command()(build)
 app.command()(coordinator)
 app.command()(worker)
 app.command()(status)

@@ -1,8 +1,10 @@
 """run.toml: reading it with errors that name key, rule and value, and writing one to start from."""
 
 import json
+import re
 import textwrap
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,38 @@ def load_config(path: Path) -> RunConfig:
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, RunConfig)}") from None
     return _anchored(config, path.parent.resolve())
+
+
+def parse_config(settings: Mapping[str, Any], origin: str) -> RunConfig:
+    """A configuration from dotted keys. Raises ConfigError that begins with `origin`."""
+    raw: dict[str, Any] = {}
+    for key, given in settings.items():
+        *sections, name = key.split(".")
+        table = raw
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[name] = given
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {explain(error, RunConfig)}") from None
+
+
+def parse_settings(given: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE settings by dotted key; a value that is not TOML is taken as text.
+
+    Raises ConfigError for one without "=" or with a key that is not of the form section.key.
+    """
+    settings = {}
+    for text in given:
+        key, separator, value = text.partition("=")
+        if not separator or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key.strip()):
+            raise ConfigError(f"setting {text!r} must be SECTION.KEY=VALUE, such as alignment.steps=600")
+        try:
+            settings[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key.strip()] = value.strip()
+    return settings
 
 
 def _anchored(config: RunConfig, folder: Path) -> RunConfig:

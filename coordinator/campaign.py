@@ -5,10 +5,8 @@ it is already done: started again, the loop goes on where it was.
 """
 
 import asyncio
-import random
 from dataclasses import replace
 
-from common import seeds
 from common.compute import Compute
 from common.config import RunConfig
 from common.errors import RunFailed
@@ -23,7 +21,7 @@ from common.records import (
     WaitTask,
 )
 from common.tensors import TensorFile, schema_of
-from coordinator.algorithms import alignment
+from coordinator import schedule
 from coordinator.inbox import Expected, Inbox, update_schema
 from coordinator.journal import Journal
 from coordinator.meter import Meter
@@ -146,8 +144,7 @@ class Campaign:
                 self._enter(Phase.WAITING, waiting)
                 self._sessions.assign_all(WaitTask(f"the run waits for {waiting}"))
             await self._sessions.changed.wait()
-        draw = random.Random(seeds.derive(self._config.run.seed, "select", number))
-        drawn = draw.sample(present, rounds.sample) if rounds.sample else present
+        drawn = schedule.select(self._config, number, present)
         # An update that holds a receipt counts, also when the try in which it came fell short.
         return sorted({*drawn, *(u.worker for u in self._store.updates(number))})
 
@@ -155,17 +152,16 @@ class Campaign:
         self, models: Models, number: int, adapter: ArtifactRef, selected: list[str]
     ) -> RoundState:
         """One try at a round."""
-        rounds, training = self._config.rounds, self._config.training
+        rounds = self._config.rounds
         stored = self._store.sub_model()
         assert stored is not None
         attempt = self._store.open_try(number, selected)
-        counted = models.counted_layers if self._may_realign_after(number) else {}
-        decay = (number - 1) / rounds.count if training.decay == "linear" else 0.0
+        counted = models.counted_layers if schedule.may_realign_after(self._config, number) else {}
         task = TrainTask(
             round=number,
             sub_model=stored[0],
             adapter=adapter,
-            learning_rate_factor=1.0 - decay,
+            learning_rate_factor=schedule.learning_rate_factor(self._config, number),
             apoz_layers=tuple(counted),
             seconds_left=rounds.deadline_seconds,
             attempt=attempt,
@@ -231,24 +227,10 @@ class Campaign:
             drift=gap.drift,
         )
 
-    def _may_realign_after(self, number: int) -> bool:
-        """Whether updates of this round must bring APoZ counts."""
-        c = self._config
-        if not c.realigns or number >= c.rounds.count:
-            return False
-        return c.realignment.drift is not None or alignment.due(number, c.realignment.every, c.rounds.count)
-
     def _realigns_after(self, number: int) -> bool:
-        """Whether an alignment follows this round: because it is due, or because drift asks for it."""
-        c = self._config
-        if not self._may_realign_after(number):
-            return False
-        if alignment.due(number, c.realignment.every, c.rounds.count):
-            return True
-        limit = c.realignment.drift
-        return limit is not None and any(
-            gap.round == number and gap.drift > limit for gap in self._store.gaps()
-        )
+        """Whether an alignment follows this round."""
+        drift = next((gap.drift for gap in self._store.gaps() if gap.round == number), None)
+        return schedule.realigns_after(self._config, number, drift)
 
     async def _realign(self, models: Models, number: int, updates: list[StoredUpdate]) -> None:
         """Neuron-level alignment, when it is due and not done."""

@@ -72,6 +72,54 @@ def init(
         typer.echo(f"wrote {out}; edit it, then: fedpft coordinator --config {out}")
 
 
+def build(
+    model: Annotated[str, typer.Option(help="Foundation model: a directory or a hub id.")],
+    corpus: Annotated[
+        Path, typer.Option(help="Public, unlabelled data: CSV, TSV, JSONL, Parquet, or a folder of images.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; a run takes it as sub_fm.path.")],
+    drop_ratio: Annotated[float, typer.Option(help="Share of FFN neurons cut.")] = 0.75,
+    steps: Annotated[int, typer.Option(help="Optimiser steps of the alignment.")] = 200,
+    max_length: Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")] = 128,
+    text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    image_column: Annotated[str, typer.Option(help="Column that holds the image.")] = "image",
+    seed: Annotated[int, typer.Option(min=0, help="Fixes every random choice; must be the run's.")] = 7,
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any key of run.toml, such as sub_fm.saliency=activation."
+        ),
+    ] = [],  # noqa: B006  typer wants a list
+) -> None:
+    """Cut and align a sub-FM ahead of a run, on one CPU or many GPUs.
+
+    On several: accelerate launch $(which fedpft) build … Broken off, the same command goes on.
+    """
+    with plain_errors():
+        from common.config_file import parse_config, parse_settings
+        from common.errors import ConfigError
+
+        given = {
+            "model.path": model,
+            "task.max_length": max_length,
+            "data.public.path": str(corpus),
+            "data.public.text_column": text_column,
+            "data.public.image_column": image_column,
+            "sub_fm.drop_ratio": drop_ratio,
+            "alignment.steps": steps,
+            "run.seed": seed,
+        } | parse_settings(settings)
+        if given.get("task.kind") != "causal-lm":
+            # The head is the run's matter; a build holds layers only.
+            given.setdefault("task.labels", ("0", "1"))
+        loaded = parse_config(given, "fedpft build")
+        if not loaded.aligns_layers:
+            raise ConfigError("--steps must be >= 1 unless alignment.method says otherwise")
+        from coordinator.ahead import build_ahead
+
+        build_ahead(loaded, out)
+
+
 def status(
     coordinator: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Address of a running coordinator.")

@@ -57,10 +57,10 @@ class Models:
         self._fm = fm.to(self._device)  # type: ignore[arg-type]  # mistyped in transformers 5
         self._public: Dataset | None = None
         if config.data.public is not None and not self._whole:
-            self._public = self._encoded(config.data.public, None)
+            self._public = self._read(config.data.public, None)
         self._test: Dataset | None = None
         if config.data.test is not None:
-            self._test = self._encoded(config.data.test, config.task.labels)
+            self._test = self._read(config.data.test, config.task.labels)
         self._builder = SubModelBuilder(
             self._fm, self._kind, self._public, config.sub_fm, config.alignment, self._seed
         )
@@ -70,10 +70,20 @@ class Models:
         self._fresh: dict[str, Tensor]
         self._fm_widths: tuple[int, ...]
 
-    def _encoded(self, source: DataSource, labels: tuple[str, ...] | None) -> Dataset:
+    def _read(self, source: DataSource, labels: tuple[str, ...] | None) -> Dataset:
         task = self._config.task
         examples = read_source(source, self._config)
         return encode(self._processor, examples, task.kind, task.max_length, labels)
+
+    def encoded(self, examples: Examples) -> Dataset:
+        """Labelled examples as the models read them: what a worker does with its own."""
+        task = self._config.task
+        return encode(self._processor, examples, task.kind, task.max_length, task.labels)
+
+    @property
+    def tuned_sub_fm(self) -> Adapted:
+        """The sub-FM with the present adapter, as workers have it."""
+        return self._tuned_sub_fm
 
     @property
     def _whole(self) -> bool:
@@ -179,7 +189,7 @@ class Models:
         self, adapter: ArtifactRef, updates: Sequence[StoredUpdate], state: ArtifactRef | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The next adapter and the server optimiser's next state (FedPFT, Algorithm 1, server update)."""
-        start = self._tensors(adapter)
+        start = self.tensors(adapter)
         changes = [Update(u.worker, u.examples, Prefixed(self._update_file(u), DELTA)) for u in updates]
         a = self._config.aggregation
         if a.lora is LoraAveraging.EXACT:
@@ -195,11 +205,11 @@ class Models:
             a.second_momentum,
             a.tau,
         )
-        return aggregation.aggregate(start, changes, self._tensors(state) if state else {}, settings)
+        return aggregation.aggregate(start, changes, self.tensors(state) if state else {}, settings)
 
     def plug_in(self, adapter: ArtifactRef) -> None:
         """Put an adapter into both models."""
-        tensors = self._tensors(adapter)
+        tensors = self.tensors(adapter)
         plugged = plug(tensors, self._plan, self._fm.config, self._fresh, self._fm_widths)
         self._tuned_fm.load(plugged)
         self._tuned_sub_fm.load(tensors)
@@ -254,7 +264,8 @@ class Models:
 
     # --- parts ---
 
-    def _tensors(self, artifact: ArtifactRef) -> dict[str, Tensor]:
+    def tensors(self, artifact: ArtifactRef) -> dict[str, Tensor]:
+        """What an artifact holds."""
         return TensorFile(self._store.path(artifact.sha256)).load()
 
     def _update_file(self, update: StoredUpdate) -> TensorFile:

@@ -66,7 +66,7 @@ async def serve(config: RunConfig) -> Ending:
     endpoint = open_metrics(config.server.metrics, metrics.registry, config.server.insecure)
     compute = Compute()
     try:
-        run_id = store.open_run(uuid4().hex[:12], _identity(config))
+        run_id = store.open_run(uuid4().hex[:12], identity(config))
         if store.outcome() == Phase.FINISHED:
             log.info("the run in %s is finished; nothing to do", config.run.directory)
             return Ending()
@@ -86,7 +86,7 @@ async def serve(config: RunConfig) -> Ending:
             task.cancel()
 
         federation = FederationService(
-            _run_spec(run_id, config),
+            run_spec(run_id, config),
             store,
             sessions,
             inbox,
@@ -180,7 +180,7 @@ async def _register(server: aio.Server, federation: FederationService, admin: Ad
     reflection.enable_server_reflection(reflected, server)
 
 
-def _identity(config: RunConfig) -> str:
+def identity(config: RunConfig) -> str:
     """What makes a run this run: all but where it listens and where its directory is.
 
     The threads count: another number of them gives other bits.
@@ -188,7 +188,8 @@ def _identity(config: RunConfig) -> str:
     return config.model_dump_json(exclude={"server": True, "run": {"directory"}})
 
 
-def _run_spec(run_id: str, config: RunConfig) -> RunSpec:
+def run_spec(run_id: str, config: RunConfig) -> RunSpec:
+    """What workers are told of a run."""
     task, t = config.task, config.training
     return RunSpec(
         run_id,

@@ -138,7 +138,7 @@ class _Run:
         """Leaves the gradients of the processes' mean loss, and returns that loss."""
         self.optimizer.zero_grad()
         if self.accelerator is None:
-            loss = self.loss_of(batch.inputs)
+            loss: Tensor = self.loss_of(batch.inputs)
             loss.backward()
         else:
             loss = self.loss_of(batch.to(self.accelerator.device).inputs)

@@ -1,0 +1,38 @@
+"""What a run does in which round: pure decisions, out of the configuration."""
+
+import random
+from collections.abc import Sequence
+
+from common import seeds
+from common.config import RunConfig
+from coordinator.algorithms.alignment import due
+
+
+def select(config: RunConfig, number: int, present: Sequence[str]) -> list[str]:
+    """The workers of a round, drawn from those that are there."""
+    sample = config.rounds.sample
+    draw = random.Random(seeds.derive(config.run.seed, "select", number))
+    return sorted(draw.sample(list(present), sample) if sample else present)
+
+
+def learning_rate_factor(config: RunConfig, number: int) -> float:
+    """Factor on both learning rates: falling to 0 after the last round, or 1 throughout."""
+    falls = config.training.decay == "linear"
+    return 1.0 - (number - 1) / config.rounds.count if falls else 1.0
+
+
+def may_realign_after(config: RunConfig, number: int) -> bool:
+    """Whether an alignment may follow this round, so that its updates must bring APoZ counts."""
+    if not config.realigns or number >= config.rounds.count:
+        return False
+    return config.realignment.drift is not None or due(number, config.realignment.every, config.rounds.count)
+
+
+def realigns_after(config: RunConfig, number: int, drift: float | None) -> bool:
+    """Whether one does follow: because it is due, or because the measured drift asks for it."""
+    if not may_realign_after(config, number):
+        return False
+    if due(number, config.realignment.every, config.rounds.count):
+        return True
+    limit = config.realignment.drift
+    return limit is not None and drift is not None and drift > limit

@@ -1,0 +1,1 @@
+"""Experiments: many runs of the method, simulated with the services' own code."""
