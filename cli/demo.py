@@ -1,37 +1,47 @@
-"""`fedpft demo`: a coordinator and three workers as real processes on this machine, on packaged data."""
+"""`fedpft demo`: a coordinator and workers as real processes on this machine, on packaged data."""
 
 import asyncio
 import itertools
 import json
-import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from cli.processes import Processes
 from common.console import plain_errors
-from common.errors import RunFailed, StoreError
+from common.errors import StoreError
+
+if TYPE_CHECKING:
+    from cli.demo_data import DemoData
 
 WORKERS = 3
-# A process that was asked to end gets this long before it is killed.
-_GRACE_SECONDS = 4.0
-_START_SECONDS = 120.0
+VIT_FOLDER = Path("runs") / "vit-fashion-mnist"
 
 
 class Method(StrEnum):
-    """fedpft: the method; fedpetuning: the whole FM at the workers; head-only: no adapter."""
+    """fedpft: the method; fedpetuning: the whole FM at the workers; fedot: fewer whole layers;
+    head-only: no adapter."""
 
     FEDPFT = "fedpft"
     FEDPETUNING = "fedpetuning"
+    FEDOT = "fedot"
     HEAD_ONLY = "head-only"
+
+
+class Data(StrEnum):
+    """Which packaged data set: BBC News (5 classes), tweets (2), Fashion-MNIST (images, 5)."""
+
+    BBC_NEWS = "bbc-news"
+    TWEETS = "tweets"
+    FASHION_MNIST = "fashion-mnist"
 
 
 def demo(
@@ -39,15 +49,29 @@ def demo(
         Method,
         typer.Option(
             help="fedpft; or fedpetuning (workers get the whole model: the upper reference); "
-            "or head-only (no adapter: the lower reference)."
+            "or fedot (fewer whole layers); or head-only (no adapter: the lower reference)."
         ),
     ] = Method.FEDPFT,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Run all methods, one after the other, on the same data.")
+    ] = False,
+    data: Annotated[
+        Data, typer.Option(help="Data set; fashion-mnist pre-trains a small vision transformer first.")
+    ] = Data.BBC_NEWS,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = WORKERS,
+    dirichlet: Annotated[
+        float, typer.Option(min=0, help="How evenly classes are spread over workers; 0: equally.")
+    ] = 1.0,
     directory: Annotated[
         Path | None,
         typer.Option(help="Folder for the run; must not hold one. [default: runs/demo-METHOD]"),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Federated rounds.")] = 4,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Federated rounds. [default: the data's]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes every random choice.")] = 7,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any key of run.toml, such as alignment.steps=600."),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")
     ] = None,
@@ -61,14 +85,43 @@ def demo(
     loopback. Takes three to four minutes on two cores.
     """
     with plain_errors():
-        folder = directory or Path("runs") / f"demo-{method}"
-        if (folder / "run.sqlite").exists() and not keep_going:
-            if directory is not None:
-                raise StoreError(f"{folder} holds a run already; --resume goes on with it")
-            folder = _fresh(folder)
-        code = asyncio.run(_demo(method, folder, rounds, seed, json_file))
-    if code:
-        raise typer.Exit(code)
+        from common.config_file import parse_settings
+        from common.files import write_atomically
+
+        extra = parse_settings(settings or [])
+        suffix = "" if data is Data.BBC_NEWS else f"-{data}"
+        results = []
+        for each in Method if compare else [method]:
+            default = Path("runs") / f"demo-{each}{suffix}"
+            folder = directory / each if compare and directory else directory or default
+            if (folder / "run.sqlite").exists() and not keep_going:
+                if directory is not None:
+                    raise StoreError(f"{folder} holds a run already; --resume goes on with it")
+                folder = _fresh(folder)
+            wanted = _Wanted(each, data, workers, dirichlet or None, folder, rounds, seed, extra)
+            result = asyncio.run(_run(wanted))
+            if isinstance(result, int):
+                raise typer.Exit(result)
+            results.append(result)
+        if compare:
+            _compare(Console(), results)
+        if json_file is not None:
+            content = results if compare else results[0]
+            write_atomically(json_file.resolve(), json.dumps(content, indent=2).encode())
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the command was asked for."""
+
+    method: Method
+    data: Data
+    workers: int
+    dirichlet: float | None
+    folder: Path
+    rounds: int | None
+    seed: int
+    extra: dict[str, Any]
 
 
 def _fresh(folder: Path) -> Path:
@@ -79,22 +132,25 @@ def _fresh(folder: Path) -> Path:
     return candidate
 
 
-async def _demo(method: Method, folder: Path, rounds: int, seed: int, json_file: Path | None) -> int:
-    from cli.demo_data import packaged_model, write_bbc_news
-    from common.config_file import template
+async def _run(wanted: _Wanted) -> dict[str, Any] | int:
+    """The result, or an exit code when interrupted. Raises RunFailed."""
+    from common.config_file import parse_config, template
     from common.files import write_atomically
 
-    console = Console()
-    model = packaged_model()
-    console.print(f"[bold]FedPFT demo[/] ({method}): BBC News over {WORKERS} workers, in {folder}")
-    data = write_bbc_news(folder / "data", WORKERS, concentration=1.0, seed=seed)
-    settings = _settings(method, rounds, seed) | {
+    console, folder = Console(), wanted.folder
+    console.print(
+        f"[bold]FedPFT demo[/] ({wanted.method}): {wanted.data} over {wanted.workers} workers, in {folder}"
+    )
+    model, data = _prepare(wanted, console)
+    settings = _settings(wanted) | {
         "run.directory": str(folder.resolve()),
-        "model.path": str(model),
+        "model.path": str(model.resolve()),
         "task.labels": data.labels,
         "data.public.path": str(data.public.resolve()),
         "data.test.path": str(data.test.resolve()),
     }
+    settings |= wanted.extra
+    parse_config(settings, "fedpft demo")
     config = folder / "run.toml"
     write_atomically(config, template(settings).encode())
     begun = time.monotonic()
@@ -111,38 +167,66 @@ async def _demo(method: Method, folder: Path, rounds: int, seed: int, json_file:
             console.print("stopping; the same command with --resume goes on")
             return 128 + signal.SIGINT
         await running
-    result = _result(method, folder, model, time.monotonic() - begun)
-    if json_file is not None:
-        write_atomically(json_file.resolve(), json.dumps(result, indent=2).encode())
+    result = _result(wanted, model, time.monotonic() - begun)
     _show(console, result)
-    return 0
+    return result
 
 
-def _settings(method: Method, rounds: int, seed: int) -> dict[str, Any]:
-    """What the demo sets besides paths, by dotted key of run.toml."""
-    settings: dict[str, Any] = {
-        "run.seed": seed,
+def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, DemoData]":
+    """The foundation model's directory, and the data split into files."""
+    from cli.demo_data import packaged_model, write_bbc_news, write_fashion_mnist, write_tweets
+
+    folder, split = wanted.folder / "data", (wanted.workers, wanted.dirichlet, wanted.seed)
+    match wanted.data:
+        case Data.BBC_NEWS:
+            return packaged_model(), write_bbc_news(folder, *split)
+        case Data.TWEETS:
+            return packaged_model(), write_tweets(folder, *split)
+        case Data.FASHION_MNIST:
+            data = write_fashion_mnist(folder, *split)
+            from experiments.pretraining import pretrain_vit
+
+            if not (VIT_FOLDER / "config.json").exists():
+                pretrain_vit(VIT_FOLDER, seed=0, console=console)
+            return VIT_FOLDER, data
+
+
+# What the demo sets besides paths, by dotted key of run.toml.
+_BY_DATA: dict[Data, dict[str, Any]] = {
+    Data.BBC_NEWS: {
+        "rounds.count": 4,
         "task.max_length": 64,
-        "alignment.steps": 200,
         "realignment.every": 2,
         "realignment.learning_rate": 3e-4,
-        "rounds.count": rounds,
-        "rounds.workers": WORKERS,
-        "rounds.minimum": WORKERS,
+    },
+    Data.TWEETS: {"rounds.count": 5, "task.max_length": 64},
+    Data.FASHION_MNIST: {"rounds.count": 5, "task.kind": "image-classification"},
+}
+_BY_METHOD: dict[Method, dict[str, Any]] = {
+    Method.FEDPFT: {},
+    Method.FEDPETUNING: {"sub_fm.construction": "full"},
+    Method.FEDOT: {"sub_fm.construction": "layer-drop"},
+    Method.HEAD_ONLY: {"sub_fm.construction": "full", "adapter.targets": "none"},
+}
+
+
+def _settings(wanted: _Wanted) -> dict[str, Any]:
+    settings = {
+        "run.seed": wanted.seed,
+        "alignment.steps": 200,
+        "rounds.workers": wanted.workers,
+        "rounds.minimum": wanted.workers,
         "server.listen": "127.0.0.1:0",
         "server.metrics": "127.0.0.1:0",
         "server.heartbeat_seconds": 1.0,
         "compute.threads": 2,
     }
-    if method is not Method.FEDPFT:
-        settings["sub_fm.construction"] = "full"
-    if method is Method.HEAD_ONLY:
-        settings["adapter.targets"] = "none"
-    return settings
+    settings |= _BY_DATA[wanted.data] | _BY_METHOD[wanted.method]
+    return settings | ({"rounds.count": wanted.rounds} if wanted.rounds else {})
 
 
 async def _federation(
-    processes: "Processes", folder: Path, config: Path, workers: Sequence[Path], console: Console
+    processes: Processes, folder: Path, config: Path, workers: Sequence[Path], console: Console
 ) -> None:
     """Start everything, show it, and see it through. Raises RunFailed."""
     from common.rpc import Address
@@ -175,89 +259,14 @@ async def _federation(
             await asyncio.gather(showing, ending, return_exceptions=True)
 
 
-class Processes:
-    """Processes of the demo, each with a log file; an async context that leaves none behind."""
-
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
-        self._running: dict[str, asyncio.subprocess.Process] = {}
-
-    async def start(self, name: str, module: str, *arguments: str) -> None:
-        """Start `python -m module` with the arguments."""
-        self._logs.mkdir(parents=True, exist_ok=True)
-        # The packaged model is local: nothing may ask a hub.
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        with self._log(name).open("ab") as log:
-            self._running[name] = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                module,
-                *arguments,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                # Ctrl-C reaches this process alone, which then ends the others in order.
-                start_new_session=True,
-            )
-
-    def _log(self, name: str) -> Path:
-        return self._logs / f"{name}.log"
-
-    async def endpoint(self, name: str, path: Path) -> dict[str, Any]:
-        """What the process wrote to `path` once it listened. Raises RunFailed when it ended before."""
-        process = self._running[name]
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
-            if process.returncode is not None:
-                raise self._failure(name, process.returncode)
-            if path.exists():
-                found: dict[str, Any] = json.loads(path.read_text())
-                if found["pid"] == process.pid:
-                    return found
-            await asyncio.sleep(0.05)
-        raise RunFailed(f"{name} did not start within {_START_SECONDS:.0f} s; see {self._log(name)}")
-
-    async def all_ended(self) -> None:
-        """Until every process has ended well. Raises RunFailed as soon as one ends badly."""
-
-        async def one(name: str, process: asyncio.subprocess.Process) -> None:
-            if code := await process.wait():
-                raise self._failure(name, code)
-
-        async with asyncio.TaskGroup() as group:
-            for name, process in self._running.items():
-                group.create_task(one(name, process))
-
-    def _failure(self, name: str, code: int) -> RunFailed:
-        lines = self._log(name).read_text(errors="replace").strip().splitlines()
-        last = lines[-1].removeprefix("error: ") if lines else "no output"
-        return RunFailed(f"{name} ended with {code}: {last} (all of it in {self._log(name)})")
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        running = [p for p in self._running.values() if p.returncode is None]
-        for process in running:
-            process.terminate()
-        try:
-            async with asyncio.timeout(_GRACE_SECONDS):
-                await asyncio.gather(*(process.wait() for process in running))
-        except TimeoutError:
-            for process in running:
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
-
-
-def _result(method: Method, folder: Path, model: Path, seconds: float) -> dict[str, Any]:
+def _result(wanted: _Wanted, model: Path, seconds: float) -> dict[str, Any]:
     """The finished run's figures; also exports its model."""
     from coordinator.export import export
     from coordinator.status import open_run, stored_status
 
+    folder = wanted.folder
     out = folder / "export"
-    export(folder, out, merge=method is Method.HEAD_ONLY)
+    export(folder, out, merge=wanted.method is Method.HEAD_ONLY)
     store, config = open_run(folder)
     status = stored_status(store, config)
     store.close()
@@ -265,7 +274,9 @@ def _result(method: Method, folder: Path, model: Path, seconds: float) -> dict[s
     models = status.models
     assert models is not None
     return {
-        "method": str(method),
+        "method": str(wanted.method),
+        "data": str(wanted.data),
+        "test_examples": _rows(folder / "data" / "test.parquet"),
         "seed": config.run.seed,
         "rounds": status.round,
         "seconds": round(seconds, 1),
@@ -288,10 +299,16 @@ def _result(method: Method, folder: Path, model: Path, seconds: float) -> dict[s
             for w in status.workers
         },
         "adapter_sha256": status.adapter_sha256,
-        "foundation_model": model.parent.name,
+        "foundation_model": (model if model.name != "model" else model.parent).name,
         "run_directory": str(folder),
         "export": str(out),
     }
+
+
+def _rows(path: Path) -> int:
+    from pyarrow import parquet
+
+    return int(parquet.read_metadata(path).num_rows)
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:
@@ -299,7 +316,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     from coordinator.live import megabytes
 
     accuracy, parameters = result["accuracy"], result["parameters"]
-    table = Table(title="accuracy on 425 held-out documents", title_justify="left")
+    table = Table(title=f"accuracy on {result['test_examples']:,} held-out examples", title_justify="left")
     for column in ("model", "parameters", "in its layers", "accuracy"):
         table.add_column(column, justify="left" if column == "model" else "right")
     fm = (f"{parameters['fm_parameters']:,}", f"{parameters['fm_layer_parameters']:,}")
@@ -327,3 +344,25 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         f"{result['rounds']} rounds in {result['seconds']:.0f} s; adapter {result['adapter_sha256']}"
     )
     console.print(f"the model is in [bold]{result['export']}[/], for transformers and peft")
+
+
+def _compare(console: Console, results: Sequence[dict[str, Any]]) -> None:
+    """All methods side by side."""
+    from coordinator.live import megabytes
+
+    best = next(r for r in results if r["method"] == Method.FEDPETUNING)["accuracy"]["fm_after"]
+    title = f"methods on {results[0]['data']}, {results[0]['test_examples']:,} held-out examples"
+    table = Table(title=title, title_justify="left")
+    for column in ("method", "FM after", "to fedpetuning", "sent to the workers", "received", "seconds"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for result in results:
+        accuracy, traffic = result["accuracy"]["fm_after"], result["bytes_by_worker"].values()
+        table.add_row(
+            result["method"],
+            f"{accuracy:.4f}",
+            f"{accuracy - best:+.4f}",
+            megabytes(sum(t["received"] for t in traffic)),
+            megabytes(sum(t["sent"] for t in traffic)),
+            f"{result['seconds']:.0f}",
+        )
+    console.print(table)

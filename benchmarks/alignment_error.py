@@ -1,0 +1,88 @@
+"""What an alignment does to the sub-FM's hidden-state error, on public text and on the task's text.
+
+    python -m benchmarks.alignment_error [--steps 200] [--json FILE]
+
+Every way of aligning the packaged MiniLM's sub-FM (75 % of the neurons cut), beside each other: the
+error after over the error before, and seconds. Public text is BBC News: half of it trains, the other
+half tests. The task's are tweets, which no alignment has seen.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from common.batches import Dataset
+from common.choices import AlignmentMethod, Saliency
+from common.config import AlignmentSection, SubModelSection
+from common.encoding import encode
+from common.examples import Examples
+from common.records import TaskKind
+from coordinator.algorithms.distillation import hidden_error
+from coordinator.building import SubModelBuilder
+from coordinator.foundation import load_foundation
+from experiments.packaged import bbc_news, packaged_model, tweets
+
+KIND = TaskKind.TEXT_CLASSIFICATION
+_BATCHES = 8
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=200, help="steps of the gradient [200]")
+    parser.add_argument("--length", type=int, default=64, help="tokens per text [64]")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    options = parser.parse_args()
+    fm, tokenizer = load_foundation(str(packaged_model()), KIND, ("a", "b"), 0)
+
+    def dataset(texts: list[str]) -> Dataset:
+        return encode(tokenizer, Examples("packaged", texts), KIND, options.length, None)
+
+    news = [text for text, _ in bbc_news()]
+    public, unseen = dataset(news[0::2]), dataset(news[1::2])
+    task = dataset([text for text, _ in tweets()[:2000]])
+    rows = []
+    for saliency in (Saliency.L2, Saliency.ACTIVATION):
+        for method in AlignmentMethod:
+            builder = SubModelBuilder(
+                fm,
+                KIND,
+                public,
+                SubModelSection(saliency=saliency),
+                AlignmentSection(method=method, steps=options.steps),
+                seed=7,
+            )
+            plan, sub_fm = builder.cut(lambda step, steps: None)
+            sets = {"public": unseen, "task": task}
+            before = {n: _error(fm, sub_fm, plan.compressed, d) for n, d in sets.items()}
+            begun = time.perf_counter()
+            builder.align(plan, sub_fm, lambda step, steps: None)
+            seconds = time.perf_counter() - begun
+            after = {n: _error(fm, sub_fm, plan.compressed, d) for n, d in sets.items()}
+            rows.append(
+                {
+                    "saliency": str(saliency),
+                    "method": str(method),
+                    "seconds": round(seconds, 1),
+                    **{f"{n}_before": round(before[n], 4) for n in sets},
+                    **{f"{n}_after": round(after[n], 4) for n in sets},
+                    **{f"{n}_ratio": round(after[n] / before[n], 3) for n in sets},
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2))
+
+
+def _error(fm: PreTrainedModel, sub_fm: PreTrainedModel, layers: tuple[int, ...], data: Dataset) -> float:
+    batches = data.endless(16, 1)
+    return hidden_error(fm, sub_fm, layers, (next(batches) for _ in range(_BATCHES)))
+
+
+if __name__ == "__main__":
+    main()
