@@ -158,7 +158,7 @@ def _processes(
         prepared, wrapped = accelerator.prepare(loss, optimizer)
         yield _Run(prepared, wrapped, accelerator)
     finally:
-        # Else DDP lives on in the accelerator, and its hooks in the student's parameters.
+        # Else the accelerator keeps both models in memory for as long as it lives itself.
         accelerator.free_memory()
 
 
