@@ -43,9 +43,9 @@ def main() -> None:
     def dataset(texts: list[str]) -> Dataset:
         return encode(tokenizer, Examples("packaged", texts), KIND, options.length, None)
 
-    news = [text for text, _ in bbc_news()]
+    news = bbc_news().texts or []
     public, unseen = dataset(news[0::2]), dataset(news[1::2])
-    task = dataset([text for text, _ in tweets()[:2000]])
+    task = dataset((tweets().texts or [])[:2000])
     rows = []
     for saliency in (Saliency.L2, Saliency.ACTIVATION):
         for method in AlignmentMethod:

@@ -60,10 +60,10 @@ def split(
     with plain_errors():
         import numpy
 
-        from cli.demo_data import split_indices
         from common import seeds
         from common.errors import DataError
         from common.examples import Columns, write_examples
+        from experiments.packaged import split_indices
 
         if dirichlet is not None and unlabelled:
             raise DataError("--dirichlet shares out classes; it does not go with --unlabelled")

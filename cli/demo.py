@@ -20,7 +20,7 @@ from common.console import plain_errors
 from common.errors import StoreError
 
 if TYPE_CHECKING:
-    from cli.demo_data import DemoData
+    from experiments.packaged import DemoData
 
 WORKERS = 3
 VIT_FOLDER = Path("runs") / "vit-fashion-mnist"
@@ -174,7 +174,7 @@ async def _run(wanted: _Wanted) -> dict[str, Any] | int:
 
 def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, DemoData]":
     """The foundation model's directory, and the data split into files."""
-    from cli.demo_data import packaged_model, write_bbc_news, write_fashion_mnist, write_tweets
+    from experiments.packaged import packaged_model, write_bbc_news, write_fashion_mnist, write_tweets
 
     folder, split = wanted.folder / "data", (wanted.workers, wanted.dirichlet, wanted.seed)
     match wanted.data:

@@ -2,6 +2,7 @@
 
 import typer
 
+from cli.datasets import datasets, split
 from cli.demo import demo
 from coordinator.cli import build, coordinator, export, init, status
 from worker.cli import worker
@@ -14,6 +15,8 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(init)
+app.command()(datasets)
+app.command()(split)
 app.command()(build)
 app.command()(coordinator)
 app.command()(worker)

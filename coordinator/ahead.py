@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,7 +28,8 @@ def build_ahead(config: RunConfig, out: Path) -> None:
         raise ConfigError(f'sub_fm.construction = "{config.sub_fm.construction}" needs no building')
     if (out / ABOUT_FILE).exists():
         raise ConfigError(f"{out} holds a built sub-FM already; choose another folder")
-    accelerator = Accelerator()
+    # Without a GPU several processes on CPUs work together all the same.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     alone = accelerator.num_processes == 1
     task = config.task
     fm, processor = load_foundation(
@@ -62,7 +64,7 @@ def build_ahead(config: RunConfig, out: Path) -> None:
         )
         Console().print(
             f"{out}: {kept:,} of {whole:,} parameters in the layers; "
-            f"hidden-state error {error[0]:.4f} → {error[1]:.4f}"
+            f"hidden-state error {error[0]:.4f} → {error[1]:.4f}, on {accelerator.num_processes} process(es)"
         )
     accelerator.end_training()
 

