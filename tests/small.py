@@ -4,12 +4,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from common.batches import Batch, Dataset, encode
-from common.records import AdapterSpec, AdapterTargets
+from common.batches import Batch, TextDataset
+from common.encoding import encode
+from common.examples import Examples
+from common.processors import load_processor
+from common.records import AdapterSpec, AdapterTargets, TaskKind
 from tests.conftest import LABELS, sentences
 
+TEXT = TaskKind.TEXT_CLASSIFICATION
 LORA = AdapterSpec(AdapterTargets.ATTENTION, rank=4, alpha=8.0, dropout=0.1)
 HEAD_ONLY = AdapterSpec(AdapterTargets.NONE, rank=4, alpha=8.0, dropout=0.1)
 
@@ -20,10 +24,13 @@ def load_model(folder: Path) -> PreTrainedModel:
     return model.eval()
 
 
-def load_texts(folder: Path, count: int, seed: int = 0) -> Dataset:
+def load_texts(folder: Path, count: int, seed: int = 0) -> TextDataset:
     """Labelled sentences of different lengths."""
     texts, labels = sentences(count, seed)
-    return encode(AutoTokenizer.from_pretrained(folder), texts, 32, [LABELS.index(name) for name in labels])
+    examples = Examples("sentences", texts, label_names=labels)
+    dataset = encode(load_processor(folder, TEXT), examples, TEXT, 32, LABELS)
+    assert isinstance(dataset, TextDataset)
+    return dataset
 
 
 @torch.no_grad()
