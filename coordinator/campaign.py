@@ -20,7 +20,8 @@ from common.records import (
     TrainTask,
     WaitTask,
 )
-from common.tensors import TensorFile, schema_of
+from common.schema import schema_of
+from common.tensors import TensorFile
 from coordinator import schedule
 from coordinator.inbox import Expected, Inbox, update_schema
 from coordinator.journal import Journal

@@ -11,7 +11,8 @@ from common.errors import BadUpdate, StaleRound
 from common.model.adapter import trained
 from common.model.apoz import from_tensors
 from common.records import AdapterSpec, ArtifactRef, UpdateHeader
-from common.tensors import Prefixed, Schema, TensorFile, TensorSpec, check, content_bytes
+from common.schema import Schema, TensorSpec, check, content_bytes
+from common.tensors import Prefixed, TensorFile
 from common.wakeup import Wakeup
 from coordinator.rounds import Event, Received, RoundPhase, RoundState, Tick, step
 from coordinator.store import Store, StoredUpdate

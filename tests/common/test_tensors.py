@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from common.errors import BadUpdate
-from common.tensors import Prefixed, TensorFile, TensorSpec, check, content_bytes, schema_of, to_bytes
+from common.schema import TensorSpec, check, content_bytes, schema_of
+from common.tensors import Prefixed, TensorFile, to_bytes
 from tests.small import same_bits
 
 Tensors = dict[str, Tensor]

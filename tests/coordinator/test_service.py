@@ -24,7 +24,8 @@ from common.records import (
     UpdateHeader,
 )
 from common.rpc import Address, new_channel, new_server
-from common.tensors import schema_of, to_bytes
+from common.schema import schema_of
+from common.tensors import to_bytes
 from coordinator.admin import Admin
 from coordinator.inbox import Expected, Inbox, update_schema
 from coordinator.journal import Journal
