@@ -134,16 +134,19 @@ class Adapted:
     @torch.no_grad()
     def _add_residuals(self, residuals: dict[str, Tensor]) -> None:
         """Make base weights what they were plus these, and no others'."""
+        weights: dict[str, Tensor] = {}
         for name in sorted(residuals.keys() | self._residuals.keys()):
             path = name.removeprefix(PEFT_PREFIX).removesuffix(RESIDUAL)
             try:
-                weight = Projection(self.base.get_submodule(path)).weight
+                weights[name] = Projection(self.base.get_submodule(path)).weight
             except (AttributeError, AssertionError):
                 raise BadUpdate(f"the adapter does not fit the model: there is no map {path}") from None
+            if name in residuals:
+                _require_shape(name, weights[name], residuals[name])
+        # All fit: only now is anything changed.
+        for name, weight in weights.items():
             before = self._unchanged.setdefault(name, weight.detach().clone())
             residual = residuals.get(name)
-            if residual is not None:
-                _require_shape(name, before, residual)
             weight.copy_(before if residual is None else before + residual.to(before))
         self._residuals = residuals
 
