@@ -23,8 +23,8 @@ from coordinator.store import Store
 
 log = logging.getLogger(__name__)
 
-# Only these ever leave; the plan and other workers' updates do not.
-_PUBLISHED = frozenset(ArtifactKind) - {ArtifactKind.PLAN, ArtifactKind.UPDATE}
+# Only these ever leave; the plan, other workers' updates and the server optimiser's state do not.
+_PUBLISHED = frozenset(ArtifactKind) - {ArtifactKind.PLAN, ArtifactKind.UPDATE, ArtifactKind.SERVER_STATE}
 
 
 class FederationService(federation_pb2_grpc.FederationServiceServicer):
