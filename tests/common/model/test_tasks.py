@@ -1,0 +1,206 @@
+"""What each kind of task asks of a model."""
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import TaskType
+from torch import Tensor
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    DeiTForImageClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ViTConfig,
+)
+
+from common.errors import ModelError
+from common.model.families import FAMILIES
+from common.model.tasks import (
+    IGNORED,
+    auto_class,
+    from_config,
+    loss,
+    peft_type,
+    plain,
+    require_task,
+    tally,
+    targets_of,
+)
+from common.records import TaskKind
+from tests.families import small_config, small_inputs, small_model
+
+TEXT, IMAGES, CAUSAL = TaskKind.TEXT_CLASSIFICATION, TaskKind.IMAGE_CLASSIFICATION, TaskKind.CAUSAL_LM
+CLASSIFIERS = (TEXT, IMAGES)
+
+# Scores whose softmax is 1/4, 3/4 in the first row and 1/2, 1/2 in the second.
+SCORES = torch.tensor([[0.0, math.log(3.0)], [5.0, 5.0]])
+QUARTER, THREE_QUARTERS, HALF = -math.log(0.25), -math.log(0.75), -math.log(0.5)
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize(
+    ("labels", "right", "total"),
+    [([1, 0], 2, THREE_QUARTERS + HALF), ([0, 0], 1, QUARTER + HALF), ([0, 1], 0, QUARTER + HALF)],
+)
+def test_a_classifiers_loss_is_the_mean_surprise_at_the_labels(
+    kind: TaskKind, labels: list[int], right: int, total: float
+) -> None:
+    wanted = torch.tensor(labels)
+    assert loss(SCORES, wanted, kind).item() == pytest.approx(total / 2)
+    # Of equal scores the first counts as the answer.
+    assert tally(SCORES, wanted, kind) == (right, pytest.approx(total), 2)
+
+
+def language_scores() -> Tensor:
+    """[1, 4, 2]: of the tokens that follow, 0 has shares 1/4, 1/2, 3/4, and whatever at the end."""
+    rows = [[0.0, math.log(3.0)], [0.0, 0.0], [math.log(3.0), 0.0], [90.0, -90.0]]
+    return torch.tensor([rows])
+
+
+def test_a_language_model_is_asked_at_every_token_for_the_next() -> None:
+    labels = torch.tensor([[1, 1, 0, 0]])
+    total = THREE_QUARTERS + HALF + THREE_QUARTERS
+    assert loss(language_scores(), labels, CAUSAL).item() == pytest.approx(total / 3)
+    assert tally(language_scores(), labels, CAUSAL) == (3, pytest.approx(total), 3)
+
+
+def test_neither_the_first_token_nor_the_last_scores_are_asked_for() -> None:
+    scores, labels = language_scores(), torch.tensor([[1, 1, 0, 0]])
+    wanted = tally(scores, labels, CAUSAL)
+    labels[0, 0] = 0
+    scores[0, -1] = torch.tensor([-7.0, 7.0])
+    assert tally(scores, labels, CAUSAL) == wanted
+
+
+def test_scores_stand_beside_the_token_that_follows() -> None:
+    scores, labels = torch.arange(24.0).view(2, 4, 3), torch.tensor([[0, 1, 2, 1], [2, 2, 0, IGNORED]])
+    found, targets = targets_of(scores, labels, CAUSAL)
+    assert found.tolist() == [*scores[0, :3].tolist(), *scores[1, :3].tolist()]
+    assert targets.tolist() == [1, 2, 1, 2, 0, IGNORED]
+    same_scores, same_labels = targets_of(SCORES, torch.tensor([0, 1]), TEXT)
+    assert torch.equal(same_scores, SCORES) and same_labels.tolist() == [0, 1]
+
+
+@given(st.integers(1, 5), st.integers(0, 2**31))
+def test_padding_is_no_target(padding: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.randn(2, 4 + padding, 3, generator=draw)
+    labels = torch.randint(3, (2, 4 + padding), generator=draw)
+    labels[:, 4:] = IGNORED
+    bare = loss(scores[:, :4], labels[:, :4], CAUSAL)
+    assert loss(scores, labels, CAUSAL).item() == pytest.approx(bare.item())
+    right, total, answers = tally(scores[:, :4], labels[:, :4], CAUSAL)
+    assert tally(scores, labels, CAUSAL) == (right, pytest.approx(total), answers)
+    assert answers == 6
+
+
+def test_an_ignored_class_is_no_answer() -> None:
+    labels = torch.tensor([1, IGNORED])
+    assert loss(SCORES, labels, TEXT).item() == pytest.approx(THREE_QUARTERS)
+    assert tally(SCORES, labels, TEXT) == (1, pytest.approx(THREE_QUARTERS), 1)
+
+
+def test_the_mean_over_batches_of_any_size_is_the_tally_over_all() -> None:
+    draw = torch.Generator().manual_seed(2)
+    scores, labels = torch.randn(7, 3, generator=draw), torch.randint(3, (7,), generator=draw)
+    right, total, answers = tally(scores, labels, TEXT)
+    parts = [tally(scores[part], labels[part], TEXT) for part in (slice(2), slice(2, None))]
+    assert (sum(p[0] for p in parts), sum(p[2] for p in parts)) == (right, answers)
+    assert sum(p[1] for p in parts) == pytest.approx(total)
+    assert total / answers == pytest.approx(loss(scores, labels, TEXT).item())
+
+
+def test_the_loss_is_transformers_own() -> None:
+    model = small_model("gpt2", CAUSAL)
+    inputs = small_inputs(model)
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED)
+    with torch.no_grad():
+        output = model(**inputs, labels=labels)
+    assert loss(output.logits, labels, CAUSAL).item() == pytest.approx(output.loss.item(), rel=1e-5)
+
+
+def test_the_loss_has_a_gradient_and_the_tally_none() -> None:
+    scores = SCORES.clone().requires_grad_()
+    loss(scores, torch.tensor([0, 1]), TEXT).backward()
+    assert scores.grad is not None and scores.grad.abs().max() > 0
+    assert isinstance(tally(scores, torch.tensor([0, 1]), TEXT)[1], float)
+
+
+# --- which families do what ---
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("kind", TaskKind)
+def test_a_family_is_built_for_its_tasks_and_refused_for_others(model_type: str, kind: TaskKind) -> None:
+    config = small_config(model_type)
+    if kind in FAMILIES[model_type].tasks:
+        require_task(config, kind)
+        assert isinstance(from_config(config, kind), tuple(auto_class(kind)._model_mapping.values()))
+        return
+    for refused in (require_task, from_config):
+        with pytest.raises(ModelError, match=f"a {model_type} model cannot do {kind}; it can do: "):
+            refused(config, kind)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "told"),
+    [
+        (BertConfig(), CAUSAL, "a bert model cannot do causal-lm; it can do: text-classification"),
+        (ViTConfig(), TEXT, "a vit model cannot do text-classification; it can do: image-classification"),
+        (
+            GPT2Config(),
+            IMAGES,
+            "a gpt2 model cannot do image-classification; it can do: text-classification, causal-lm",
+        ),
+    ],
+)
+def test_a_refused_task_names_those_that_can_be_done(config: BertConfig, kind: TaskKind, told: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        require_task(config, kind)
+    assert str(caught.value) == told
+
+
+def test_peft_knows_texts_and_language_models_by_name_and_images_not_at_all() -> None:
+    assert [peft_type(kind) for kind in (TEXT, CAUSAL, IMAGES)] == [
+        TaskType.SEQ_CLS,
+        TaskType.CAUSAL_LM,
+        None,
+    ]
+
+
+# --- the class that a configuration was saved from ---
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "expected"),
+    [
+        (small_config("bert", architectures=["BertForMaskedLM"]), TEXT, BertForSequenceClassification),
+        (small_config("gpt2", architectures=["GPT2DoubleHeadsModel"]), CAUSAL, GPT2LMHeadModel),
+        (
+            small_config("deit", architectures=["DeiTForImageClassificationWithTeacher"]),
+            IMAGES,
+            DeiTForImageClassification,
+        ),
+        (small_config("deit"), IMAGES, DeiTForImageClassification),
+    ],
+    ids=["bert", "gpt2", "deit with teacher", "deit without"],
+)
+def test_the_task_decides_on_the_class_not_the_one_saved_before(
+    config: BertConfig, kind: TaskKind, expected: type
+) -> None:
+    assert type(from_config(config, kind)) is expected
+
+
+def test_a_plain_configuration_is_a_copy_that_differs_in_the_architecture_alone() -> None:
+    config = small_config("bert", architectures=[BertForMaskedLM.__name__])
+    before = deepcopy(config.to_dict())
+    changed = plain(config)
+    assert config.to_dict() == before
+    assert changed.architectures == []
+    assert {k: v for k, v in changed.to_dict().items() if before.get(k) != v} == {"architectures": []}
