@@ -6,18 +6,19 @@ import json
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from cli.demo_result import compare as compare_results
+from cli.demo_result import figures, show
 from cli.processes import Processes
 from common.console import plain_errors
-from common.errors import StoreError
+from common.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from experiments.packaged import DemoData
@@ -37,11 +38,19 @@ class Method(StrEnum):
 
 
 class Data(StrEnum):
-    """Which packaged data set: BBC News (5 classes), tweets (2), Fashion-MNIST (images, 5)."""
+    """Which packaged data set, and what for: BBC News (5 classes), tweets (2), Fashion-MNIST (images,
+    5 classes), or the text of BBC News, for a small random GPT-2 or LLaMA."""
 
     BBC_NEWS = "bbc-news"
     TWEETS = "tweets"
     FASHION_MNIST = "fashion-mnist"
+    BBC_GPT2 = "bbc-gpt2"
+    BBC_LLAMA = "bbc-llama"
+
+    @property
+    def is_language(self) -> bool:
+        """Whether a language model is tuned: no classes, no head."""
+        return self in (Data.BBC_GPT2, Data.BBC_LLAMA)
 
 
 def demo(
@@ -56,7 +65,11 @@ def demo(
         bool, typer.Option("--compare", help="Run all methods, one after the other, on the same data.")
     ] = False,
     data: Annotated[
-        Data, typer.Option(help="Data set; fashion-mnist pre-trains a small vision transformer first.")
+        Data,
+        typer.Option(
+            help="Data set. fashion-mnist pre-trains a small vision transformer first; bbc-gpt2 and "
+            "bbc-llama tune language models with random weights."
+        ),
     ] = Data.BBC_NEWS,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = WORKERS,
     dirichlet: Annotated[
@@ -82,7 +95,7 @@ def demo(
     """Run the whole method on this machine: MiniLM as the foundation model, BBC News as the data.
 
     Starts a coordinator and three workers as processes of their own, connected over gRPC on
-    loopback. Takes three to four minutes on two cores.
+    loopback. Takes three to four minutes on two cores; with --compare four times as long.
     """
     with plain_errors():
         from common.config_file import parse_settings
@@ -91,7 +104,10 @@ def demo(
         extra = parse_settings(settings or [])
         suffix = "" if data is Data.BBC_NEWS else f"-{data}"
         results = []
-        for each in Method if compare else [method]:
+        methods = [m for m in Method if not (data.is_language and m is Method.HEAD_ONLY)]
+        if method not in methods:
+            raise ConfigError(f"--method {method} tunes no head of a language model; choose another")
+        for each in methods if compare else [method]:
             default = Path("runs") / f"demo-{each}{suffix}"
             folder = directory / each if compare and directory else directory or default
             if (folder / "run.sqlite").exists() and not keep_going:
@@ -104,7 +120,7 @@ def demo(
                 raise typer.Exit(result)
             results.append(result)
         if compare:
-            _compare(Console(), results)
+            compare_results(Console(), results, Method.FEDPETUNING)
         if json_file is not None:
             content = results if compare else results[0]
             write_atomically(json_file.resolve(), json.dumps(content, indent=2).encode())
@@ -155,7 +171,8 @@ async def _run(wanted: _Wanted) -> dict[str, Any] | int:
     write_atomically(config, template(settings).encode())
     begun = time.monotonic()
     async with Processes(folder / "logs") as processes:
-        running = asyncio.create_task(_federation(processes, folder, config, data.workers, console))
+        extra = {"--label-column": ""} if wanted.data.is_language else {}
+        running = asyncio.create_task(_federation(processes, folder, config, data.workers, extra, console))
         interrupted = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
@@ -167,14 +184,22 @@ async def _run(wanted: _Wanted) -> dict[str, Any] | int:
             console.print("stopping; the same command with --resume goes on")
             return 128 + signal.SIGINT
         await running
-    result = _result(wanted, model, time.monotonic() - begun)
-    _show(console, result)
+    seconds, merge = time.monotonic() - begun, wanted.method is Method.HEAD_ONLY
+    result = figures(wanted.method, wanted.data, folder, model, seconds, merge)
+    show(console, result)
     return result
 
 
 def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, DemoData]":
     """The foundation model's directory, and the data split into files."""
-    from experiments.packaged import packaged_model, write_bbc_news, write_fashion_mnist, write_tweets
+    from experiments.packaged import (
+        bbc_news,
+        packaged_model,
+        write_bbc_news,
+        write_bbc_texts,
+        write_fashion_mnist,
+        write_tweets,
+    )
 
     folder, split = wanted.folder / "data", (wanted.workers, wanted.dirichlet, wanted.seed)
     match wanted.data:
@@ -189,6 +214,13 @@ def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, DemoData]":
             if not (VIT_FOLDER / "config.json").exists():
                 pretrain_vit(VIT_FOLDER, seed=0, console=console)
             return VIT_FOLDER, data
+        case Data.BBC_GPT2 | Data.BBC_LLAMA:
+            from experiments.random_models import random_language_model
+
+            family = wanted.data.removeprefix("bbc-")
+            model = wanted.folder / family
+            random_language_model(family, bbc_news().texts or [], model, wanted.seed)
+            return model, write_bbc_texts(folder, *split)
 
 
 # What the demo sets besides paths, by dotted key of run.toml.
@@ -201,6 +233,8 @@ _BY_DATA: dict[Data, dict[str, Any]] = {
     },
     Data.TWEETS: {"rounds.count": 5, "task.max_length": 64},
     Data.FASHION_MNIST: {"rounds.count": 5, "task.kind": "image-classification"},
+    Data.BBC_GPT2: {"rounds.count": 3, "task.kind": "causal-lm", "task.max_length": 64},
+    Data.BBC_LLAMA: {"rounds.count": 3, "task.kind": "causal-lm", "task.max_length": 64},
 }
 _BY_METHOD: dict[Method, dict[str, Any]] = {
     Method.FEDPFT: {},
@@ -226,7 +260,12 @@ def _settings(wanted: _Wanted) -> dict[str, Any]:
 
 
 async def _federation(
-    processes: Processes, folder: Path, config: Path, workers: Sequence[Path], console: Console
+    processes: Processes,
+    folder: Path,
+    config: Path,
+    workers: Sequence[Path],
+    extra: dict[str, str],
+    console: Console,
 ) -> None:
     """Start everything, show it, and see it through. Raises RunFailed."""
     from common.rpc import Address
@@ -245,6 +284,7 @@ async def _federation(
             "--folder": str(folder / f"worker-{i}"),
             "--metrics": "127.0.0.1:0",
             "--threads": "1",
+            **extra,
         }
         await processes.start(f"worker-{i}", "worker", *itertools.chain(*options.items()))
     async with Admin(Address.parse(address)) as admin:
@@ -257,112 +297,3 @@ async def _federation(
             for task in (showing, ending):
                 task.cancel()
             await asyncio.gather(showing, ending, return_exceptions=True)
-
-
-def _result(wanted: _Wanted, model: Path, seconds: float) -> dict[str, Any]:
-    """The finished run's figures; also exports its model."""
-    from coordinator.export import export
-    from coordinator.status import open_run, stored_status
-
-    folder = wanted.folder
-    out = folder / "export"
-    export(folder, out, merge=wanted.method is Method.HEAD_ONLY)
-    store, config = open_run(folder)
-    status = stored_status(store, config)
-    store.close()
-    scores = {(e.round, e.model): e.accuracy for e in status.evaluations}
-    models = status.models
-    assert models is not None
-    return {
-        "method": str(wanted.method),
-        "data": str(wanted.data),
-        "test_examples": _rows(folder / "data" / "test.parquet"),
-        "seed": config.run.seed,
-        "rounds": status.round,
-        "seconds": round(seconds, 1),
-        "accuracy": {
-            "fm_before": scores[0, "fm"],
-            "sub_fm": scores[status.round, "sub_fm"],
-            "fm_after": scores[status.round, "fm"],
-        },
-        "accuracy_by_round": {
-            model: [scores[number, model] for number in range(status.round + 1)] for model in ("fm", "sub_fm")
-        },
-        "parameters": asdict(models),
-        "bytes_by_worker": {
-            w.worker: {
-                "examples": w.examples,
-                "received": sum(t.bytes_down for t in w.traffic),
-                "sent": sum(t.bytes_up for t in w.traffic),
-                "by_round": [asdict(t) for t in w.traffic],
-            }
-            for w in status.workers
-        },
-        "adapter_sha256": status.adapter_sha256,
-        "foundation_model": (model if model.name != "model" else model.parent).name,
-        "run_directory": str(folder),
-        "export": str(out),
-    }
-
-
-def _rows(path: Path) -> int:
-    from pyarrow import parquet
-
-    return int(parquet.read_metadata(path).num_rows)
-
-
-def _show(console: Console, result: dict[str, Any]) -> None:
-    """The result for people."""
-    from coordinator.live import megabytes
-
-    accuracy, parameters = result["accuracy"], result["parameters"]
-    table = Table(title=f"accuracy on {result['test_examples']:,} held-out examples", title_justify="left")
-    for column in ("model", "parameters", "in its layers", "accuracy"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    fm = (f"{parameters['fm_parameters']:,}", f"{parameters['fm_layer_parameters']:,}")
-    sub = (f"{parameters['sub_fm_parameters']:,}", f"{parameters['sub_fm_layer_parameters']:,}")
-    table.add_row("FM before (untrained head)", *fm, f"{accuracy['fm_before']:.4f}")
-    table.add_row("sub-FM with the adapter", *sub, f"{accuracy['sub_fm']:.4f}")
-    table.add_row("FM after, adapter plugged in", *fm, f"{accuracy['fm_after']:.4f}", style="bold")
-    console.print(table)
-    table = Table(title="bytes on the wire", title_justify="left")
-    for column in ("worker", "examples", "received", "sent", "sent after round 1, of the FM"):
-        table.add_column(column, justify="left" if column == "worker" else "right")
-    for name, traffic in result["bytes_by_worker"].items():
-        later = [t for t in traffic["by_round"] if t["round"] > 1]
-        rounds = max(1, result["rounds"] - 1)
-        share = sum(t["bytes_up"] for t in later) / rounds / parameters["fm_bytes"]
-        table.add_row(
-            name,
-            f"{traffic['examples']:,}",
-            megabytes(traffic["received"]),
-            megabytes(traffic["sent"]),
-            f"{share:.2%} a round",
-        )
-    console.print(table)
-    console.print(
-        f"{result['rounds']} rounds in {result['seconds']:.0f} s; adapter {result['adapter_sha256']}"
-    )
-    console.print(f"the model is in [bold]{result['export']}[/], for transformers and peft")
-
-
-def _compare(console: Console, results: Sequence[dict[str, Any]]) -> None:
-    """All methods side by side."""
-    from coordinator.live import megabytes
-
-    best = next(r for r in results if r["method"] == Method.FEDPETUNING)["accuracy"]["fm_after"]
-    title = f"methods on {results[0]['data']}, {results[0]['test_examples']:,} held-out examples"
-    table = Table(title=title, title_justify="left")
-    for column in ("method", "FM after", "to fedpetuning", "sent to the workers", "received", "seconds"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for result in results:
-        accuracy, traffic = result["accuracy"]["fm_after"], result["bytes_by_worker"].values()
-        table.add_row(
-            result["method"],
-            f"{accuracy:.4f}",
-            f"{accuracy - best:+.4f}",
-            megabytes(sum(t["received"] for t in traffic)),
-            megabytes(sum(t["sent"] for t in traffic)),
-            f"{result['seconds']:.0f}",
-        )
-    console.print(table)

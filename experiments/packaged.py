@@ -18,7 +18,7 @@ from PIL import Image
 
 from common import seeds
 from common.errors import DataError, ModelError
-from common.examples import Examples, join, write_examples
+from common.examples import Columns, Examples, join, read_examples, write_examples
 
 TEST_DOCUMENTS = 425
 PUBLIC_DOCUMENTS = 600
@@ -100,6 +100,15 @@ def write_bbc_news(folder: Path, workers: int, concentration: float | None, seed
     test, public, private = _drawn(documents, (TEST_DOCUMENTS, PUBLIC_DOCUMENTS), random)
     labels = tuple(sorted(set(documents.label_names or ())))
     return _write(folder, labels, test, public, private, workers, concentration, random)
+
+
+def write_bbc_texts(folder: Path, workers: int, concentration: float | None, seed: int) -> DemoData:
+    """The same parts of BBC News for a language model, which needs no classes."""
+    data = write_bbc_news(folder, workers, concentration, seed)
+    for path in (data.test, *data.workers):
+        texts = read_examples(path, Columns(label=None))
+        write_examples(path, texts)
+    return replace(data, labels=())
 
 
 def write_tweets(
