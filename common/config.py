@@ -358,7 +358,7 @@ class RunConfig(Section):
             # Both would write to the FFN's weights.
             raise ValueError(
                 'aggregation.lora = "exact" with adapter.targets = "attention+ffn" '
-                "leaves no room for realignment; set realignment.every = 0"
+                "leaves no room for realignment; set realignment.every = 0 and leave out realignment.drift"
             )
 
     @property
