@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from common.choices import AlignmentMethod, Construction, LoraAveraging, Saliency, ServerOptimizer
 from common.config import RunConfig
-from common.config_file import load_config, template
+from common.config_file import load_config, parse_config, parse_settings, template
 from common.errors import ConfigError
-from common.records import AdapterTargets
+from common.records import AdapterTargets, TaskKind
 
 GIVEN: dict[str, Any] = {
     "model.path": "model",
@@ -32,8 +33,9 @@ def test_the_template_loads_and_holds_every_default(tmp_path: Path) -> None:
     config = load(tmp_path, template(GIVEN))
     assert config.task.labels == ("negative", "positive")
     smallest = load(tmp_path, SMALLEST)
-    for section in ("sub_fm", "alignment", "realignment", "adapter", "training", "rounds", "server"):
+    for section in set(RunConfig.model_fields) - {"model", "task", "data", "run"}:
         assert getattr(config, section) == getattr(smallest, section), section
+    assert config.run.seed == smallest.run.seed
 
 
 def test_the_template_takes_values_for_any_key(tmp_path: Path) -> None:
@@ -47,7 +49,7 @@ def test_the_template_takes_values_for_any_key(tmp_path: Path) -> None:
 def test_the_template_explains_every_key() -> None:
     lines = template(GIVEN).splitlines()
     keys = [i for i, line in enumerate(lines) if " =" in line and not line.startswith("# A")]
-    assert len(keys) > 40
+    assert len(keys) > 70
     for i in keys:
         assert lines[i - 1].startswith("# ") and len(lines[i - 1]) > 4, lines[i]
 
@@ -64,7 +66,9 @@ def test_an_unknown_key_is_named_beside_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_an_unknown_key_in_an_optional_section_is_named_too(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key data\.public\.column \(known there: path, text_col"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key data\.public\.column \(known there: path, preset, text_col"
+    ):
         load(tmp_path, SMALLEST + 'column = "text"\n')
 
 
@@ -79,10 +83,69 @@ def test_an_unknown_section_is_named(tmp_path: Path) -> None:
         ("adapter", "rank = 0", "adapter.rank must be >= 1, got 0"),
         ("adapter", "dropout = 1.0", "adapter.dropout must be < 1.0, got 1.0"),
         ("adapter", "alpha = 0", "adapter.alpha must be > 0.0, got 0"),
-        ("adapter", 'targets = "all"', "adapter.targets must be 'none' or 'attention', got 'all'"),
+        (
+            "adapter",
+            'targets = "all"',
+            "adapter.targets must be 'none', 'attention' or 'attention+ffn', got 'all'",
+        ),
         ("sub_fm", "drop_ratio = 1.0", "sub_fm.drop_ratio must be < 1.0, got 1.0"),
         ("sub_fm", "keep_first = -1", "sub_fm.keep_first must be >= 0, got -1"),
-        ("sub_fm", 'construction = "x"', "construction must be 'ffn-pruning' or 'full', got 'x'"),
+        (
+            "sub_fm",
+            'construction = "x"',
+            "sub_fm.construction must be 'ffn-pruning', 'layer-drop' or 'full', got 'x'",
+        ),
+        (
+            "sub_fm",
+            'saliency = "x"',
+            "sub_fm.saliency must be 'l2', 'activation', 'integrated-gradients', 'attention' or 'random', "
+            "got 'x'",
+        ),
+        ("sub_fm", "saliency_batches = 0", "sub_fm.saliency_batches must be >= 1, got 0"),
+        ("alignment", "ridge = 0", "alignment.ridge must be > 0.0, got 0"),
+        ("alignment", "closed_form_batches = 0", "alignment.closed_form_batches must be >= 1, got 0"),
+        ("alignment", "checkpoint_every = 0", "alignment.checkpoint_every must be >= 1, got 0"),
+        (
+            "alignment",
+            'method = "x"',
+            "alignment.method must be 'gradient', 'closed-form' or 'both', got 'x'",
+        ),
+        ("realignment", "drift = 0", "realignment.drift must be > 0.0, got 0"),
+        ("realignment", "drift = 2.5", "realignment.drift must be <= 2.0, got 2.5"),
+        (
+            "realignment",
+            'choice = "x"',
+            "realignment.choice must be 'highest', 'lowest' or 'random', got 'x'",
+        ),
+        (
+            "realignment",
+            'zero_rule = "x"',
+            "realignment.zero_rule must be 'auto', 'pre-activation' or 'near-zero', got 'x'",
+        ),
+        ("realignment", "zero_threshold = -0.1", "realignment.zero_threshold must be >= 0.0, got -0.1"),
+        ("training", "proximal = -1", "training.proximal must be >= 0.0, got -1"),
+        ("aggregation", "trim = 0.5", "aggregation.trim must be < 0.5, got 0.5"),
+        ("aggregation", "byzantine = -1", "aggregation.byzantine must be >= 0, got -1"),
+        ("aggregation", "learning_rate = 0", "aggregation.learning_rate must be > 0.0, got 0"),
+        ("aggregation", "momentum = 1", "aggregation.momentum must be < 1.0, got 1"),
+        ("aggregation", "second_momentum = 1", "aggregation.second_momentum must be < 1.0, got 1"),
+        ("aggregation", "tau = 0", "aggregation.tau must be > 0.0, got 0"),
+        (
+            "aggregation",
+            'rule = "x"',
+            "aggregation.rule must be 'mean', 'median', 'trimmed-mean', 'krum' or 'multi-krum', got 'x'",
+        ),
+        (
+            "aggregation",
+            'optimizer = "x"',
+            "aggregation.optimizer must be 'none', 'momentum', 'adam' or 'yogi', got 'x'",
+        ),
+        (
+            "aggregation",
+            'lora = "x"',
+            "aggregation.lora must be 'factors', 'freeze-a' or 'exact', got 'x'",
+        ),
+        ("gradient_gap", "batches = -1", "gradient_gap.batches must be >= 0, got -1"),
         ("realignment", "proportion = 0", "realignment.proportion must be > 0.0, got 0"),
         ("alignment", "warmup = 1.5", "alignment.warmup must be <= 1.0, got 1.5"),
         ("training", "learning_rate = nan", "training.learning_rate must be finite, got nan"),
@@ -114,14 +177,194 @@ def test_a_value_of_another_type_names_key_and_value(tmp_path: Path) -> None:
         load(tmp_path, SMALLEST + '[rounds]\ncount = "five"\n')
 
 
+BARE = '[model]\npath = "m"\n[task]\nlabels = ["a", "b"]\n'
+
+
 def test_an_alignment_needs_public_data(tmp_path: Path) -> None:
-    bare = '[model]\npath = "m"\n[task]\nlabels = ["a", "b"]\n'
     with pytest.raises(ConfigError, match=r"data\.public\.path must be set for an alignment"):
-        load(tmp_path, bare)
-    assert not load(tmp_path, bare + "[alignment]\nsteps = 0\n").aligns
-    assert not load(tmp_path, bare + '[sub_fm]\nconstruction = "full"\n').aligns
+        load(tmp_path, BARE)
+    assert not load(tmp_path, BARE + "[alignment]\nsteps = 0\n").aligns
+    assert not load(tmp_path, BARE + '[sub_fm]\nconstruction = "full"\n').aligns
+    assert not load(tmp_path, BARE + '[sub_fm]\nconstruction = "layer-drop"\n').aligns
+    assert not load(tmp_path, BARE + '[sub_fm]\npath = "built"\n').aligns
+    for section in ("[realignment]\nevery = 2\n", "[realignment]\ndrift = 0.5\n"):
+        with pytest.raises(ConfigError, match=r"data\.public\.path must be set"):
+            load(tmp_path, BARE + "[alignment]\nsteps = 0\n" + section)
     with pytest.raises(ConfigError, match=r"data\.public\.path must be set"):
-        load(tmp_path, bare + "[alignment]\nsteps = 0\n[realignment]\nevery = 2\n")
+        load(tmp_path, BARE + '[alignment]\nsteps = 0\nmethod = "closed-form"\n')
+
+
+# --- rules between keys: what was given beside the smallest file, and what is told ---
+
+
+def given(**settings: Any) -> RunConfig:
+    """A configuration of the smallest settings and these, with "__" for the dot; None takes one away."""
+    values: dict[str, Any] = {
+        "model.path": "m",
+        "task.labels": ["a", "b"],
+        "data.public.path": "public.csv",
+    }
+    values |= {key.replace("__", "."): value for key, value in settings.items()}
+    return parse_config({k: v for k, v in values.items() if v is not None}, "here")
+
+
+CAUSAL = {"task__kind": "causal-lm", "task__labels": None}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"task__labels": ["a", "b", "a"]}, "task: labels must be distinct"),
+        ({"task__labels": ["a"]}, "task: labels must name at least 2 classes, got ['a']"),
+        ({"task__labels": []}, "task: labels must name at least 2 classes, got []"),
+        (
+            {"task__labels": None, "task__kind": "image-classification"},
+            "task: labels must name at least 2 classes, got []",
+        ),
+        (
+            {"task__kind": "causal-lm"},
+            "task: labels must be left out for causal-lm, which has no classes",
+        ),
+        (
+            {"task__kind": "x"},
+            "task.kind must be 'text-classification', 'image-classification' or 'causal-lm', got 'x'",
+        ),
+        (
+            {"task__kind": "image-classification", "task__pairs": True},
+            "task: pairs must be false for image-classification",
+        ),
+        (CAUSAL | {"task__pairs": True}, "task: pairs must be false for causal-lm"),
+        (
+            {"data__public__preset": "sst2"},
+            "data.public: exactly one of path and preset must be set",
+        ),
+        (
+            {"data__test__label_column": "label"},
+            "data.test: exactly one of path and preset must be set",
+        ),
+        (
+            {"data__public__path": None, "alignment__steps": 0, "sub_fm__saliency": "attention"},
+            'data.public.path must be set for sub_fm.saliency = "attention"',
+        ),
+        (
+            {"realignment__drift": 0.5, "gradient_gap__batches": 0},
+            "realignment.drift needs gradient_gap.batches >= 1",
+        ),
+        (
+            CAUSAL | {"adapter__targets": "none"},
+            'adapter.targets must not be "none" for causal-lm: there is no head to tune',
+        ),
+        (
+            {"task__pairs": True, "data__test__path": "test.csv"},
+            "data.test.pair_column must be set, as task.pairs is true",
+        ),
+        (
+            {"aggregation__lora": "exact", "aggregation__rule": "median"},
+            'aggregation.lora = "exact" needs aggregation.rule = "mean" and optimizer = "none"',
+        ),
+        (
+            {"aggregation__lora": "exact", "aggregation__optimizer": "adam"},
+            'aggregation.lora = "exact" needs aggregation.rule = "mean" and optimizer = "none"',
+        ),
+        (
+            {
+                "aggregation__lora": "exact",
+                "adapter__targets": "attention+ffn",
+                "realignment__every": 1,
+            },
+            'aggregation.lora = "exact" with adapter.targets = "attention+ffn" leaves no room for '
+            "realignment; set realignment.every = 0 and leave out realignment.drift",
+        ),
+    ],
+)
+def test_a_broken_rule_between_keys_is_told_and_nothing_else(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        given(**settings)
+    assert str(caught.value) == f"here: {told}"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        CAUSAL,
+        CAUSAL | {"adapter__targets": "attention+ffn"},
+        {"task__kind": "image-classification"},
+        {"data__public__path": None, "data__public__preset": "sst2"},
+        {"data__public__path": None, "alignment__steps": 0, "sub_fm__saliency": "random"},
+        {
+            "data__public__path": None,
+            "sub_fm__construction": "layer-drop",
+            "sub_fm__saliency": "attention",
+        },
+        {"realignment__drift": 2.0, "gradient_gap__batches": 1},
+        {"task__pairs": True, "data__test__path": "test.csv", "data__test__pair_column": "other"},
+        {"task__pairs": True, "data__test__preset": "qnli"},
+        {"aggregation__lora": "exact", "adapter__targets": "attention+ffn"},
+        {"aggregation__lora": "exact", "realignment__every": 1},
+        {"aggregation__lora": "freeze-a", "aggregation__rule": "krum", "aggregation__optimizer": "yogi"},
+    ],
+)
+def test_what_keeps_the_rules_is_valid(settings: dict[str, Any]) -> None:
+    kept = given(**settings).model_dump(mode="json")
+    for key, value in settings.items():
+        found: Any = kept
+        for part in key.split("__"):
+            found = found and found[part]
+        assert found == value or (value is None and not found), key
+
+
+@pytest.mark.parametrize(
+    ("settings", "prunes", "layers", "realigns", "aligns"),
+    [
+        ({}, True, True, False, True),
+        ({"alignment__steps": 0}, True, False, False, False),
+        ({"alignment__steps": 0, "alignment__method": "both"}, True, True, False, True),
+        ({"alignment__steps": 0, "realignment__every": 3}, True, False, True, True),
+        ({"alignment__steps": 0, "realignment__drift": 0.3}, True, False, True, True),
+        ({"sub_fm__path": "built"}, True, True, False, False),
+        ({"sub_fm__path": "built", "realignment__every": 3}, True, True, True, True),
+        ({"sub_fm__construction": "full", "realignment__every": 3}, False, True, False, False),
+        ({"sub_fm__construction": "layer-drop", "realignment__drift": 0.3}, False, True, False, False),
+    ],
+)
+def test_what_a_run_aligns_follows_from_its_settings(
+    settings: dict[str, Any], prunes: bool, layers: bool, realigns: bool, aligns: bool
+) -> None:
+    config = given(**settings)
+    assert config.prunes is prunes
+    assert config.aligns_layers is layers
+    assert config.realigns is realigns
+    assert config.aligns is aligns
+
+
+def test_the_papers_choices_are_the_defaults() -> None:
+    config = given()
+    assert config.task.kind is TaskKind.TEXT_CLASSIFICATION
+    assert config.sub_fm.construction is Construction.FFN_PRUNING
+    assert config.sub_fm.saliency is Saliency.L2
+    assert config.alignment.method is AlignmentMethod.GRADIENT
+    assert config.adapter.targets is AdapterTargets.ATTENTION
+    assert config.aggregation.lora is LoraAveraging.FACTORS
+    assert config.aggregation.optimizer is ServerOptimizer.NONE
+    assert config.training.proximal == 0
+
+
+# --- settings on a command line ---
+
+
+def test_settings_are_toml_values_or_text() -> None:
+    assert parse_settings(["alignment.steps=600", 'a.b = "x=y"', "sub_fm.saliency=random", "a.c=[1, 2]"]) == {
+        "alignment.steps": 600,
+        "a.b": "x=y",
+        "sub_fm.saliency": "random",
+        "a.c": [1, 2],
+    }
+
+
+@pytest.mark.parametrize("text", ["steps=3", "alignment.steps", "=3", "a..b=1", "A.b=1", "a.b-c=1"])
+def test_a_setting_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"must be SECTION\.KEY=VALUE"):
+        parse_settings([text])
 
 
 def test_a_round_cannot_need_more_updates_than_it_has_workers(tmp_path: Path) -> None:
@@ -149,7 +392,8 @@ def test_a_folder_is_not_a_configuration(tmp_path: Path) -> None:
 
 def test_paths_are_relative_to_the_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "project" / "model").mkdir(parents=True)
-    (tmp_path / "project" / "run.toml").write_text(template(GIVEN | {"run.directory": "out"}))
+    given = GIVEN | {"run.directory": "out", "data.root": "sets", "sub_fm.path": "built"}
+    (tmp_path / "project" / "run.toml").write_text(template(given))
     monkeypatch.chdir(tmp_path)
     config = load_config(Path("project/run.toml"))
     folder = tmp_path.resolve() / "project"
@@ -157,6 +401,15 @@ def test_paths_are_relative_to_the_files_folder(tmp_path: Path, monkeypatch: pyt
     assert config.model.path == str(folder / "model")
     assert config.data.public is not None and config.data.public.path == folder / "public.csv"
     assert config.data.test is not None and config.data.test.path == folder / "test.csv"
+    assert config.data.root == folder / "sets"
+    assert config.sub_fm.path == folder / "built"
+
+
+def test_a_preset_is_not_taken_for_a_path(tmp_path: Path) -> None:
+    config = load(tmp_path, SMALLEST.replace('path = "public.csv"', 'preset = "sst2:validation"'))
+    assert config.data.public is not None
+    assert (config.data.public.preset, config.data.public.path) == ("sst2:validation", None)
+    assert (config.data.root, config.data.test, config.sub_fm.path) == (None, None, None)
 
 
 def test_absolute_paths_and_hub_ids_stay_as_they_are(tmp_path: Path) -> None:
