@@ -23,8 +23,10 @@ from common.records import (
     Chunk,
     Evaluation,
     Event,
+    GradientGap,
     JoinReply,
     JoinRequest,
+    LayerGap,
     ModelFacts,
     Phase,
     Progress,
@@ -32,6 +34,7 @@ from common.records import (
     RunStatus,
     StopTask,
     SubModelRef,
+    TaskKind,
     TaskSpec,
     Traffic,
     TrainingSpec,
@@ -39,9 +42,11 @@ from common.records import (
     UpdateHeader,
     WaitTask,
     WorkerStatus,
+    ZeroRule,
 )
 
-NEVER_SENT = (ArtifactKind.PLAN, ArtifactKind.UPDATE)
+LORA = AdapterSpec(AdapterTargets.ATTENTION, 8, 32.0, 0.1)
+NEVER_SENT = (ArtifactKind.PLAN, ArtifactKind.UPDATE, ArtifactKind.SERVER_STATE)
 SENT = [kind for kind in ArtifactKind if kind not in NEVER_SENT]
 
 u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
@@ -60,18 +65,31 @@ sub_model = st.builds(SubModelRef, text, several(u32), ref, several(ref), severa
 spec = st.builds(
     RunSpec,
     text,
-    st.builds(TaskSpec, several(text), u32),
-    st.builds(AdapterSpec, st.sampled_from(AdapterTargets), u32, number, number),
-    st.builds(TrainingSpec, u32, u32, number, number, number, number),
+    st.builds(TaskSpec, st.sampled_from(TaskKind), several(text), u32, st.booleans()),
+    st.builds(AdapterSpec, st.sampled_from(AdapterTargets), u32, number, number, st.booleans()),
+    st.builds(TrainingSpec, u32, u32, number, number, number, number, number),
     u64,
 )
 progress = st.builds(Progress, st.sampled_from(Activity), u32, u32, u32, number)
 task = st.one_of(
-    st.builds(TrainTask, u32, sub_model, ref, number, several(u32), number, u32),
+    st.builds(
+        TrainTask,
+        u32,
+        sub_model,
+        ref,
+        number,
+        several(u32),
+        number,
+        u32,
+        st.sampled_from(ZeroRule),
+        number,
+    ),
     st.builds(WaitTask, text),
     st.builds(StopTask, st.booleans(), text),
 )
 worker = st.builds(WorkerStatus, text, progress, u64, several(st.builds(Traffic, u32, text, u64, u64)))
+layer_gap = st.builds(LayerGap, u32, number, number, number, number, number)
+gap = st.builds(GradientGap, u32, number, number, number, several(layer_gap))
 status = st.builds(
     RunStatus,
     run_id=text,
@@ -83,9 +101,11 @@ status = st.builds(
     steps=u32,
     workers=several(worker),
     evaluations=several(st.builds(Evaluation, u32, text, number, number)),
+    gaps=several(gap),
     models=st.none() | st.builds(ModelFacts, u64, u64, u64, u64, u64, u64),
     adapter_sha256=text,
     directory=text,
+    task=st.sampled_from(TaskKind),
 )
 event = st.builds(Event, u64, number, text, text, u32, text, st.dictionaries(text, number, max_size=3))
 
@@ -126,6 +146,12 @@ def test_a_record_survives_the_wire(kind: str, data: st.DataObject) -> None:
     assert from_pb(type(message).FromString(message.SerializeToString())) == record
 
 
+@pytest.mark.parametrize("kind", SENT)
+def test_every_other_artifact_has_one(kind: ArtifactKind) -> None:
+    sent = ArtifactRef(kind, "0" * 64, 1)
+    assert wire.ref_from_pb(wire.ref_to_pb(sent)) == sent
+
+
 @pytest.mark.parametrize("kind", NEVER_SENT)
 def test_what_must_not_leave_the_coordinator_has_no_form_on_the_wire(kind: ArtifactKind) -> None:
     with pytest.raises(ValueError, match="ARTIFACT_KIND_"):
@@ -133,6 +159,17 @@ def test_what_must_not_leave_the_coordinator_has_no_form_on_the_wire(kind: Artif
 
 
 GOOD_REF = types_pb2.ArtifactRef(kind=types_pb2.ARTIFACT_KIND_ADAPTER, sha256="a" * 64, size=1)
+
+
+GOOD_TASK = types_pb2.TaskSpec(kind=types_pb2.TASK_KIND_CAUSAL_LM)
+
+
+def train_task(**fields: Any) -> federation_pb2.WatchTasksResponse:
+    """A task that is sound but for `fields`."""
+    train = federation_pb2.TrainTask(
+        sub_model=types_pb2.SubModel(base=GOOD_REF), adapter=GOOD_REF, zero_rule=types_pb2.ZERO_RULE_NEAR_ZERO
+    )
+    return federation_pb2.WatchTasksResponse(train=altered(train, **fields))
 
 
 def altered(message: Message, **fields: Any) -> Any:
@@ -167,11 +204,19 @@ def test_a_digest_is_64_lower_case_hexadecimal_digits(bad: str) -> None:
         (lambda n: wire.progress_from_pb(types_pb2.Progress(activity=n)), "Activity"),
         (lambda n: wire.status_from_pb(admin_pb2.GetStatusResponse(phase=n)), "Phase"),
         (
-            lambda n: wire.run_spec_from_pb(types_pb2.RunSpec(adapter=types_pb2.AdapterSpec(targets=n))),
+            lambda n: wire.run_spec_from_pb(
+                types_pb2.RunSpec(task=GOOD_TASK, adapter=types_pb2.AdapterSpec(targets=n))
+            ),
             "AdapterTargets",
         ),
+        (lambda n: wire.run_spec_from_pb(types_pb2.RunSpec(task=altered(GOOD_TASK, kind=n))), "TaskKind"),
+        (
+            lambda n: wire.status_from_pb(admin_pb2.GetStatusResponse(phase=types_pb2.PHASE_WAITING, task=n)),
+            "TaskKind",
+        ),
+        (lambda n: wire.task_from_pb(train_task(zero_rule=n)), "ZeroRule"),
     ],
-    ids=["kind", "activity", "phase", "targets"],
+    ids=["kind", "activity", "phase", "targets", "task", "status", "zero rule"],
 )
 def test_an_enum_value_not_known_here_is_a_bad_message(
     convert: Callable[[int], Any], told: str, number: int
@@ -203,8 +248,30 @@ def test_a_message_that_lacks_a_reference_is_bad() -> None:
         wire.task_from_pb(federation_pb2.WatchTasksResponse(train=federation_pb2.TrainTask(round=1)))
 
 
+def test_fields_that_came_later_keep_what_they_meant_when_left_out() -> None:
+    """Defaults of records are protobuf's own: FedAvg, nothing frozen, no threshold."""
+    old = TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0)
+    run = RunSpec("r", TaskSpec(TaskKind.CAUSAL_LM, (), 8, False), LORA, old, 1)
+    message = wire.run_spec_to_pb(run)
+    message.training.ClearField("proximal")
+    message.adapter.ClearField("freeze_a")
+    assert wire.run_spec_from_pb(message) == run
+
+
+def test_a_gaps_layers_keep_their_figures_apart() -> None:
+    layer = LayerGap(3, 0.1, 0.2, 0.3, 0.4, 0.5)
+    whole = GradientGap(7, 0.6, 0.7, 0.8, (layer, replace(layer, layer=4)))
+    status = RunStatus("r", Phase.TRAINING, 7, 9, "", 0, 0, (), (), (whole,), None, "", "")
+    message = wire.status_to_pb(status)
+    pb = message.gaps[0].layers[0]
+    assert (pb.cosine, pb.norm_ratio) == (0.1, 0.2)
+    assert (pb.gradient_difference, pb.output_difference, pb.weight_difference) == (0.3, 0.4, 0.5)
+    assert (message.gaps[0].cosine, message.gaps[0].norm_ratio, message.gaps[0].drift) == (0.6, 0.7, 0.8)
+    assert wire.status_from_pb(message).gaps == (whole,)
+
+
 def test_a_status_without_models_stays_without() -> None:
-    bare = RunStatus("r", Phase.BUILDING, 0, 1, "", 0, 0, (), (), None, "", "")
+    bare = RunStatus("r", Phase.BUILDING, 0, 1, "", 0, 0, (), (), (), None, "", "")
     assert wire.status_from_pb(wire.status_to_pb(bare)).models is None
     facts = ModelFacts(0, 0, 0, 0, 0, 0)
     zeros = dataclasses.replace(bare, models=facts)
