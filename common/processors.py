@@ -27,7 +27,8 @@ def load_processor(path: str | Path, kind: TaskKind) -> Processor:
         return ImageProcessor.load(str(path))
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # Of no narrower class: what the tokenizers library raises for a broken file is Exception itself.
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"model {path}: its tokenizer cannot be loaded: {reason}") from error
     if tokenizer.pad_token is None:
