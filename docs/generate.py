@@ -16,11 +16,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo, OptionInfo
 
+from cli.datasets import datasets, split
 from cli.demo import demo
 from common.config import RunConfig
 from common.config_file import explain
 from common.console import EXIT_FAILED, EXIT_USAGE
-from coordinator.cli import coordinator, export, init, status
+from coordinator.cli import build, coordinator, export, init, status
 from worker.cli import worker
 
 OUT = Path(__file__).with_name("configuration.md")
@@ -40,7 +41,17 @@ A run's directory remembers its configuration. The same directory with other set
 except for `run.directory` and everything in `[server]`.
 """
 
-COMMANDS: tuple[Callable[..., None], ...] = (coordinator, worker, init, status, export, demo)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    coordinator,
+    worker,
+    init,
+    build,
+    status,
+    export,
+    datasets,
+    split,
+    demo,
+)
 
 NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
 SIGNS: tuple[tuple[Any, str, str], ...] = (
@@ -53,10 +64,28 @@ SIGNS: tuple[tuple[Any, str, str], ...] = (
 
 # Settings that break a rule between keys; what they are told is the rule's description.
 MINIMAL: dict[str, Any] = {"model": {"path": "m"}, "task": {"labels": ["a", "b"]}}
+ALLOWED: dict[str, Any] = MINIMAL | {"alignment": {"steps": 0}}
+PUBLIC: dict[str, Any] = {"data": {"public": {"path": "p.csv"}}}
 BREAKING: tuple[dict[str, Any], ...] = (
+    ALLOWED | {"task": {"labels": ["a"]}},
+    ALLOWED | {"task": {"labels": ["a", "a"]}},
+    ALLOWED | {"task": {"kind": "causal-lm", "labels": ["a", "b"]}},
+    ALLOWED | {"task": {"kind": "image-classification", "labels": ["a", "b"], "pairs": True}},
+    ALLOWED | {"data": {"test": {"path": "t.csv", "preset": "sst2"}}},
+    ALLOWED | {"data": {"test": {"path": "t.csv"}}, "task": {"labels": ["a", "b"], "pairs": True}},
     MINIMAL,
-    MINIMAL | {"alignment": {"steps": 0}, "rounds": {"workers": 2, "minimum": 3}},
-    MINIMAL | {"alignment": {"steps": 0}, "task": {"labels": ["a", "a"]}},
+    ALLOWED | {"sub_fm": {"saliency": "activation"}},
+    ALLOWED | PUBLIC | {"realignment": {"drift": 0.5}, "gradient_gap": {"batches": 0}},
+    ALLOWED | {"task": {"kind": "causal-lm"}, "adapter": {"targets": "none"}},
+    ALLOWED | {"rounds": {"workers": 2, "minimum": 3}},
+    ALLOWED | {"aggregation": {"lora": "exact", "rule": "median"}},
+    ALLOWED
+    | PUBLIC
+    | {
+        "aggregation": {"lora": "exact"},
+        "adapter": {"targets": "attention+ffn"},
+        "realignment": {"every": 1},
+    },
 )
 
 
@@ -92,6 +121,8 @@ def value(default: Any) -> str:
     match default:
         case None:
             return "unset"
+        case () | []:
+            return "none"
         case bool():
             return f"`{str(default).lower()}`"
         case str() | Path():
@@ -145,8 +176,10 @@ def command(function: Callable[..., None]) -> Iterator[str]:
     app = typer.Typer(add_completion=False)
     app.command()(function)
     spelled = {str(p.name): p.opts for p in typer.main.get_command(app).params}
-    yield f"\n### `fedpft {function.__name__}`\n\n{inspect.getdoc(function)}\n"
-    yield "| option | type and rule | default | what it is |\n|---|---|---|---|"
+    yield f"\n### `fedpft {function.__name__}`\n\n{inspect.getdoc(function)}"
+    if not parameters:
+        return
+    yield "\n| option | type and rule | default | what it is |\n|---|---|---|---|"
     for name, hint in get_type_hints(function, include_extras=True).items():
         if name == "return":
             continue
