@@ -19,6 +19,7 @@ from common.records import (
     ArtifactRef,
     JoinRequest,
     RunSpec,
+    TaskKind,
     TaskSpec,
     TrainingSpec,
     UpdateHeader,
@@ -41,7 +42,7 @@ from worker.metrics import Metrics as WorkerMetrics
 
 RUN = RunSpec(
     "run",
-    TaskSpec(("no", "yes"), 16),
+    TaskSpec(TaskKind.TEXT_CLASSIFICATION, ("no", "yes"), 16, False),
     AdapterSpec(AdapterTargets.ATTENTION, 8, 32.0, 0.1),
     TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0),
     7,
@@ -66,7 +67,7 @@ class Served:
         await self.server.start()
         state = RoundState(1, frozenset({"w", "v"}), 1, closes_at=1e12)
         schema = schema_of({"x": torch.zeros(4)})
-        self.inbox.open(state, Expected(self.adapter, update_schema(schema, {})))
+        self.inbox.open(state, Expected(self.adapter, update_schema(schema, RUN.adapter, {})))
         self.worker = Coordinator(self.address, JoinRequest("w", 1, 1, "test", 5), 0.5, WorkerMetrics())
         await self.worker.join()
 
@@ -140,6 +141,23 @@ async def test_a_header_that_does_not_fit_the_round_is_refused(
         await served.worker.submit(replace(header, **change), path)
 
 
+def test_an_updates_schema_is_what_workers_train_and_the_counts_asked_for() -> None:
+    lora = "base_model.model.bert.encoder.layer.0.attention.self.query"
+    names = [f"{lora}.lora_A.weight", f"{lora}.lora_B.weight", f"{lora}.residual.weight", "head"]
+    adapter = schema_of({name: torch.zeros(2, 3) for name in names})
+    free = update_schema(adapter, RUN.adapter, {})
+    assert set(free) == {f"delta.{name}" for name in names if "residual" not in name}
+    frozen = update_schema(adapter, replace(RUN.adapter, freeze_a=True), {2: 7})
+    assert set(frozen) == {f"delta.{names[1]}", "delta.head", "apoz.2.zeros", "apoz.2.tokens"}
+    assert (frozen["apoz.2.zeros"].shape, frozen["apoz.2.zeros"].dtype) == ((7,), torch.int64)
+    assert frozen["apoz.2.tokens"].shape == ()
+
+
+async def test_joining_tells_the_whole_run(served: Served) -> None:
+    reply = await served.worker.join()
+    assert reply.run == RUN
+
+
 async def test_a_closed_round_takes_no_more(served: Served, tmp_path: Path) -> None:
     assert served.inbox.state is not None
     served.inbox.state = replace(served.inbox.state, phase=RoundPhase.CLOSED)
@@ -172,7 +190,16 @@ async def test_a_download_goes_on_from_what_is_there(served: Served, tmp_path: P
     assert missing < received < missing + 200
 
 
-@pytest.mark.parametrize("kind", [ArtifactKind.PLAN, ArtifactKind.UPDATE])
+SECRET = (ArtifactKind.PLAN, ArtifactKind.UPDATE, ArtifactKind.SERVER_STATE)
+
+
+@pytest.mark.parametrize("kind", sorted(set(ArtifactKind) - set(SECRET)))
+async def test_what_workers_need_can_be_fetched(served: Served, tmp_path: Path, kind: ArtifactKind) -> None:
+    artifact = served.store.add(kind, b"for workers")
+    assert (await served.worker.download(artifact, tmp_path)).read_bytes() == b"for workers"
+
+
+@pytest.mark.parametrize("kind", SECRET)
 async def test_what_must_not_leave_cannot_be_fetched_even_by_its_digest(
     served: Served, tmp_path: Path, kind: ArtifactKind
 ) -> None:

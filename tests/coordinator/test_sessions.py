@@ -1,11 +1,24 @@
 """Who is there, and what each owes."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from common.errors import ProtocolMismatch, SessionReplaced, UnknownSession, Unreachable
-from common.records import Activity, JoinRequest, Progress, StopTask, Task, WaitTask
+from common.records import (
+    Activity,
+    ArtifactKind,
+    ArtifactRef,
+    JoinRequest,
+    Progress,
+    StopTask,
+    SubModelRef,
+    Task,
+    TrainTask,
+    WaitTask,
+    ZeroRule,
+)
 from coordinator.sessions import Assignment, Session, Sessions
 
 
@@ -98,3 +111,16 @@ async def test_streams_end_as_unreachable_when_the_process_is_about_to_end(sessi
     sessions.close()
     with pytest.raises(Unreachable):
         await watching
+
+
+@pytest.mark.parametrize(("now", "left"), [(0.0, 60.0), (45.0, 15.0), (80.0, 0.0)])
+async def test_a_training_task_is_given_as_it_is_but_for_the_time_that_is_left(
+    sessions: Sessions, clock: Clock, now: float, left: float
+) -> None:
+    base = ArtifactRef(ArtifactKind.SUB_MODEL, "0" * 64, 1)
+    reference = SubModelRef("{}", (8,), base, (), ())
+    task = TrainTask(1, reference, base, 0.5, (0,), 60.0, 2, ZeroRule.NEAR_ZERO, 0.25)
+    sessions.assign("w", Assignment(task, closes_at=60.0))
+    clock.now = now
+    given = await anext(sessions.tasks(join(sessions)))
+    assert given == replace(task, seconds_left=left)

@@ -1,13 +1,24 @@
 """The run's memory."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from common.errors import StoreError, UnknownArtifact
-from common.records import ArtifactKind, Evaluation, Event, Traffic
+from common.records import (
+    ArtifactKind,
+    ArtifactRef,
+    Evaluation,
+    Event,
+    GradientGap,
+    LayerGap,
+    ModelFacts,
+    SubModelRef,
+    Traffic,
+)
 from common.tensors import TensorFile
 from coordinator.store import Store, StoredUpdate
 
@@ -40,6 +51,66 @@ def test_a_run_is_found_again_with_everything_committed(store: Store) -> None:
     assert again.traffic() == {"w": [Traffic(1, "adapter", 10, 20)]}
     assert again.events() == [Event(1, 2.0, "kind", "text", 3, "w", {"figure": 4.0})]
     assert again.events(after=1) == []
+    again.close()
+
+
+def test_a_rounds_adapter_and_the_servers_state_after_it_are_found_again(store: Store) -> None:
+    adapters = [store.add_tensors(ArtifactKind.ADAPTER, {"x": torch.full((3,), i)}) for i in range(3)]
+    state = store.add_tensors(ArtifactKind.SERVER_STATE, {"momentum.x": torch.ones(3)})
+    store.commit_adapter(0, adapters[0])
+    store.commit_adapter(1, adapters[1], state)
+    store.commit_adapter(2, adapters[2])
+    again = reopened(store)
+    assert [again.server_state(number) for number in range(4)] == [None, state, None, None]
+    assert state.kind is ArtifactKind.SERVER_STATE
+    assert again.latest_adapter() == (2, adapters[2])
+    again.close()
+
+
+def test_an_adapter_and_the_servers_state_come_in_one_transaction(store: Store) -> None:
+    adapter = store.add_tensors(ArtifactKind.ADAPTER, {"x": torch.ones(3)})
+    unknown = ArtifactRef(ArtifactKind.SERVER_STATE, "0" * 64, 1)
+    with pytest.raises(StoreError):
+        store.commit_adapter(0, adapter, unknown)
+    assert store.latest_adapter() is None
+    assert store.server_state(0) is None
+    store.commit_adapter(0, adapter)
+    with pytest.raises(StoreError):
+        store.commit_adapter(0, adapter)
+
+
+def gap(number: int, drift: float = 0.25) -> GradientGap:
+    layers = tuple(LayerGap(i, 0.1, 1.5, 0.3, 0.4, 0.5 + i) for i in range(2))
+    return GradientGap(number, 0.9, 1.1, drift, layers)
+
+
+def test_gradient_gaps_are_found_again_in_the_order_of_rounds(store: Store) -> None:
+    for number in (2, 0, 1):
+        store.commit_gap(gap(number))
+    store.commit_gap(gap(1, drift=0.75))
+    again = reopened(store)
+    assert again.gaps() == (gap(0), gap(1, drift=0.75), gap(2))
+    again.close()
+
+
+def test_a_run_without_gaps_has_none(store: Store) -> None:
+    assert store.gaps() == ()
+
+
+def test_the_sub_fm_is_found_again_with_its_processor_and_patches(store: Store) -> None:
+    base = store.add(ArtifactKind.SUB_MODEL, b"weights")
+    plan = store.add(ArtifactKind.PLAN, b"plan")
+    processor = store.add(ArtifactKind.IMAGE_PROCESSOR, b"{}")
+    reference = SubModelRef('{"model_type": "vit"}', (64, 16), base, (), (processor,))
+    facts = ModelFacts(1, 2, 3, 4, 5, 6)
+    assert store.sub_model() is None
+    store.commit_sub_model(reference, plan, facts)
+    patches = tuple(store.add(ArtifactKind.NEURON_PATCH, content) for content in (b"later", b"earlier"))
+    store.commit_alignment(4, patches[0], 0.5, 0.25)
+    store.commit_alignment(2, patches[1], 0.5, 0.25)
+    again = reopened(store)
+    assert again.sub_model() == (replace(reference, patches=patches[::-1]), plan, facts)
+    assert [again.aligned_after(number) for number in range(1, 5)] == [False, True, False, True]
     again.close()
 
 
