@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 VOCABULARY = 2000
 _END = "<|endoftext|>"
@@ -42,9 +43,12 @@ def random_language_model(model_type: str, texts: Sequence[str], out: Path, seed
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=_END, eos_token=_END)
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     classes = {"gpt2": GPT2Config, "llama": LlamaConfig}
-    config = classes[model_type](vocab_size=backend.get_vocab_size(), **ends, **_SIZES[model_type])
+    # Larger than the usual 0.02, with which such a small model's scores are all but equal.
+    sizes = _SIZES[model_type] | {"initializer_range": 0.1}
+    config = classes[model_type](vocab_size=backend.get_vocab_size(), **ends, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
+    logging.disable_progress_bar()
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
