@@ -79,7 +79,9 @@ class SubModelBuilder:
         and after. What breaks off goes on from the file `checkpoint`."""
         a = self.alignment
         before = self.hidden_error(plan, sub_fm)
-        resume = TensorFile(checkpoint).load() if checkpoint and checkpoint.exists() else None
+        # A closed form has none of its own.
+        left = checkpoint if a.method is not AlignmentMethod.CLOSED_FORM else None
+        resume = TensorFile(left).load() if left and left.exists() else None
         if a.method is not AlignmentMethod.GRADIENT and resume is None:
             batches = self._some(a.closed_form_batches, "closed-form")
             reconstruction.reconstruct(
@@ -131,10 +133,10 @@ class SubModelBuilder:
     def load(self, folder: Path) -> tuple[SubModelPlan, PreTrainedModel]:
         """What `save` wrote. Raises ModelError when it is not there, or of another FM."""
         try:
-            about = json.loads((folder / ABOUT_FILE).read_text())
-        except (OSError, ValueError) as error:
+            fm_sha256 = json.loads((folder / ABOUT_FILE).read_text())["fm_sha256"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise ModelError(f"{folder} holds no built sub-FM: {error}; `fedpft build` makes one") from None
-        if about.get("fm_sha256") != fingerprint(self.fm):
+        if fm_sha256 != fingerprint(self.fm):
             raise ModelError(f"{folder} holds the sub-FM of another foundation model; build it anew")
         plan = SubModelPlan.from_tensors(TensorFile(folder / PLAN_FILE))
         weights = compression.cut(self.fm, plan) | TensorFile(folder / LAYERS_FILE).load()
