@@ -8,14 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.batches import Dataset
+from common.batches import Dataset, TextDataset
+from common.encoding import encode
 from common.errors import Stopped
-from common.model.adapter import Adapted, plus
+from common.examples import Columns, read_examples
+from common.model import tasks
+from common.model.adapter import PEFT_PREFIX, RESIDUAL, Adapted, plus, trained
 from common.model.apoz import ZeroCounter
-from common.model.families import ffns_of
-from common.records import AdapterSpec, TrainingSpec
-from tests.conftest import FFN
-from tests.small import HEAD_ONLY, LORA, copies, load_model, load_texts, logits, same_bits
+from common.model.families import Projection, ffns_of
+from common.processors import load_processor
+from common.records import AdapterSpec, AdapterTargets, TaskKind, TrainingSpec, ZeroRule
+from tests.conftest import FFN, HIDDEN, LABELS, VOCABULARY, write_pictures, write_table
+from tests.families import small_model, write_family
+from tests.small import HEAD_ONLY, LORA, TEXT, copies, load_model, load_texts, logits, same_bits
 from worker.train import LocalUpdate, fine_tune
 
 SPEC = TrainingSpec(
@@ -26,16 +31,22 @@ SPEC = TrainingSpec(
     weight_decay=0.01,
     max_gradient_norm=1.0,
 )
+FROZEN_A = replace(LORA, freeze_a=True)
+FFN_TOO = replace(LORA, targets=AdapterTargets.ATTENTION_FFN)
+CALM = replace(LORA, dropout=0.0)
+every_spec = pytest.mark.parametrize(
+    "spec", [LORA, FFN_TOO, HEAD_ONLY, FROZEN_A], ids=["attention", "ffn", "none", "frozen A"]
+)
 
 
 @pytest.fixture(scope="module")
-def texts(model_folder: Path) -> Dataset:
+def texts(model_folder: Path) -> TextDataset:
     return load_texts(model_folder, 40)
 
 
 @pytest.fixture
 def fresh(model_folder: Path) -> Callable[[AdapterSpec], Adapted]:
-    return lambda spec: Adapted(load_model(model_folder), spec)
+    return lambda spec: Adapted(load_model(model_folder), TEXT, spec)
 
 
 Fresh = Callable[[AdapterSpec], Adapted]
@@ -45,24 +56,30 @@ def tune(adapted: Adapted, texts: Dataset, seed: int = 1, **options: object) -> 
     return fine_tune(adapted, adapted.tensors(), texts, SPEC, factor=1.0, seed=seed, **options)  # type: ignore[arg-type]
 
 
+def counter(adapted: Adapted, *layers: int, rule: ZeroRule = ZeroRule.PRE_ACTIVATION) -> ZeroCounter:
+    ffns = ffns_of(adapted.base)
+    return ZeroCounter({layer: ffns[layer] for layer in layers}, rule)
+
+
 def base_weights(adapted: Adapted) -> dict[str, Tensor]:
     """All weights that the adapter does not hold."""
     state = adapted.base.state_dict()
     return copies({n: t for n, t in state.items() if ".lora_" not in n and "classifier" not in n})
 
 
-@pytest.mark.parametrize("spec", [LORA, HEAD_ONLY], ids=["attention", "none"])
+@every_spec
 def test_the_model_then_holds_start_plus_delta_bit_for_bit(
-    fresh: Fresh, texts: Dataset, spec: AdapterSpec
+    fresh: Fresh, texts: TextDataset, spec: AdapterSpec
 ) -> None:
     adapted = fresh(spec)
     start = adapted.tensors()
     update = tune(adapted, texts)
     assert same_bits(adapted.tensors(), plus(start, update.delta))
-    assert all(update.delta[name].abs().max() > 0 for name in start)
+    assert update.delta.keys() == {name for name in start if trained(name, spec)}
+    assert all(change.abs().max() > 0 for change in update.delta.values())
 
 
-def test_the_coordinators_model_then_computes_what_the_workers_does(fresh: Fresh, texts: Dataset) -> None:
+def test_the_coordinators_model_then_computes_what_the_workers_does(fresh: Fresh, texts: TextDataset) -> None:
     at_worker, at_coordinator = fresh(LORA), fresh(LORA)
     start, batch = at_worker.tensors(), texts.batch(range(8))
     update = tune(at_worker, texts)
@@ -70,20 +87,20 @@ def test_the_coordinators_model_then_computes_what_the_workers_does(fresh: Fresh
     assert torch.equal(logits(at_coordinator.model, batch), logits(at_worker.model, batch))
 
 
-def test_training_lowers_the_loss(fresh: Fresh, texts: Dataset) -> None:
+def test_training_lowers_the_loss(fresh: Fresh, texts: TextDataset) -> None:
     adapted, spec = fresh(LORA), replace(SPEC, epochs=10)
     first = fine_tune(adapted, adapted.tensors(), texts, spec, factor=1.0, seed=1)
     second = fine_tune(adapted, adapted.tensors(), texts, spec, factor=1.0, seed=2)
     assert second.loss < 0.85 * first.loss
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(fresh: Fresh, texts: Dataset) -> None:
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(fresh: Fresh, texts: TextDataset) -> None:
     first, again, other = (tune(fresh(LORA), texts, seed) for seed in (1, 1, 2))
     assert same_bits(first.delta, again.delta) and first.loss == again.loss
     assert not same_bits(first.delta, other.delta)
 
 
-def test_what_the_model_did_before_does_not_show(fresh: Fresh, texts: Dataset) -> None:
+def test_what_the_model_did_before_does_not_show(fresh: Fresh, texts: TextDataset) -> None:
     """A worker that restarts in between sends the same update as one that does not."""
     used = fresh(LORA)
     start = used.tensors()
@@ -94,15 +111,15 @@ def test_what_the_model_did_before_does_not_show(fresh: Fresh, texts: Dataset) -
     assert same_bits(first.delta, second.delta)
 
 
-@pytest.mark.parametrize("spec", [LORA, HEAD_ONLY], ids=["attention", "none"])
-def test_only_the_adapter_is_trained(fresh: Fresh, texts: Dataset, spec: AdapterSpec) -> None:
+@every_spec
+def test_only_the_adapter_is_trained(fresh: Fresh, texts: TextDataset, spec: AdapterSpec) -> None:
     adapted = fresh(spec)
     before = base_weights(adapted)
     tune(adapted, texts)
     assert same_bits(base_weights(adapted), before)
 
 
-def test_without_targets_the_head_is_all_that_changes(fresh: Fresh, texts: Dataset) -> None:
+def test_without_targets_the_head_is_all_that_changes(fresh: Fresh, texts: TextDataset) -> None:
     adapted = fresh(HEAD_ONLY)
     before = copies(adapted.base.state_dict())
     update = tune(adapted, texts)
@@ -112,20 +129,20 @@ def test_without_targets_the_head_is_all_that_changes(fresh: Fresh, texts: Datas
     assert {name.removeprefix("base_model.model.") for name in update.delta} == changed
 
 
-def test_torchs_generator_is_left_as_it_was(fresh: Fresh, texts: Dataset) -> None:
+def test_torchs_generator_is_left_as_it_was(fresh: Fresh, texts: TextDataset) -> None:
     adapted = fresh(LORA)
     before = torch.get_rng_state()
     tune(adapted, texts)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_model_is_left_in_eval_mode(fresh: Fresh, texts: Dataset) -> None:
+def test_the_model_is_left_in_eval_mode(fresh: Fresh, texts: TextDataset) -> None:
     adapted = fresh(LORA)
     tune(adapted, texts)
     assert not any(module.training for module in adapted.model.modules())
 
 
-def test_the_rounds_factor_scales_how_far_training_goes(fresh: Fresh, texts: Dataset) -> None:
+def test_the_rounds_factor_scales_how_far_training_goes(fresh: Fresh, texts: TextDataset) -> None:
     sizes = []
     for factor in (0.1, 1.0):
         adapted = fresh(LORA)
@@ -134,7 +151,7 @@ def test_the_rounds_factor_scales_how_far_training_goes(fresh: Fresh, texts: Dat
     assert sizes[0] < 0.1 * sizes[1]
 
 
-def test_steps_are_counted_and_reported(fresh: Fresh, texts: Dataset) -> None:
+def test_steps_are_counted_and_reported(fresh: Fresh, texts: TextDataset) -> None:
     seen: list[tuple[int, int]] = []
     update = tune(fresh(LORA), texts, on_step=lambda step, steps, loss: seen.append((step, steps)))
     # 40 texts in batches of 16 make 3 steps a pass.
@@ -142,7 +159,7 @@ def test_steps_are_counted_and_reported(fresh: Fresh, texts: Dataset) -> None:
     assert update.steps == 6
 
 
-def test_a_stop_in_between_leaves_a_model_that_can_be_tuned_again(fresh: Fresh, texts: Dataset) -> None:
+def test_a_stop_in_between_leaves_a_model_that_can_be_tuned_again(fresh: Fresh, texts: TextDataset) -> None:
     def stop(step: int, steps: int, loss: float) -> None:
         if step == 2:
             raise Stopped("another task came")
@@ -150,16 +167,23 @@ def test_a_stop_in_between_leaves_a_model_that_can_be_tuned_again(fresh: Fresh, 
     adapted, untouched = fresh(LORA), fresh(LORA)
     start, generator = adapted.tensors(), torch.get_rng_state()
     with pytest.raises(Stopped):
-        tune(adapted, texts, count_layers=(1,), on_step=stop)
+        tune(adapted, texts, counter=counter(adapted, 1), on_step=stop)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert not any(ffn.up._forward_hooks for ffn in ffns_of(adapted.base))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in adapted.base.modules())
     after = fine_tune(adapted, start, texts, SPEC, factor=1.0, seed=1)
     assert same_bits(after.delta, tune(untouched, texts, seed=1).delta)
 
 
-def test_zeros_are_counted_in_the_layers_asked_for_over_unpadded_tokens(fresh: Fresh, texts: Dataset) -> None:
+# --- what is counted ---
+
+
+@pytest.mark.parametrize("rule", ZeroRule)
+def test_zeros_are_counted_in_the_layers_asked_for_over_unpadded_tokens(
+    fresh: Fresh, texts: TextDataset, rule: ZeroRule
+) -> None:
     tokens = sum(len(row["input_ids"]) for row in texts.rows)
-    update = tune(fresh(LORA), texts, count_layers=(1, 2))
+    adapted = fresh(LORA)
+    update = tune(adapted, texts, counter=replace(counter(adapted, 1, 2, rule=rule), threshold=0.1))
     assert update.counts.keys() == {1, 2}
     for counts in update.counts.values():
         assert counts.tokens.item() == SPEC.epochs * tokens
@@ -168,21 +192,196 @@ def test_zeros_are_counted_in_the_layers_asked_for_over_unpadded_tokens(fresh: F
     assert tune(fresh(LORA), texts).counts == {}
 
 
-def test_counting_does_not_change_the_update(fresh: Fresh, texts: Dataset) -> None:
-    counted = tune(fresh(LORA), texts, count_layers=(1, 2))
+def test_counting_does_not_change_the_update(fresh: Fresh, texts: TextDataset) -> None:
+    adapted = fresh(LORA)
+    counted = tune(adapted, texts, counter=counter(adapted, 1, 2))
     assert same_bits(counted.delta, tune(fresh(LORA), texts).delta)
 
 
-def test_without_dropout_the_counts_are_those_of_a_plain_pass(fresh: Fresh, texts: Dataset) -> None:
+@pytest.mark.parametrize("rule", ZeroRule)
+def test_without_dropout_the_counts_are_those_of_a_plain_pass(
+    fresh: Fresh, texts: TextDataset, rule: ZeroRule
+) -> None:
     adapted = fresh(HEAD_ONLY)
+    without_dropout(adapted)
+    with ZeroCounter({1: ffns_of(adapted.base)[1]}, rule, 0.1) as plain:
+        for batch in texts.shuffled(40, seed=1):
+            plain.mask = batch.mask
+            logits(adapted.model, batch)
+    spec = replace(SPEC, epochs=1, batch_size=40)
+    counting = ZeroCounter({1: ffns_of(adapted.base)[1]}, rule, 0.1)
+    update = fine_tune(adapted, adapted.tensors(), texts, spec, factor=1.0, seed=1, counter=counting)
+    assert torch.equal(update.counts[1].tokens, plain.counts[1].tokens)
+    assert torch.equal(update.counts[1].zeros, plain.counts[1].zeros)
+
+
+def without_dropout(adapted: Adapted) -> None:
     for module in adapted.base.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    with ZeroCounter({1: ffns_of(adapted.base)[1]}) as counter:
-        for batch in texts.shuffled(40, seed=1):
-            counter.mask = batch.mask
-            logits(adapted.model, batch)
-    spec = replace(SPEC, epochs=1, batch_size=40)
-    update = fine_tune(adapted, adapted.tensors(), texts, spec, factor=1.0, seed=1, count_layers=(1,))
-    assert torch.equal(update.counts[1].tokens, counter.counts[1].tokens)
-    assert torch.equal(update.counts[1].zeros, counter.counts[1].zeros)
+
+
+# --- what is trained ---
+
+
+def test_a_frozen_a_stays_to_the_bit(fresh: Fresh, texts: TextDataset) -> None:
+    adapted = fresh(FROZEN_A)
+    start = adapted.tensors()
+    tune(adapted, texts)
+    after = adapted.tensors()
+    moved = {name for name in start if not torch.equal(start[name], after[name])}
+    assert moved == {name for name in start if not name.endswith(".lora_A.weight")}
+
+
+def test_residuals_are_trained_upon_but_not_trained(fresh: Fresh, texts: TextDataset) -> None:
+    adapted = fresh(LORA)
+    path = "bert.encoder.layer.1.attention.output.dense"
+    residual = 0.5 * torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(2))
+    start = adapted.tensors() | {f"{PEFT_PREFIX}{path}{RESIDUAL}": residual}
+    before = Projection(adapted.base.get_submodule(path)).weight.clone()
+    update = fine_tune(adapted, start, texts, SPEC, factor=1.0, seed=1)
+    assert not any(name.endswith(RESIDUAL) for name in update.delta)
+    assert same_bits(adapted.tensors(), plus(start, update.delta))
+    assert torch.equal(Projection(adapted.base.get_submodule(path)).weight, before + residual)
+    assert not same_bits(update.delta, tune(fresh(LORA), texts).delta)
+
+
+# --- FedProx ---
+
+
+def distance(delta: dict[str, Tensor]) -> float:
+    return sum(t.square().sum().item() for t in delta.values()) ** 0.5
+
+
+def test_the_proximal_term_keeps_training_nearer_to_the_start(fresh: Fresh, texts: TextDataset) -> None:
+    lengths = []
+    for proximal in (0.0, 1.0, 100.0):
+        adapted, spec = fresh(CALM), replace(SPEC, epochs=8, proximal=proximal)
+        update = fine_tune(adapted, adapted.tensors(), texts, spec, factor=1.0, seed=1)
+        lengths.append(distance(update.delta))
+    assert lengths[0] > lengths[1] > lengths[2] > 0
+
+
+@pytest.mark.parametrize("proximal", [0.0, 0.7])
+@pytest.mark.parametrize("largest", [1e9, 0.5], ids=["unclipped", "clipped"])
+def test_steps_are_those_taken_by_hand(
+    fresh: Fresh, texts: TextDataset, proximal: float, largest: float
+) -> None:
+    """AdamW's formula over the loss's gradient plus mu times the way from the start."""
+    spec = replace(
+        SPEC, epochs=3, batch_size=40, proximal=proximal, max_gradient_norm=largest, head_learning_rate=2e-3
+    )
+    adapted, by_hand = fresh(CALM), fresh(CALM)
+    for one in (adapted, by_hand):
+        without_dropout(one)
+    start = adapted.tensors()
+    update = fine_tune(adapted, start, texts, spec, factor=0.5, seed=4)
+
+    lora, head = by_hand.parameter_groups()
+    parameters, rates = [*lora, *head], [2.5e-3] * len(lora) + [1e-3] * len(head)
+    anchors = [p.detach().clone() for p in parameters]
+    first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    for step in range(1, 4):
+        (batch,) = texts.shuffled(40, seed=4 + step - 1)
+        value = tasks.loss(by_hand.model(**batch.inputs).logits, batch.labels, TEXT)
+        found = torch.autograd.grad(value, parameters)
+        with torch.no_grad():
+            slopes = [g + proximal * (p - a) for g, p, a in zip(found, parameters, anchors, strict=True)]
+            norm = torch.stack([g.square().sum() for g in slopes]).sum().sqrt()
+            slopes = [g * min(1.0, largest / (float(norm) + 1e-6)) for g in slopes]
+            for p, g, m, v, rate in zip(parameters, slopes, first, second, rates, strict=True):
+                m.mul_(0.9).add_(0.1 * g)
+                v.mul_(0.999).add_(0.001 * g * g)
+                p.mul_(1 - rate * spec.weight_decay)
+                way = (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+                p.sub_(rate * way)
+    for name, value in by_hand.tensors().items():
+        # Where a gradient is next to nothing, Adam's steps follow its rounding.
+        assert torch.allclose(value, plus(start, update.delta)[name], atol=1e-4), name
+
+
+def test_the_first_step_does_not_feel_the_proximal_term_and_the_second_does(
+    fresh: Fresh, texts: TextDataset
+) -> None:
+    deltas = {}
+    for epochs in (1, 2):
+        for proximal in (0.0, 10.0):
+            adapted = fresh(LORA)
+            spec = replace(SPEC, epochs=epochs, batch_size=40, proximal=proximal)
+            update = fine_tune(adapted, adapted.tensors(), texts, spec, factor=1.0, seed=1)
+            deltas[epochs, proximal] = update.delta
+    assert all(
+        torch.allclose(deltas[1, 0.0][name], deltas[1, 10.0][name], atol=1e-6) for name in deltas[1, 0.0]
+    )
+    assert distance(deltas[2, 10.0]) < distance(deltas[2, 0.0])
+
+
+def test_the_loss_told_is_without_the_proximal_term(fresh: Fresh, texts: TextDataset) -> None:
+    losses = []
+    for proximal in (0.0, 1e6):
+        adapted, spec = fresh(CALM), replace(SPEC, epochs=1, batch_size=20, proximal=proximal)
+        without_dropout(adapted)
+        losses.append(fine_tune(adapted, adapted.tensors(), texts, spec, factor=1.0, seed=1).loss)
+    # Two steps, each small: the losses are alike, however large the term is.
+    assert losses[1] == pytest.approx(losses[0], abs=0.1)
+
+
+# --- other kinds of tasks ---
+
+
+def dataset(folder: Path, tmp_path: Path, kind: TaskKind) -> Dataset:
+    if kind is TaskKind.IMAGE_CLASSIFICATION:
+        data = write_pictures(tmp_path / "data.parquet", 40)
+    else:
+        data = write_table(tmp_path / "data.csv", 60)
+    labels = None if kind is TaskKind.CAUSAL_LM else LABELS
+    return encode(load_processor(folder, kind), read_examples(data, Columns(), kind), kind, 16, labels)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind"),
+    [
+        ("gpt2", TaskKind.CAUSAL_LM),
+        ("qwen2", TaskKind.CAUSAL_LM),
+        ("vit", TaskKind.IMAGE_CLASSIFICATION),
+        ("dinov2", TaskKind.IMAGE_CLASSIFICATION),
+        ("llama", TEXT),
+    ],
+)
+def test_other_tasks_train_count_and_end_at_what_they_say(
+    tmp_path: Path, model_type: str, kind: TaskKind
+) -> None:
+    folder = write_family(tmp_path / "model", model_type, kind)
+    data = dataset(folder, tmp_path, kind)
+    vocabulary = {} if kind is TaskKind.IMAGE_CLASSIFICATION else {"vocabulary": len(VOCABULARY)}
+    adapted = Adapted(small_model(model_type, kind, **vocabulary), kind, FFN_TOO, seed=1)
+    before, start = copies(dict(adapted.base.named_parameters())), adapted.tensors()
+    spec = replace(SPEC, epochs=6)
+    first = fine_tune(adapted, start, data, spec, factor=1.0, seed=1, counter=counter(adapted, 1))
+    after = adapted.tensors()
+    assert same_bits(after, plus(start, first.delta))
+    tokens = first.counts[1].tokens.item()
+    if kind is TaskKind.IMAGE_CLASSIFICATION:
+        assert tokens == 6 * 40 * 17
+    else:
+        assert tokens == 6 * sum(len(row["input_ids"]) for row in data.rows)  # type: ignore[attr-defined]
+    second = fine_tune(adapted, after, data, spec, factor=1.0, seed=2)
+    assert second.loss < 0.95 * first.loss
+    heads = adapted.family.head
+    for name, parameter in adapted.base.named_parameters():
+        if ".lora_" not in name and not any(head in name for head in heads):
+            assert torch.equal(parameter, before[name]), name
+
+
+def test_a_language_models_loss_is_that_of_its_next_tokens(tmp_path: Path) -> None:
+    kind = TaskKind.CAUSAL_LM
+    folder = write_family(tmp_path / "model", "gpt2", kind)
+    data = dataset(folder, tmp_path, kind)
+    adapted = Adapted(small_model("gpt2", kind, vocabulary=len(VOCABULARY)), kind, CALM)
+    without_dropout(adapted)
+    (batch,) = data.shuffled(len(data), seed=1)
+    with torch.no_grad():
+        wanted = adapted.model(**batch.inputs, labels=batch.labels).loss.item()
+    spec = replace(SPEC, epochs=1, batch_size=len(data))
+    update = fine_tune(adapted, adapted.tensors(), data, spec, factor=1.0, seed=1)
+    assert update.loss == pytest.approx(wanted, rel=1e-5)
