@@ -10,17 +10,34 @@ import torch
 from torch import Tensor
 
 from common.errors import BadUpdate, DataError, ModelError, UnsupportedFamily
+from common.model.adapter import plus
 from common.model.families import ffns_of
-from common.model.submodel import build, make_patch
-from common.records import ArtifactKind, ArtifactRef, RunSpec, SubModelRef, TaskSpec, TrainingSpec
+from common.model.submodel import build, make_patch, own_weights
+from common.processors import load_processor, processor_files
+from common.records import (
+    AdapterTargets,
+    ArtifactKind,
+    ArtifactRef,
+    RunSpec,
+    SubModelRef,
+    TaskKind,
+    TaskSpec,
+    TrainingSpec,
+    TrainTask,
+    ZeroRule,
+)
 from common.tensors import TensorFile, to_bytes
-from tests.conftest import LABELS, write_table
-from tests.small import LORA, copies, load_model, same_bits
-from worker.data import PrivateData
+from coordinator.foundation import load_foundation, wire_config
+from tests.conftest import FFN, LABELS, write_pictures, write_table
+from tests.families import write_family
+from tests.small import LORA, TEXT, copies, load_model, same_bits
+from worker.data import PrivateData, Source
+from worker.train import LocalUpdate
 from worker.workbench import Workbench
 
 WIDTHS = (64, 64, 64, 64)
 TRAINING = TrainingSpec(1, 16, 5e-3, 5e-3, 0.01, 1.0)
+TASK = TaskSpec(TEXT, LABELS, 32, False)
 
 
 @dataclass
@@ -56,44 +73,50 @@ def artifacts(tmp_path: Path) -> Artifacts:
     return Artifacts(folder)
 
 
+def published(artifacts: Artifacts, folder: Path, kind: TaskKind) -> SubModelRef:
+    """The model in a folder as the sub-FM, as a coordinator publishes it."""
+    fm, processor = load_foundation(str(folder), kind, () if kind is TaskKind.CAUSAL_LM else LABELS, 1)
+    weights = artifacts.add_tensors(ArtifactKind.SUB_MODEL, own_weights(fm))
+    files = tuple(artifacts.add(k, content) for k, content in processor_files(processor).items())
+    return SubModelRef(wire_config(fm.config), WIDTHS, weights, (), files)
+
+
 @pytest.fixture
 def base(artifacts: Artifacts, model_folder: Path) -> SubModelRef:
     """The sub-FM as first published."""
-    weights = load_model(model_folder).state_dict()
-    tokenizer = [
-        artifacts.add(kind, (model_folder / name).read_bytes())
-        for kind, name in (
-            (ArtifactKind.TOKENIZER, "tokenizer.json"),
-            (ArtifactKind.TOKENIZER_CONFIG, "tokenizer_config.json"),
-        )
-    ]
-    return SubModelRef(
-        (model_folder / "config.json").read_text(),
-        WIDTHS,
-        artifacts.add_tensors(ArtifactKind.SUB_MODEL, weights),
-        (),
-        tuple(tokenizer),
-    )
+    return published(artifacts, model_folder, TEXT)
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Workbench:
-    data = PrivateData.read(write_table(tmp_path / "private.csv", 24), "text", "label")
-    run = RunSpec("run", TaskSpec(LABELS, 32), LORA, TRAINING, seed=7)
+    data = PrivateData.read(Source(write_table(tmp_path / "private.csv", 24)))
+    run = RunSpec("run", TASK, LORA, TRAINING, seed=7)
     return Workbench("alice", run, data, tmp_path / "alice", torch.device("cpu"))
+
+
+def train(
+    bench: Workbench, artifacts: Artifacts, reference: SubModelRef, round_number: int = 1, **changes: object
+) -> LocalUpdate:
+    """A round from the adapter that the bench has now, as first published."""
+    start = artifacts.add_tensors(ArtifactKind.ADAPTER, bench.adapter())
+    task = TrainTask(round_number, reference, start, 1.0, (), 60.0, 1)
+    task = replace(task, **changes)  # type: ignore[arg-type]
+    return bench.train(task, artifacts.files[task.adapter.sha256], lambda *told: None)
 
 
 def neuron(bench: Workbench) -> set[float]:
     """The values of neuron 3 of layer 1."""
     assert bench._adapted is not None
     ffn = ffns_of(bench._adapted.base)[1]
-    return set(torch.cat([ffn.up.weight[3], ffn.up.bias[3:4], ffn.down.weight[:, 3]]).tolist())
+    (up,) = ffn.ins
+    assert up.bias is not None
+    return set(torch.cat([up.weight[3], up.bias[3:4], ffn.out.weight[:, 3]]).tolist())
 
 
 def test_a_new_worker_lacks_everything_and_then_nothing(
     bench: Workbench, base: SubModelRef, artifacts: Artifacts
 ) -> None:
-    assert bench.lacks(base) == [base.base, *base.tokenizer]
+    assert bench.lacks(base) == [base.base, *base.processor]
     bench.equip(base, artifacts.files)
     assert bench.lacks(base) == []
 
@@ -115,7 +138,7 @@ def test_a_version_without_a_patch_already_laid_is_built_anew(
     bench: Workbench, base: SubModelRef, artifacts: Artifacts, model_folder: Path
 ) -> None:
     bench.equip(replace(base, patches=(artifacts.patch(model_folder, 1.0),)), artifacts.files)
-    assert bench.lacks(base) == [base.base, *base.tokenizer]
+    assert bench.lacks(base) == [base.base, *base.processor]
     bench.equip(base, artifacts.files)
     assert len(neuron(bench)) > 1
 
@@ -134,7 +157,7 @@ def test_the_equipped_model_is_the_coordinators(
     bench.equip(base, artifacts.files)
     assert bench._adapted is not None
     fm = load_model(model_folder)
-    expected = build(fm.config, WIDTHS, TensorFile(artifacts.files[base.base.sha256]).load())
+    expected = build(fm.config, TEXT, WIDTHS, TensorFile(artifacts.files[base.base.sha256]).load())
     plain = copies(bench._adapted.merged().state_dict())
     assert same_bits(plain, expected.state_dict())
 
@@ -144,10 +167,11 @@ def test_a_round_trains_from_the_given_adapter_and_repeats(
 ) -> None:
     bench.equip(base, artifacts.files)
     start = artifacts.add_tensors(ArtifactKind.ADAPTER, bench.adapter())
-    path = artifacts.files[start.sha256]
-    first, again, later = (bench.train(path, r, 1.0, (), lambda *told: None) for r in (1, 1, 2))
+    first, again, later = (train(bench, artifacts, base, r, adapter=start) for r in (1, 1, 2))
     assert same_bits(first.delta, again.delta)
     assert not same_bits(first.delta, later.delta)
+    on_top = plus(TensorFile(artifacts.files[start.sha256]).load(), later.delta)
+    assert same_bits(bench.adapter(), on_top)
 
 
 def test_two_workers_with_the_same_data_draw_differently(
@@ -156,9 +180,89 @@ def test_two_workers_with_the_same_data_draw_differently(
     deltas = []
     for worker in (bench, replace(bench, worker="bob")):
         worker.equip(base, artifacts.files)
-        start = artifacts.add_tensors(ArtifactKind.ADAPTER, worker.adapter())
-        deltas.append(worker.train(artifacts.files[start.sha256], 1, 1.0, (), lambda *told: None).delta)
+        deltas.append(train(worker, artifacts, base).delta)
     assert not same_bits(*deltas)
+
+
+def test_a_task_decides_what_is_counted_and_by_which_rule(
+    bench: Workbench, base: SubModelRef, artifacts: Artifacts
+) -> None:
+    bench.equip(base, artifacts.files)
+    start = artifacts.add_tensors(ArtifactKind.ADAPTER, bench.adapter())
+
+    def counted(**changes: object) -> dict[int, list[int]]:
+        update = train(bench, artifacts, base, adapter=start, **changes)
+        return {layer: c.zeros.tolist() for layer, c in update.counts.items()}
+
+    assert counted() == {}
+    before = counted(apoz_layers=(1, 2))
+    assert before.keys() == {1, 2} and len(before[1]) == FFN
+    # No GELU is zero but at zero itself.
+    assert counted(apoz_layers=(1,), zero_rule=ZeroRule.NEAR_ZERO) == {1: [0] * FFN}
+    near = counted(apoz_layers=(1,), zero_rule=ZeroRule.NEAR_ZERO, zero_threshold=0.1)
+    assert sum(near[1]) > 0 and near[1] != before[1]
+
+
+def test_a_task_that_counts_in_a_layer_that_is_not_there_is_a_model_error(
+    bench: Workbench, base: SubModelRef, artifacts: Artifacts
+) -> None:
+    bench.equip(base, artifacts.files)
+    with pytest.raises(ModelError, match="the task counts in layer 4, the sub-FM has 4"):
+        train(bench, artifacts, base, apoz_layers=(1, 4))
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0])
+def test_a_task_scales_the_learning_rates(
+    bench: Workbench, base: SubModelRef, artifacts: Artifacts, factor: float
+) -> None:
+    bench.equip(base, artifacts.files)
+    start = artifacts.add_tensors(ArtifactKind.ADAPTER, bench.adapter())
+    delta = train(bench, artifacts, base, adapter=start, learning_rate_factor=factor).delta
+    steps = 2
+    largest = max(tensor.abs().max().item() for tensor in delta.values())
+    # AdamW's first steps are as large as the rate, but for the decay.
+    assert 0.5 * steps * factor * 5e-3 < largest < 1.5 * steps * factor * 5e-3
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind"),
+    [
+        ("gpt2", TaskKind.CAUSAL_LM),
+        ("llama", TEXT),
+        ("vit", TaskKind.IMAGE_CLASSIFICATION),
+        ("distilbert", TEXT),
+    ],
+)
+@pytest.mark.parametrize("freeze_a", [False, True], ids=["factors", "frozen A"])
+def test_a_round_of_another_family_and_task(
+    tmp_path: Path, artifacts: Artifacts, model_type: str, kind: TaskKind, freeze_a: bool
+) -> None:
+    reference = published(artifacts, write_family(tmp_path / "model", model_type, kind), kind)
+    if kind is TaskKind.IMAGE_CLASSIFICATION:
+        data = write_pictures(tmp_path / "private.parquet", 24)
+    else:
+        data = write_table(tmp_path / "private.csv", 24)
+    adapter = replace(LORA, targets=AdapterTargets.ATTENTION_FFN, freeze_a=freeze_a)
+    task = TaskSpec(kind, () if kind is TaskKind.CAUSAL_LM else LABELS, 16, False)
+    bench = Workbench(
+        "alice",
+        RunSpec("run", task, adapter, TRAINING, seed=7),
+        PrivateData.read(Source(data)),
+        tmp_path / "alice",
+        torch.device("cpu"),
+    )
+    assert bench.lacks(reference) == [reference.base, *reference.processor]
+    bench.equip(reference, artifacts.files)
+    start = bench.adapter()
+    update = train(bench, artifacts, reference, apoz_layers=(1,))
+    assert same_bits(bench.adapter(), plus(start, update.delta))
+    assert any(name.endswith(".lora_A.weight") for name in update.delta) is not freeze_a
+    assert 0 < update.counts[1].zeros.sum() < FFN * update.counts[1].tokens
+    # The processor that came over the wire, not the one beside the model.
+    names = {path.name for path in (tmp_path / "alice" / "processor").iterdir()}
+    expected = {"preprocessor_config.json"} if kind is TaskKind.IMAGE_CLASSIFICATION else set()
+    assert names == (expected or {"tokenizer.json", "tokenizer_config.json"})
+    load_processor(tmp_path / "alice" / "processor", kind)
 
 
 def config_with(base: SubModelRef, **fields: object) -> SubModelRef:
@@ -174,8 +278,16 @@ def test_a_configuration_that_is_no_json_object_is_a_model_error(
 
 
 def test_an_unknown_family_is_told(bench: Workbench, base: SubModelRef, artifacts: Artifacts) -> None:
-    with pytest.raises(UnsupportedFamily, match="gpt2"):
-        bench.equip(config_with(base, model_type="gpt2"), artifacts.files)
+    with pytest.raises(UnsupportedFamily, match="'t5' is not supported"):
+        bench.equip(config_with(base, model_type="t5"), artifacts.files)
+
+
+def test_a_family_that_cannot_do_the_runs_task_is_told(
+    bench: Workbench, base: SubModelRef, artifacts: Artifacts
+) -> None:
+    run = replace(bench.run, task=TaskSpec(TaskKind.CAUSAL_LM, (), 32, False))
+    with pytest.raises(ModelError, match="a bert model cannot do causal-lm"):
+        replace(bench, run=run).equip(base, artifacts.files)
 
 
 def test_a_model_for_other_classes_than_the_tasks_is_a_model_error(
@@ -194,12 +306,12 @@ def test_artifacts_that_do_not_fit_are_refused(
     wanted = {
         "widths": replace(base, ffn_widths=(64, 16, 16, 64)),
         "not safetensors": replace(base, base=odd),
-        "tokenizer kind": replace(base, tokenizer=(base.base,)),
-        "tokenizer content": replace(base, tokenizer=(odd, base.tokenizer[1])),
+        "tokenizer kind": replace(base, processor=(base.base,)),
+        "tokenizer content": replace(base, processor=(odd, base.processor[1])),
     }[fault]
     with pytest.raises((ModelError, BadUpdate)):
         bench.equip(wanted, artifacts.files)
-    assert bench.lacks(base) == [base.base, *base.tokenizer]
+    assert bench.lacks(base) == [base.base, *base.processor]
     bench.equip(base, artifacts.files)
 
 
@@ -218,6 +330,6 @@ def test_a_patch_that_does_not_fit_is_refused_and_a_good_one_still_goes_in(
 def test_a_label_that_the_run_does_not_know_is_told(
     bench: Workbench, base: SubModelRef, artifacts: Artifacts
 ) -> None:
-    run = replace(bench.run, task=TaskSpec(("animals", "traffic"), 32))
+    run = replace(bench.run, task=replace(TASK, labels=("animals", "traffic")))
     with pytest.raises(DataError, match="the run knows: animals, traffic"):
         replace(bench, run=run).equip(base, artifacts.files)
