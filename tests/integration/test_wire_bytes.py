@@ -14,7 +14,7 @@ from common.rpc import Address
 from tests.conftest import write_table
 from tests.integration.federation import federation
 from worker.client import Coordinator
-from worker.data import PrivateData
+from worker.data import PrivateData, Source
 from worker.loop import Place, Worker
 from worker.metrics import Metrics
 
@@ -47,7 +47,7 @@ async def test_counts_agree_with_the_sockets(tmp_path: Path, model_folder: Path)
     settings = {"rounds__workers": 1, "rounds__minimum": 1, "rounds__count": 3}
     with federation(tmp_path, model_folder, **settings) as running:
         address = Address.parse(running.start_coordinator()["address"])
-        data = PrivateData.read(write_table(tmp_path / "data.csv", 40, 5), "text", "label")
+        data = PrivateData.read(Source(write_table(tmp_path / "data.csv", 40, 5)))
         metrics, compute = Metrics(), Compute()
         joining = JoinRequest("worker-1", PROTOCOL_MIN, PROTOCOL_MAX, "test", len(data))
         coordinator = Coordinator(address, joining, 30, metrics)
