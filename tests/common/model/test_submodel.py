@@ -114,6 +114,14 @@ def test_a_built_models_parameters_are_the_given_weights_not_copies(
     assert all(p.data_ptr() == weights[name].data_ptr() for name, p in built.named_parameters())
 
 
+@every_task
+def test_all_of_a_model_is_on_the_device_asked_for(model_type: str, kind: TaskKind) -> None:
+    """Also what no file holds, such as llama's rotary frequencies; "meta" stands for a GPU here."""
+    model = small_model(model_type, kind)
+    built = build(model.config, kind, WIDTHS, own_weights(model), torch.device("meta"))
+    assert all(tensor.is_meta for tensor in (*built.parameters(), *built.buffers()))
+
+
 def test_a_task_that_the_family_cannot_do_is_a_model_error(model: PreTrainedModel) -> None:
     with pytest.raises(ModelError, match="a bert model cannot do causal-lm"):
         build(model.config, CAUSAL, WIDTHS, model.state_dict())
