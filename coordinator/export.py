@@ -108,8 +108,8 @@ def _card(config: RunConfig, status: RunStatus, merged: bool) -> str:
 ---
 # {name}, fine-tuned by Federated Proxy Fine-Tuning
 
-Tuned over {status.round} rounds by {len(status.workers)} workers, none of which saw this model or
-another's data (FedPFT, arXiv 2404.11536).{told}
+Tuned over {status.round} rounds by {len(status.workers)} workers, none of which saw another's data
+(FedPFT, arXiv 2404.11536).{told}
 
 | {measure} on the owner's test data | |
 |---|---|
