@@ -83,7 +83,9 @@ def build(
     max_length: Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")] = 128,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     image_column: Annotated[str, typer.Option(help="Column that holds the image.")] = "image",
-    seed: Annotated[int, typer.Option(min=0, help="Fixes every random choice; the run's gives the run's bits.")] = 7,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Fixes every random choice; the run's gives the run's bits.")
+    ] = 7,
     settings: Annotated[
         list[str],
         typer.Option(
