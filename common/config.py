@@ -330,8 +330,8 @@ class RunConfig(Section):
     def _consistent(self) -> "RunConfig":
         if self.aligns and self.data.public is None:
             raise ValueError(
-                "data.public.path must be set for an alignment; "
-                "or set alignment.steps = 0 and realignment.every = 0"
+                "data.public.path (or preset) must be set for an alignment; or do without: "
+                'alignment.steps = 0 with method = "gradient", realignment.every = 0 and no drift'
             )
         if self.prunes and self.data.public is None and self.sub_fm.saliency.needs_data:
             raise ValueError(f'data.public.path must be set for sub_fm.saliency = "{self.sub_fm.saliency}"')

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,7 +16,7 @@ from common import seeds
 from common.batches import Batch, Dataset
 from common.choices import AlignmentMethod, Construction
 from common.config import AlignmentSection, Distillation, SubModelSection
-from common.errors import ConfigError, ModelError
+from common.errors import ConfigError, ModelError, StoreError
 from common.files import write_atomically
 from common.model.families import layer_prefix
 from common.model.submodel import SubModelPlan, build, own_weights
@@ -31,6 +32,7 @@ _ERROR_BATCHES, _ERROR_BATCH_SIZE = 4, 16
 
 PLAN_FILE, LAYERS_FILE, ABOUT_FILE = "plan.safetensors", "layers.safetensors", "build.json"
 CHECKPOINT_FILE = "alignment-checkpoint.safetensors"
+_ORIGIN = "origin"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class SubModelBuilder:
         before = self.hidden_error(plan, sub_fm)
         # A closed form has none of its own.
         left = checkpoint if a.method is not AlignmentMethod.CLOSED_FORM else None
-        resume = TensorFile(left).load() if left and left.exists() else None
+        origin = self._origin(plan)
+        resume = _left_at(left, origin) if left and left.exists() else None
         if a.method is not AlignmentMethod.GRADIENT and resume is None:
             batches = self._some(a.closed_form_batches, "closed-form")
             reconstruction.reconstruct(
@@ -96,11 +99,21 @@ class SubModelBuilder:
                 distillation_settings(a, a.steps),
                 on_step=lambda step, steps, loss: on_progress(step, steps),
                 accelerator=self.accelerator,
-                on_checkpoint=None if checkpoint is None else partial(_keep, checkpoint),
+                on_checkpoint=None if checkpoint is None else partial(_keep, checkpoint, origin),
                 checkpoint_every=a.checkpoint_every,
                 resume=resume,
             )
         return before, self.hidden_error(plan, sub_fm)
+
+    def _origin(self, plan: SubModelPlan) -> Tensor:
+        """Tells this build from others, uint8 [32]: a checkpoint serves the one that it is of."""
+        told = {
+            "fm": fingerprint(self.fm),
+            "plan": hashlib.sha256(to_bytes(plan.to_tensors())).hexdigest(),
+            "alignment": self.alignment.model_dump(mode="json", exclude={"checkpoint_every"}),
+            "seed": self.seed,
+        }
+        return torch.tensor(list(hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()))
 
     def _share(self) -> tuple[int, ...]:
         """Which of several processes this is, so that each reads batches of its own; () when alone."""
@@ -163,8 +176,20 @@ class SubModelBuilder:
         write_atomically(folder / ABOUT_FILE, json.dumps(about, indent=2).encode())
 
 
-def _keep(checkpoint: Path, state: Mapping[str, Tensor]) -> None:
-    write_atomically(checkpoint, to_bytes(state))
+def _keep(checkpoint: Path, origin: Tensor, state: Mapping[str, Tensor]) -> None:
+    write_atomically(checkpoint, to_bytes({**state, _ORIGIN: origin}))
+
+
+def _left_at(checkpoint: Path, origin: Tensor) -> dict[str, Tensor]:
+    """Where a distillation broke off. Raises StoreError when that was another one."""
+    state = TensorFile(checkpoint).load()
+    found = state.pop(_ORIGIN, None)
+    if found is None or not torch.equal(found, origin):
+        raise StoreError(
+            f"{checkpoint} is of an alignment with other settings or another model; "
+            "restore them, or remove the file"
+        )
+    return state
 
 
 def distillation_settings(section: Distillation, steps: int) -> distillation.Settings:

@@ -22,7 +22,7 @@ from experiments.packaged import FASHION_PRETRAINING, fashion_mnist
 
 _CONFIG: dict[str, Any] = {
     "image_size": 28,
-    "patch_size": 4,
+    "patch_size": 7,
     "hidden_size": 128,
     "num_hidden_layers": 6,
     "num_attention_heads": 4,
@@ -36,7 +36,7 @@ def pretrain_vit(
     seed: int,
     console: Console,
     *,
-    epochs: int = 3,
+    epochs: int = 5,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     images: int | None = None,
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/vit-fashion-mnist"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--images", type=int, default=None, help="use so many images only [all]")
     options = parser.parse_args(arguments)
     pretrain_vit(options.out, options.seed, Console(), epochs=options.epochs, images=options.images)

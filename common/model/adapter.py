@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from common.errors import BadUpdate
+from common.errors import BadUpdate, UnsupportedFamily
 from common.model.families import Family, Projection, family_of
 from common.model.tasks import peft_type
 from common.records import AdapterSpec, AdapterTargets, TaskKind
@@ -139,7 +139,7 @@ class Adapted:
             path = name.removeprefix(PEFT_PREFIX).removesuffix(RESIDUAL)
             try:
                 weights[name] = Projection(self.base.get_submodule(path)).weight
-            except (AttributeError, AssertionError):
+            except (AttributeError, UnsupportedFamily):
                 raise BadUpdate(f"the adapter does not fit the model: there is no map {path}") from None
             if name in residuals:
                 _require_shape(name, weights[name], residuals[name])

@@ -166,7 +166,8 @@ class Projection:
     def module(self) -> nn.Linear | Conv1D:
         """The map itself."""
         inner = getattr(self.site, "base_layer", self.site)
-        assert isinstance(inner, nn.Linear | Conv1D), type(inner).__name__
+        if not isinstance(inner, nn.Linear | Conv1D):
+            raise UnsupportedFamily(f"{type(inner).__name__} is no linear map")
         return inner
 
     @property

@@ -132,9 +132,9 @@ def apply_patch(ffns: Sequence[Ffn], patch: Mapping[str, Tensor]) -> None:
             axis = _neuron_axis(part)
             wanted = list(values.shape)
             wanted[axis] = len(index)
-            if new is None or list(new.shape) != wanted:
+            if new is None or list(new.shape) != wanted or new.dtype != values.dtype:
                 # Assignment would stretch a single neuron's values over all that are named.
-                raise BadUpdate(f"patch for layer {layer} must hold {part} {wanted}")
+                raise BadUpdate(f"patch for layer {layer} must hold {part}, {values.dtype} {wanted}")
             values.index_copy_(axis, index.to(values.device), new.to(values))
 
 

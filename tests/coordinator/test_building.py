@@ -284,10 +284,13 @@ def test_a_checkpoint_of_other_settings_is_refused(
 ) -> None:
     checkpoint = tmp_path / CHECKPOINT_FILE
     aligned(builder(fm, texts), checkpoint)
-    with pytest.raises(StoreError, match="the checkpoint does not fit this distillation"):
+    with pytest.raises(StoreError, match="is of an alignment with other settings or another model"):
         aligned(builder(fm, texts, alignment={"learning_rate": 1e-3}), checkpoint)
-    with pytest.raises(StoreError, match="the checkpoint does not fit this distillation"):
+    with pytest.raises(StoreError, match="is of an alignment with other settings or another model"):
         aligned(builder(fm, texts, drop_ratio=0.5), checkpoint)
+    # Of the same widths, but of other neurons.
+    with pytest.raises(StoreError, match="is of an alignment with other settings or another model"):
+        aligned(builder(fm, texts, saliency=Saliency.RANDOM), checkpoint)
 
 
 def test_a_closed_form_has_no_use_for_a_gradients_checkpoint(

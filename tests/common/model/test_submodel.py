@@ -238,7 +238,9 @@ def test_a_patch_of_other_families_neurons_is_refused(model_type: str) -> None:
     """A plain family's patch lacks the gate or has it for the map; a gated one's lacks the biases."""
     other = "bert" if model_type in ("llama", "mistral", "qwen2") else "llama"
     patch = make_patch(ffns_of(small_model(other)), NEURONS)
-    with pytest.raises(BadUpdate, match=r"patch for layer 1 must hold in\.(0\.bias|1\.weight) \[3"):
+    with pytest.raises(
+        BadUpdate, match=r"patch for layer 1 must hold in\.(0\.bias|1\.weight), torch\.float32 \[3"
+    ):
         apply_patch(ffns_of(small_model(model_type)), patch)
 
 
@@ -272,16 +274,20 @@ def test_a_patch_from_a_file_does_not_reach_the_file_of_the_weights(
         ({"1.neurons": torch.tensor([0.0, 3.0, 5.0])}, "neurons as int64"),
         ({"1.neurons": torch.tensor([True, False, True])}, "neurons as int64"),
         ({"1.neurons": torch.tensor([[0, 3, 63]])}, "neurons as int64"),
-        ({"1.in.0.weight": torch.zeros(1, HIDDEN)}, r"must hold in\.0\.weight \[3, 32\]"),
-        ({"1.in.0.bias": torch.zeros(4)}, r"must hold in\.0\.bias \[3\]"),
-        ({"1.in.0.bias": torch.tensor(0.0)}, r"must hold in\.0\.bias \[3\]"),
-        ({"1.out.weight": torch.zeros(1, 3, 3)}, r"must hold out\.weight \[32, 3\]"),
-        ({"1.out.weight": torch.zeros(3, HIDDEN)}, r"must hold out\.weight \[32, 3\]"),
-        ({"1.in.0.weight": torch.zeros(3, HIDDEN + 1)}, r"must hold in\.0\.weight \[3, 32\]"),
+        ({"1.in.0.weight": torch.zeros(1, HIDDEN)}, r"must hold in\.0\.weight, torch\.float32 \[3, 32\]"),
+        (
+            {"1.in.0.weight": torch.zeros(3, HIDDEN).double()},
+            r"must hold in\.0\.weight, torch\.float32 \[3, 32\]",
+        ),
+        ({"1.in.0.bias": torch.zeros(4)}, r"must hold in\.0\.bias, torch\.float32 \[3\]"),
+        ({"1.in.0.bias": torch.tensor(0.0)}, r"must hold in\.0\.bias, torch\.float32 \[3\]"),
+        ({"1.out.weight": torch.zeros(1, 3, 3)}, r"must hold out\.weight, torch\.float32 \[32, 3\]"),
+        ({"1.out.weight": torch.zeros(3, HIDDEN)}, r"must hold out\.weight, torch\.float32 \[32, 3\]"),
+        ({"1.in.0.weight": torch.zeros(3, HIDDEN + 1)}, r"must hold in\.0\.weight, torch\.float32 \[3, 32\]"),
         ({"9.neurons": torch.tensor([0])}, "names layer 9, the sub-FM has 4"),
         ({"-1.neurons": torch.tensor([0])}, "names layer -1, the sub-FM has 4"),
         ({"x.neurons": torch.tensor([0])}, "names layer x, the sub-FM has 4"),
-        ({"3.neurons": torch.tensor([0])}, r"layer 3 must hold in\.0\.weight \[1, 32\]"),
+        ({"3.neurons": torch.tensor([0])}, r"layer 3 must hold in\.0\.weight, torch\.float32 \[1, 32\]"),
     ],
 )
 def test_a_bad_patch_is_a_bad_update(model: PreTrainedModel, change: dict[str, Tensor], problem: str) -> None:
