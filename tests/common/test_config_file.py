@@ -188,9 +188,9 @@ def test_an_alignment_needs_public_data(tmp_path: Path) -> None:
     assert not load(tmp_path, BARE + '[sub_fm]\nconstruction = "layer-drop"\n').aligns
     assert not load(tmp_path, BARE + '[sub_fm]\npath = "built"\n').aligns
     for section in ("[realignment]\nevery = 2\n", "[realignment]\ndrift = 0.5\n"):
-            with pytest.raises(ConfigError, match=r"data\.public\.path \(or preset\) must be set"):
+        with pytest.raises(ConfigError, match=r"data\.public\.path \(or preset\) must be set"):
             load(tmp_path, BARE + "[alignment]\nsteps = 0\n" + section)
-    with pytest.raises(ConfigError, match=r"data\.public\.path must be set"):
+    with pytest.raises(ConfigError, match=r"data\.public\.path \(or preset\) must be set"):
         load(tmp_path, BARE + '[alignment]\nsteps = 0\nmethod = "closed-form"\n')
 
 
