@@ -47,8 +47,8 @@ def split(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use this many examples, drawn by chance.")] = None,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
-    root: Annotated[
-        Path | None, typer.Option(help="Folder with copies of the hub's data sets, for presets.")
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder with local copies of presets. [default: ask the hub]")
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
     pair_column: Annotated[str | None, typer.Option(help="Column of the second text, of pairs.")] = None,
@@ -70,7 +70,7 @@ def split(
         if any(out.glob("part-*.parquet")):
             raise DataError(f"{out} holds parts already; remove them, or name another folder")
         columns = Columns(text_column, pair_column, None if unlabelled else label_column, image_column)
-        examples = _read(source, columns, root)
+        examples = _read(source, columns, data_root)
         random = numpy.random.default_rng(seeds.derive(seed, "split"))
         if limit is not None:
             if limit > len(examples):

@@ -4,6 +4,7 @@ The descriptions below are the only place where a key is explained: `fedpft init
 docs/configuration.md are made from them.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -334,7 +335,9 @@ class RunConfig(Section):
                 'alignment.steps = 0 with method = "gradient", realignment.every = 0 and no drift'
             )
         if self.prunes and self.data.public is None and self.sub_fm.saliency.needs_data:
-            raise ValueError(f'data.public.path must be set for sub_fm.saliency = "{self.sub_fm.saliency}"')
+            raise ValueError(
+                f'data.public.path (or preset) must be set for sub_fm.saliency = "{self.sub_fm.saliency}"'
+            )
         if self.realignment.drift is not None and self.gradient_gap.batches == 0:
             raise ValueError("realignment.drift needs gradient_gap.batches >= 1")
         if self.rounds.minimum > (self.rounds.sample or self.rounds.workers):
@@ -343,8 +346,27 @@ class RunConfig(Section):
             raise ValueError('adapter.targets must not be "none" for causal-lm: there is no head to tune')
         if self.task.pairs and self.data.test and self.data.test.path and not self.data.test.pair_column:
             raise ValueError("data.test.pair_column must be set, as task.pairs is true")
+        if self.sub_fm.path is not None and not self.prunes:
+            raise ValueError(
+                f'sub_fm.path must be unset for sub_fm.construction = "{self.sub_fm.construction}"'
+            )
         self._check_exact_averaging()
+        self._check_robust_rule()
         return self
+
+    def _check_robust_rule(self) -> None:
+        a, least = self.aggregation, self.rounds.minimum
+        if a.rule in (AggregationRule.KRUM, AggregationRule.MULTI_KRUM) and least < 2 * a.byzantine + 3:
+            raise ValueError(
+                f'rounds.minimum must be >= {2 * a.byzantine + 3} for aggregation.rule = "{a.rule}" with '
+                f"byzantine = {a.byzantine}, got {least}"
+            )
+        cut = 2 * math.ceil(a.trim * least)
+        if a.rule is AggregationRule.TRIMMED_MEAN and least <= cut:
+            raise ValueError(
+                f"rounds.minimum must be > {cut} for aggregation.trim = {a.trim}, "
+                f"which cuts {cut} of {least} updates"
+            )
 
     def _check_exact_averaging(self) -> None:
         a = self.aggregation

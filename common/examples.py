@@ -232,7 +232,12 @@ def _image(path: Path, row: int, column: str, value: Any) -> Path | bytes:
         case bytes(encoded) | {"bytes": bytes(encoded)} if encoded:
             return encoded
         case {"bytes": None, "path": str(name)}:
-            return path.parent / name
+            beside = path.parent.resolve()
+            named = (beside / name).resolve()
+            if not named.is_relative_to(beside):
+                # A table from elsewhere must not choose files of this machine.
+                raise DataError(f"{path}: row {row} names an image outside its folder: {name}")
+            return named
         case None | b"" | {"bytes": None | b""}:
             raise DataError(f"{path}: row {row} has no value in column {column!r}")
     raise DataError(

@@ -23,6 +23,7 @@ from common.records import (
 from common.schema import schema_of
 from common.tensors import TensorFile
 from coordinator import schedule
+from coordinator.building import CHECKPOINT_FILE
 from coordinator.inbox import Expected, Inbox, update_schema
 from coordinator.journal import Journal
 from coordinator.meter import Meter
@@ -88,6 +89,7 @@ class Campaign:
             self._aligned(0, before, after)
         reference, plan_file, facts = await self._compute.run(models.publish, plan, module)
         self._store.commit_sub_model(reference, plan_file, facts)
+        (self._store.directory / CHECKPOINT_FILE).unlink(missing_ok=True)
         self._journal.record(
             "sub_model_ready",
             f"sub-FM ready: {facts.sub_fm_parameters:,} of {facts.fm_parameters:,} parameters, "

@@ -114,7 +114,7 @@ def test_a_preset_is_split_by_its_name(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     rows = pyarrow.table({"sentence": ["x", "y"], "label": [0, 1], "idx": [0, 1]})
     parquet.write_table(rows, folder / "train-00000-of-00001.parquet")
-    options = ["--parts", 1, "--root", tmp_path / "hub", "--out", tmp_path / "out"]
+    options = ["--parts", 1, "--data-root", tmp_path / "hub", "--out", tmp_path / "out"]
     assert run("split", "sst2", *options).exit_code == 0
     (part,) = parts_in(tmp_path / "out")
     assert (part.texts, part.label_names) == (["x", "y"], ["negative", "positive"])

@@ -244,7 +244,19 @@ CAUSAL = {"task__kind": "causal-lm", "task__labels": None}
         ),
         (
             {"data__public__path": None, "alignment__steps": 0, "sub_fm__saliency": "attention"},
-            'data.public.path must be set for sub_fm.saliency = "attention"',
+            'data.public.path (or preset) must be set for sub_fm.saliency = "attention"',
+        ),
+        (
+            {"sub_fm__path": "built", "sub_fm__construction": "layer-drop"},
+            'sub_fm.path must be unset for sub_fm.construction = "layer-drop"',
+        ),
+        (
+            {"aggregation__rule": "multi-krum", "rounds__minimum": 3},
+            'rounds.minimum must be >= 5 for aggregation.rule = "multi-krum" with byzantine = 1, got 3',
+        ),
+        (
+            {"aggregation__rule": "trimmed-mean", "rounds__minimum": 2},
+            "rounds.minimum must be > 2 for aggregation.trim = 0.2, which cuts 2 of 2 updates",
         ),
         (
             {"realignment__drift": 0.5, "gradient_gap__batches": 0},
@@ -301,7 +313,9 @@ def test_a_broken_rule_between_keys_is_told_and_nothing_else(settings: dict[str,
         {"task__pairs": True, "data__test__preset": "qnli"},
         {"aggregation__lora": "exact", "adapter__targets": "attention+ffn"},
         {"aggregation__lora": "exact", "realignment__every": 1},
-        {"aggregation__lora": "freeze-a", "aggregation__rule": "krum", "aggregation__optimizer": "yogi"},
+        {"aggregation__lora": "freeze-a", "aggregation__rule": "median", "aggregation__optimizer": "yogi"},
+        {"aggregation__rule": "krum", "rounds__workers": 5, "rounds__minimum": 5},
+        {"aggregation__rule": "trimmed-mean", "rounds__minimum": 3},
     ],
 )
 def test_what_keeps_the_rules_is_valid(settings: dict[str, Any]) -> None:

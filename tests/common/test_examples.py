@@ -270,3 +270,14 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     put(tmp_path / "file", b"")
     with pytest.raises(DataError, match="cannot be written"):
         write_examples(tmp_path / "file" / "x.parquet", Examples("x", ["a"]))
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "a/../../secret.png"])
+def test_a_table_cannot_name_images_outside_its_folder(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (tmp_path / "secret.png").write_bytes(b"private")
+    rows = [{"image": {"bytes": None, "path": name}, "label": "a"}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "table.parquet")
+    with pytest.raises(DataError, match="row 1 names an image outside its folder"):
+        read_examples(folder / "table.parquet", Columns())

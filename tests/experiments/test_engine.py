@@ -68,6 +68,7 @@ def run(folder: Path, model: Path, settings: dict[str, Any]) -> Path:
         "realignment.steps": 3,
         "rounds.count": 2,
         "rounds.workers": 3,
+        "rounds.minimum": 3,
         "gradient_gap.batches": 1,
         "compute.threads": 1,
     }
