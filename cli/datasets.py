@@ -86,10 +86,10 @@ def split(
 def _read(source: str, columns: "Columns", root: Path | None) -> "Examples":
     """A path that is there, or else a preset."""
     from common.examples import read_examples
-    from common.presets import PRESETS, load_preset
+    from common.presets import is_preset, load_preset
 
     path = Path(source)
     # What has neither folder nor ending is a preset's name, perhaps misspelt.
-    if not path.exists() and (source.partition(":")[0] in PRESETS or not (path.parent.name or path.suffix)):
+    if is_preset(source) or not (path.exists() or path.parent.name or path.suffix):
         return load_preset(source, root, labelled=columns.label is not None)
     return read_examples(path, columns)

@@ -98,7 +98,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
             f"{traffic['examples']:,}",
             megabytes(traffic["received"]),
             megabytes(traffic["sent"]),
-            f"{share:.2%} a round",
+            f"{share:.2%} a round" if later else "",
         )
     console.print(table)
     console.print(

@@ -152,6 +152,11 @@ def find_preset(name_and_split: str, test: bool = False) -> tuple[Preset, str]:
     return preset, split
 
 
+def is_preset(source: str) -> bool:
+    """Whether this names a preset, and no path that is there."""
+    return source.partition(":")[0] in PRESETS and not Path(source).exists()
+
+
 def load_preset(
     name_and_split: str, root: Path | None = None, *, test: bool = False, labelled: bool = True
 ) -> Examples:

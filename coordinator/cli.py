@@ -50,7 +50,14 @@ def init(
     labels: Annotated[
         str | None, typer.Option(help="Class names, separated by commas, in order of class index.")
     ] = None,
-    public: Annotated[Path | None, typer.Option(help="Public, unlabelled text for the alignment.")] = None,
+    task: Annotated[
+        str, typer.Option(help="text-classification, image-classification or causal-lm.")
+    ] = "text-classification",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Take task, classes and test data from one of the data sets of `fedpft datasets`."),
+    ] = None,
+    public: Annotated[Path | None, typer.Option(help="Public, unlabelled data for the alignment.")] = None,
     test: Annotated[Path | None, typer.Option(help="The owner's labelled test data.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
@@ -59,15 +66,27 @@ def init(
         from common.config_file import template
         from common.errors import ConfigError
         from common.files import write_atomically
+        from common.records import TaskKind
 
         if out.exists() and not force:
             raise ConfigError(f"{out} is there already; --force overwrites it")
-        values = {
+        if task not in list(TaskKind):
+            raise ConfigError(f"--task must be one of {', '.join(TaskKind)}, got {task!r}")
+        values: dict[str, object] = {
             "model.path": model or "path/to/model",
-            "task.labels": tuple(labels.split(",")) if labels else ("negative", "positive"),
             "data.public.path": str(public or "public.jsonl"),
-            "data.test.path": str(test or "test.csv"),
         }
+        if preset is not None:
+            from common.presets import find_preset
+
+            known, split = find_preset(preset, test=True)
+            values |= {"task.kind": str(known.kind), "task.labels": known.labels}
+            values["task.pairs"] = known.columns.pair is not None
+            values["data.test.preset"] = f"{known.name}:{split}"
+        else:
+            classes = tuple(labels.split(",")) if labels else ("negative", "positive")
+            values |= {"task.kind": task, "task.labels": () if task == TaskKind.CAUSAL_LM else classes}
+            values["data.test.path"] = str(test or "test.csv")
         write_atomically(out, template(values).encode())
         typer.echo(f"wrote {out}; edit it, then: fedpft coordinator --config {out}")
 
@@ -75,7 +94,10 @@ def init(
 def build(
     model: Annotated[str, typer.Option(help="Foundation model: a directory or a hub id.")],
     corpus: Annotated[
-        Path, typer.Option(help="Public, unlabelled data: CSV, TSV, JSONL, Parquet, or a folder of images.")
+        str,
+        typer.Option(
+            help="Public, unlabelled data: CSV, TSV, JSONL, Parquet, a folder of images, or a preset."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; a run takes it as sub_fm.path.")],
     drop_ratio: Annotated[float, typer.Option(help="Share of FFN neurons cut.")] = 0.75,
@@ -100,11 +122,12 @@ def build(
     with plain_errors():
         from common.config_file import parse_config, parse_settings
         from common.errors import ConfigError
+        from common.presets import is_preset
 
         given = {
             "model.path": model,
             "task.max_length": max_length,
-            "data.public.path": str(corpus),
+            "data.public.preset" if is_preset(corpus) else "data.public.path": corpus,
             "data.public.text_column": text_column,
             "data.public.image_column": image_column,
             "sub_fm.drop_ratio": drop_ratio,

@@ -1,0 +1,117 @@
+"""A run on one of the paper's data sets, of pairs, from a local copy in the hub's layout."""
+
+import tomllib
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+from typer.testing import CliRunner
+
+from cli.main import app
+from common.records import Phase
+from tests.conftest import sentences
+from tests.integration.federation import Federation
+
+
+def write_qnli(root: Path) -> Path:
+    """The second sentence answers the first when both are of one kind."""
+    folder = root / "nyu-mll" / "glue" / "qnli"
+    folder.mkdir(parents=True)
+    for split, seed in (("train", 1), ("validation", 2)):
+        questions, kinds = sentences(60, seed)
+        answers, others = sentences(60, seed + 10)
+        labels = [int(a != b) for a, b in zip(kinds, others, strict=True)]
+        table = pyarrow.table({"question": questions, "sentence": answers, "label": labels})
+        parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+    return root
+
+
+class OnQnli(Federation):
+    """The owner's test data and the workers' are presets."""
+
+    def start_worker_on(self, preset: str, number: int, address: str, root: Path) -> None:
+        name = f"worker-{number}"
+        self.start(
+            name,
+            "worker",
+            *("--coordinator", address, "--preset", preset, "--data-root", str(root)),
+            *("--name", name, "--folder", str(self.folder / name), "--threads", "1"),
+        )
+
+
+def test_a_run_on_pairs_from_a_preset(tmp_path: Path, model_folder: Path) -> None:
+    root = write_qnli(tmp_path / "hub")
+    settings = {
+        "task.labels": ("entailment", "not_entailment"),
+        "task.pairs": True,
+        "task.max_length": 32,
+        "data.root": str(root),
+        "data.test.path": None,
+        "data.test.preset": "qnli",
+        "rounds.workers": 2,
+        "rounds.minimum": 2,
+        "rounds.count": 1,
+    }
+    running = OnQnli(tmp_path, model_folder, settings)
+    try:
+        address = running.start_coordinator()["address"]
+        running.start_worker_on("qnli", 1, address, root)
+        running.start_worker_on("qnli:validation", 2, address, root)
+        running.wait()
+    finally:
+        running.end()
+    status = running.status()
+    assert status.phase is Phase.FINISHED
+    assert [w.examples for w in status.workers] == [60, 60]
+    losses = [e.loss for e in status.evaluations if e.model == "fm"]
+    assert losses[1] < losses[0]
+
+
+def test_single_texts_do_not_join_a_run_on_pairs(tmp_path: Path, model_folder: Path) -> None:
+    root = write_qnli(tmp_path / "hub")
+    settings = {
+        "task.labels": ("entailment", "not_entailment"),
+        "task.pairs": True,
+        "data.root": str(root),
+        "data.test.path": None,
+        "data.test.preset": "qnli",
+    }
+    running = Federation(tmp_path, model_folder, settings)
+    try:
+        running.start_worker(1, running.start_coordinator()["address"])
+        assert running.processes["worker-1"].wait(60) == 2
+        assert "the run is for pairs of texts; name the second column" in running.log("worker-1")
+    finally:
+        running.end()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "section"),
+    [
+        (
+            ["--preset", "mnli:validation_mismatched"],
+            {
+                "kind": "text-classification",
+                "labels": ["entailment", "neutral", "contradiction"],
+                "pairs": True,
+                "max_length": 128,
+            },
+        ),
+        (["--task", "causal-lm"], {"kind": "causal-lm", "labels": [], "pairs": False, "max_length": 128}),
+        (
+            ["--task", "image-classification", "--labels", "cat,dog"],
+            {"kind": "image-classification", "labels": ["cat", "dog"], "pairs": False, "max_length": 128},
+        ),
+    ],
+)
+def test_init_writes_a_file_for_every_task(
+    arguments: list[str], section: dict[str, object], tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, ["init", str(tmp_path / "run.toml"), *arguments])
+    assert result.exit_code == 0, result.output
+    written = tomllib.loads((tmp_path / "run.toml").read_text())
+    assert written["task"] == section
+    test = written["data"]["test"]
+    assert test.get("preset") == (arguments[1] if arguments[0] == "--preset" else None)
+    assert ("path" in test) == ("preset" not in test)
