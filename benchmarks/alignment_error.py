@@ -36,6 +36,9 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=200, help="steps of the gradient [200]")
     parser.add_argument("--length", type=int, default=64, help="tokens per text [64]")
+    parser.add_argument(
+        "--saliency", type=Saliency, nargs="+", default=[Saliency.L2], help="ways to choose neurons [l2]"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     fm, tokenizer = load_foundation(str(packaged_model()), KIND, ("a", "b"), 0)
@@ -47,7 +50,7 @@ def main() -> None:
     public, unseen = dataset(news[0::2]), dataset(news[1::2])
     task = dataset((tweets().texts or [])[:2000])
     rows = []
-    for saliency in (Saliency.L2, Saliency.ACTIVATION):
+    for saliency in options.saliency:
         for method in AlignmentMethod:
             builder = SubModelBuilder(
                 fm,
