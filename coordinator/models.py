@@ -253,10 +253,12 @@ class Models:
         patch = make_patch(ffns_of(student), neurons)
         return self._store.add_tensors(ArtifactKind.NEURON_PATCH, patch), before, after
 
-    def evaluate(self, round_number: int, on_progress: OnProgress) -> list[Evaluation]:
-        """Score the FM with the adapter plugged in, and the sub-FM."""
+    def evaluate(self, round_number: int, on_progress: OnProgress, fm_only: bool = False) -> list[Evaluation]:
+        """Score the FM with the adapter plugged in, and, unless `fm_only`, the sub-FM."""
         assert self._test is not None
         fm = Evaluation(round_number, "fm", *score(self._tuned_fm.model, self._test, self._kind, on_progress))
+        if fm_only:
+            return [fm]
         if self._whole:
             return [fm, replace(fm, model="sub_fm")]
         sub_fm = score(self._tuned_sub_fm.model, self._test, self._kind, on_progress)

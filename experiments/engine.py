@@ -35,8 +35,11 @@ def simulate(
     on_progress: OnProgress = lambda what, step, steps: None,
     *,
     score_every_round: bool = False,
+    fm_only: bool = False,
 ) -> tuple[Evaluation, ...]:
     """Run `config` on these clients' data, by name; returns the scores, of the last round at least.
+
+    `fm_only` leaves the sub-FM unscored: the FM with the adapter plugged in is the result.
 
     The store in config.run.directory holds everything else. A finished run is not run again.
     """
@@ -44,7 +47,7 @@ def simulate(
     try:
         store.open_run(uuid4().hex[:12], identity(config))
         if store.outcome() != Phase.FINISHED:
-            _Simulation(config, store, clients, on_progress).run(score_every_round)
+            _Simulation(config, store, clients, on_progress).run(score_every_round, fm_only)
         return store.evaluations()
     finally:
         store.close()
@@ -62,7 +65,7 @@ class _Simulation:
         self._spec = run_spec(store.run_id(), config)
         self._data: dict[str, Dataset] = {}
 
-    def run(self, score_every_round: bool) -> None:
+    def run(self, score_every_round: bool, fm_only: bool) -> None:
         """The loop of coordinator.campaign, with the clients' training in its middle."""
         models, store, config = self._models, self._store, self._config
         plan, sub_fm = models.cut(self._in("cutting"))
@@ -86,7 +89,7 @@ class _Simulation:
                 aligned = models.align_neurons(updates, number, self._in("re-aligning"))
                 store.commit_alignment(number, *aligned)
             if models.scored and (score_every_round or number == config.rounds.count):
-                for evaluation in models.evaluate(number, self._in("scoring")):
+                for evaluation in models.evaluate(number, self._in("scoring"), fm_only):
                     store.commit_evaluation(evaluation)
         store.end_run(Phase.FINISHED, "all rounds are done")
 

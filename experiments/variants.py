@@ -28,7 +28,6 @@ from common.records import TaskKind
 from coordinator.building import ABOUT_FILE, SubModelBuilder
 from coordinator.foundation import load_foundation
 from coordinator.models import read_source
-from coordinator.store import Store
 from experiments.engine import simulate
 from experiments.packaged import packaged_model, write_tweets
 
@@ -71,6 +70,7 @@ def configure(
         "data.public.path": data.public,
         "data.test.path": data.test,
         "rounds.workers": clients,
+        "gradient_gap.batches": 0,
         "compute.threads": torch.get_num_threads(),
     }
     return parse_config(settings | VARIANTS[name], "variants"), data.workers
@@ -111,14 +111,10 @@ def run_variant(folder: Path, name: str, seed: int, clients: int, dirichlet: flo
         def show(what: str, step: int, steps: int) -> None:
             progress.update(bar, description=f"{name}: {what}", completed=step, total=steps)
 
-        scores = simulate(config, data, show)
-    store = Store.existing(config.run.directory)
-    drifts = [round(gap.drift, 4) for gap in store.gaps()]
-    store.close()
-    by_model = {e.model: e.accuracy for e in scores if e.round == config.rounds.count}
-    figures = {"accuracy": by_model["fm"], "sub_fm": by_model["sub_fm"], "drift_by_round": drifts}
+        scores = simulate(config, data, show, fm_only=True)
+    figures = {"accuracy": scores[-1].accuracy, "loss": scores[-1].loss}
     write_atomically(result, json.dumps(figures, indent=2).encode())
-    return by_model["fm"]
+    return scores[-1].accuracy
 
 
 def report(console: Console, found: dict[str, dict[int, float]]) -> None:
