@@ -147,6 +147,10 @@ class Distillation(Section):
     """Share of the steps in which the learning rate rises."""
     weight_term: Annotated[float, Field(ge=0)] = 0.01
     """Factor of the loss term on the FFN's linearised map (alpha in the paper)."""
+    attention_term: Annotated[float, Field(ge=0)] = 0.0
+    """Factor of a further term: the attention output of the layer behind each compressed one."""
+    logit_term: Annotated[float, Field(ge=0)] = 0.0
+    """Factor of a further term: the last layer's output, which the head reads."""
 
 
 class AlignmentSection(Distillation):

@@ -194,7 +194,14 @@ def _left_at(checkpoint: Path, origin: Tensor) -> dict[str, Tensor]:
 
 def distillation_settings(section: Distillation, steps: int) -> distillation.Settings:
     """As the algorithm wants them."""
-    return distillation.Settings(steps, section.learning_rate, section.warmup, section.weight_term)
+    return distillation.Settings(
+        steps,
+        section.learning_rate,
+        section.warmup,
+        section.weight_term,
+        section.attention_term,
+        section.logit_term,
+    )
 
 
 def fingerprint(fm: PreTrainedModel) -> str:

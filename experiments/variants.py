@@ -42,6 +42,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pft+ffn": {"adapter.targets": "attention+ffn"},
     "600-steps": {"alignment.steps": 600},
     "600-steps+ffn": {"alignment.steps": 600, "adapter.targets": "attention+ffn"},
+    "attention-term": {"alignment.attention_term": 1.0},
+    "logit-term": {"alignment.logit_term": 1.0},
     "closed-form": {"alignment.method": "closed-form"},
     "activation": {"sub_fm.saliency": "activation"},
     "activation+ffn": {"sub_fm.saliency": "activation", "adapter.targets": "attention+ffn"},

@@ -95,6 +95,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "closed-form": {"alignment.method": "closed-form"},
     "both": {"alignment.method": "both"},
     "weight-term": {"alignment.weight_term": 1.0},
+    "attention-term": {"alignment.attention_term": 1.0},
+    "logit-term": {"alignment.logit_term": 1.0},
     "never-realigned": {"realignment.every": 0},
     "lowest": {"realignment.choice": "lowest"},
     "random-choice": {"realignment.choice": "random"},
