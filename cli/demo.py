@@ -170,9 +170,35 @@ async def _run(wanted: _Wanted) -> dict[str, Any] | int:
     config = folder / "run.toml"
     write_atomically(config, template(settings).encode())
     begun = time.monotonic()
+    if not _is_finished(folder):
+        code = await _supervised(wanted, config, data.workers, console)
+        if code:
+            return code
+    seconds, merge = time.monotonic() - begun, wanted.method is Method.HEAD_ONLY
+    result = figures(wanted.method, wanted.data, folder, model, seconds, merge)
+    show(console, result)
+    return result
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether the folder holds a run that has nothing left to do."""
+    from coordinator.store import Store
+
+    if not (folder / "run.sqlite").exists():
+        return False
+    store = Store(folder)
+    try:
+        return store.outcome() == "finished"
+    finally:
+        store.close()
+
+
+async def _supervised(wanted: _Wanted, config: Path, workers: Sequence[Path], console: Console) -> int:
+    """Run the services to the end; an exit code when interrupted, else 0."""
+    folder = wanted.folder
     async with Processes(folder / "logs") as processes:
         extra = {"--label-column": ""} if wanted.data.is_language else {}
-        running = asyncio.create_task(_federation(processes, folder, config, data.workers, extra, console))
+        running = asyncio.create_task(_federation(processes, folder, config, workers, extra, console))
         interrupted = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
@@ -184,10 +210,7 @@ async def _run(wanted: _Wanted) -> dict[str, Any] | int:
             console.print("stopping; the same command with --resume goes on")
             return 128 + signal.SIGINT
         await running
-    seconds, merge = time.monotonic() - begun, wanted.method is Method.HEAD_ONLY
-    result = figures(wanted.method, wanted.data, folder, model, seconds, merge)
-    show(console, result)
-    return result
+    return 0
 
 
 def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, DemoData]":
