@@ -215,7 +215,9 @@ def test_without_debians_package_the_error_says_how_to_get_it(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not gzip", gzip.compress(bytes(100))[:20], gzip.compress(bytes(99))]
+    "content",
+    [b"", b"not gzip", gzip.compress(bytes(100))[:20], gzip.compress(bytes(99))],
+    ids=["empty", "not-gzip", "cut-off", "not-whole-images"],
 )
 def test_broken_files_are_one_line(fashion: Path, content: bytes) -> None:
     (packaged.FASHION_MNIST / "train-images-idx3-ubyte.gz").write_bytes(content)
