@@ -109,11 +109,11 @@ def build(
         int, typer.Option(min=0, help="Fixes every random choice; the run's gives the run's bits.")
     ] = 7,
     settings: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--set", metavar="KEY=VALUE", help="Any key of run.toml, such as sub_fm.saliency=activation."
         ),
-    ] = [],  # noqa: B006  typer wants a list
+    ] = None,
 ) -> None:
     """Cut and align a sub-FM ahead of a run, on one CPU or many GPUs.
 
@@ -133,7 +133,7 @@ def build(
             "sub_fm.drop_ratio": drop_ratio,
             "alignment.steps": steps,
             "run.seed": seed,
-        } | parse_settings(settings)
+        } | parse_settings(settings or [])
         if given.get("task.kind") != "causal-lm":
             # The head is the run's matter; a build holds layers only.
             given.setdefault("task.labels", ("0", "1"))

@@ -107,7 +107,8 @@ def make_patch(ffns: Sequence[Ffn], neurons: Mapping[int, Tensor]) -> dict[str, 
     for layer, index in neurons.items():
         patch[f"{layer}.neurons"] = index
         for part, values in _parts(ffns[layer]).items():
-            patch[f"{layer}.{part}"] = values.detach().index_select(_neuron_axis(part), index).clone()
+            chosen = index.to(values.device)
+            patch[f"{layer}.{part}"] = values.detach().index_select(_neuron_axis(part), chosen)
     return patch
 
 
