@@ -53,14 +53,13 @@ def encode(
     kind: TaskKind,
     max_length: int,
     labels: tuple[str, ...] | None,
-    pack: bool = True,
 ) -> Dataset:
     """Examples as a task of this kind wants them; texts are tokenised here, once, outside of training.
 
     `processor` is the model's tokenizer, with a pad token, or its image processor. Texts and pairs
     are cut to `max_length` tokens. `labels` are the class names in order of index; None: unlabelled.
     For a language model, whose labels are its texts, EOS ends every text, and all of them
-    together are cut into blocks of `max_length` tokens; with `pack` False each text is a row.
+    together are cut into blocks of `max_length` tokens.
 
     Raises DataError when the examples are not what `kind` needs or have a label not in `labels`,
     ModelError when the model's tokenizer or image processor does not fit.
@@ -68,7 +67,7 @@ def encode(
     examples.require(kind)
     if kind is TaskKind.CAUSAL_LM:
         tokenizer = _tokenizer(processor, kind)
-        return CausalDataset(_causal_rows(tokenizer, examples, max_length, pack), tokenizer)
+        return CausalDataset(_causal_rows(tokenizer, examples, max_length), tokenizer)
     indices = None if labels is None else examples.class_indices(labels)
     if kind is TaskKind.IMAGE_CLASSIFICATION:
         if not isinstance(processor, ImageProcessor):
@@ -81,27 +80,21 @@ def encode(
     return TextDataset(rows, tokenizer, indices)
 
 
-def _causal_rows(
-    tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int, pack: bool
-) -> list[Row]:
-    """Rows of at least two tokens: one alone has none to foretell."""
-    if pack:
-        if tokenizer.eos_token_id is None:
-            raise ModelError("the model's tokenizer has no EOS token to put between texts")
-        # Longer texts than the model takes are no mistake here: they are cut further down.
-        encoded: Any = tokenizer(examples.texts, verbose=False)
-        tokens: list[int] = []
-        for text in encoded["input_ids"]:
-            tokens += text
-            if tokens[-1:] != [tokenizer.eos_token_id]:
-                tokens.append(tokenizer.eos_token_id)
-        rows = [tokens[start : start + max_length] for start in range(0, len(tokens), max_length)]
-    else:
-        encoded = tokenizer(examples.texts, truncation=True, max_length=max_length)
-        rows = encoded["input_ids"]
-    rows = [row for row in rows if len(row) > 1]
+def _causal_rows(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> list[Row]:
+    """Blocks of at least two tokens: one alone has none to foretell."""
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the model's tokenizer has no EOS token to put between texts")
+    # Longer texts than the model takes are no mistake here: they are cut further down.
+    encoded: Any = tokenizer(examples.texts, verbose=False)
+    tokens: list[int] = []
+    for text in encoded["input_ids"]:
+        tokens += text
+        if tokens[-1:] != [tokenizer.eos_token_id]:
+            tokens.append(tokenizer.eos_token_id)
+    blocks = [tokens[start : start + max_length] for start in range(0, len(tokens), max_length)]
+    rows = [block for block in blocks if len(block) > 1]
     if not rows:
-        raise DataError(f"{examples.source}: no text is longer than one token")
+        raise DataError(f"{examples.source}: there is no text to learn from")
     return [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]
 
 

@@ -128,20 +128,13 @@ def test_eos_that_pads_is_a_target_where_it_ends_a_text() -> None:
 
 def test_padding_comes_last_even_for_a_tokenizer_that_pads_in_front() -> None:
     tokenizer = decoder_tokenizer(padding_side="left")
-    data = encode(tokenizer, Examples("x", [words(3, 4, 5), words(6, 7)]), CAUSAL, 8, None, pack=False)
-    assert data.batch([0, 1]).inputs["input_ids"].tolist() == [[3, 4, 5], [6, 7, PAD]]
+    data = encode(tokenizer, Examples("x", [words(3, 4, 5), words(6, 7)]), CAUSAL, 4, None)
+    assert data.batch([0, 1]).inputs["input_ids"].tolist() == [[3, 4, 5, EOS], [6, 7, EOS, PAD]]
 
 
 def test_what_begins_a_text_stays_before_each() -> None:
     data = encode(decoder_tokenizer(begins=True), Examples("x", [words(3), words(4)]), CAUSAL, 16, None)
     assert data.batch([0]).inputs["input_ids"].tolist() == [[BOS, 3, EOS, BOS, 4, EOS]]
-
-
-def test_unpacked_texts_are_rows_cut_to_length_and_single_tokens_are_left_out() -> None:
-    texts = [words(3, 4, 5, 6), words(7), words(8, 9)]
-    data = encode(decoder_tokenizer(), Examples("x", texts), CAUSAL, 3, None, pack=False)
-    assert isinstance(data, CausalDataset)
-    assert [row["input_ids"] for row in data.rows] == [[3, 4, 5], [8, 9]]
 
 
 def test_a_text_longer_than_the_model_takes_is_packed_without_a_warning(
@@ -153,8 +146,8 @@ def test_a_text_longer_than_the_model_takes_is_packed_without_a_warning(
 
 
 def test_nothing_to_learn_from_and_no_eos_say_so() -> None:
-    with pytest.raises(DataError, match=r"x\.txt: no text is longer than one token"):
-        encode(decoder_tokenizer(), Examples("x.txt", [words(3)]), CAUSAL, 8, None, pack=False)
+    with pytest.raises(DataError, match=r"x\.txt: there is no text to learn from"):
+        encode(decoder_tokenizer(), Examples("x.txt", [""]), CAUSAL, 8, None)
     with pytest.raises(ModelError, match="no EOS token"):
         encode(decoder_tokenizer(eos_token=None), Examples("x", [words(3, 4)]), CAUSAL, 8, None)
 
