@@ -13,6 +13,9 @@ from common.model.tasks import IGNORED
 
 Row = dict[str, list[int]]
 
+# Batches in which neighbours in a shuffled order are sorted by length: little padding, and still by chance.
+GROUPED_BATCHES = 8
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -43,18 +46,34 @@ class Dataset(ABC):
     def batch(self, indices: Sequence[int]) -> Batch:
         """The chosen rows. Raises DataError when one of them cannot be used."""
 
-    def order(self) -> Sequence[int]:
-        """The order in which `in_order` goes."""
-        return range(len(self))
+    @property
+    def lengths(self) -> Sequence[int] | None:
+        """Tokens of every row; None where all rows are of one size."""
+        return None
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Every row once, always in the same order; the last batch may be smaller."""
-        return self._cut(self.order(), batch_size)
+        """Every row once, always in the same order, by length; the last batch may be smaller."""
+        order, lengths = range(len(self)), self.lengths
+        return self._cut(order if lengths is None else sorted(order, key=lengths.__getitem__), batch_size)
 
     def shuffled(self, batch_size: int, seed: int) -> Iterator[Batch]:
-        """Every row once, in an order drawn from `seed`; the last batch may be smaller."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
-        return self._cut(order, batch_size)
+        """Every row once, in an order drawn from `seed`; one batch may be smaller.
+
+        Rows of similar length come together, for padding costs as much as tokens do: of every
+        GROUPED_BATCHES batches the rows are sorted by length, then the batches shuffled.
+        """
+        draw = torch.Generator().manual_seed(seed)
+        order: list[int] = torch.randperm(len(self), generator=draw).tolist()
+        lengths = self.lengths
+        if lengths is None:
+            return self._cut(order, batch_size)
+        window = GROUPED_BATCHES * batch_size
+        grouped: list[int] = []
+        for start in range(0, len(order), window):
+            grouped += sorted(order[start : start + window], key=lengths.__getitem__)
+        batches = list(range(0, len(grouped), batch_size))
+        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=draw).tolist()]
+        return (self.batch(grouped[start : start + batch_size]) for start in shuffled)
 
     def endless(self, batch_size: int, seed: int) -> Iterator[Batch]:
         """Shuffled passes, one after the other, without end."""
@@ -78,9 +97,10 @@ class _TokenRows(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def order(self) -> Sequence[int]:
-        """By length, so that batches hold little padding."""
-        return sorted(range(len(self)), key=lambda i: len(self.rows[i]["input_ids"]))
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of every row."""
+        return [len(row["input_ids"]) for row in self.rows]
 
     def padded(self, indices: Sequence[int], **options: Any) -> dict[str, Tensor]:
         """The chosen rows by the model's names, int64 [B, T]."""

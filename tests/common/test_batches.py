@@ -1,12 +1,13 @@
 """Rows become padded batches, in orders that a seed fixes."""
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
-from common.batches import Batch, TextDataset
+from common.batches import Batch, Dataset, TextDataset
 from tests.small import load_texts
 
 
@@ -45,6 +46,35 @@ def test_every_row_comes_once(texts: TextDataset, batch_size: int) -> None:
 def test_rows_in_order_come_by_length(texts: TextDataset) -> None:
     lengths = [len(row) for row in all_rows(list(texts.in_order(4)))]
     assert lengths == sorted(lengths)
+
+
+def test_shuffled_batches_hold_less_padding_than_chance_gives(model_folder: Path) -> None:
+    texts = load_texts(model_folder, 200)
+    lengths = texts.lengths
+
+    def tokens(batches: list[Batch]) -> int:
+        return sum(batch.inputs["input_ids"].numel() for batch in batches)
+
+    grouped = list(texts.shuffled(4, seed=1))
+    by_chance = torch.randperm(200, generator=torch.Generator().manual_seed(1)).tolist()
+    assert tokens(grouped) < tokens([texts.batch(by_chance[i : i + 4]) for i in range(0, 200, 4)])
+    # Not from short to long: that would train on a different kind of text at the end.
+    longest = [batch.inputs["input_ids"].shape[1] for batch in grouped]
+    assert longest != sorted(longest) and sum(lengths) <= tokens(grouped)
+
+
+def test_rows_of_one_size_come_purely_by_chance() -> None:
+    rows = [{"input_ids": [i, i], "attention_mask": [1, 1]} for i in range(50)]
+
+    class Equal(Dataset):
+        def __len__(self) -> int:
+            return len(rows)
+
+        def batch(self, indices: Sequence[int]) -> Batch:
+            return Batch({"index": torch.tensor(list(indices))})
+
+    found = [int(i) for batch in Equal().shuffled(8, seed=3) for i in batch.inputs["index"]]
+    assert found == torch.randperm(50, generator=torch.Generator().manual_seed(3)).tolist()
 
 
 def test_a_seed_fixes_the_order(texts: TextDataset) -> None:
