@@ -63,7 +63,7 @@ def split(
         from common import seeds
         from common.errors import DataError
         from common.examples import Columns, write_examples
-        from experiments.packaged import split_indices
+        from experiments.splitting import split_indices
 
         if dirichlet is not None and unlabelled:
             raise DataError("--dirichlet shares out classes; it does not go with --unlabelled")

@@ -21,7 +21,7 @@ from common.console import plain_errors
 from common.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from experiments.packaged import DemoData
+    from experiments.splitting import SplitData
 
 WORKERS = 3
 VIT_FOLDER = Path("runs") / "vit-fashion-mnist"
@@ -213,7 +213,7 @@ async def _supervised(wanted: _Wanted, config: Path, workers: Sequence[Path], co
     return 0
 
 
-def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, DemoData]":
+def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, SplitData]":
     """The foundation model's directory, and the data split into files."""
     from experiments.packaged import (
         bbc_news,

@@ -203,6 +203,11 @@ class Store:
             raise UnknownArtifact(f"there is no artifact {sha256[:12]}…")
         return ArtifactRef(ArtifactKind(row[0]), sha256, row[1])
 
+    def sizes(self, kind: ArtifactKind) -> list[int]:
+        """Bytes of all artifacts of a kind, oldest first."""
+        rows = self._rows("SELECT size FROM artifacts WHERE kind = ? ORDER BY created, sha256", kind)
+        return [size for (size,) in rows]
+
     # --- the sub-FM ---
 
     def commit_sub_model(self, reference: SubModelRef, plan: ArtifactRef, facts: ModelFacts) -> None:
@@ -233,6 +238,10 @@ class Store:
     def commit_alignment(self, round_number: int, patch: ArtifactRef, before: float, after: float) -> None:
         """Record a neuron-level alignment, with the hidden-state error before and after."""
         self._write("INSERT INTO alignments VALUES (?, ?, ?, ?)", round_number, patch.sha256, before, after)
+
+    def alignments(self) -> list[tuple[int, float, float]]:
+        """Neuron-level alignments: the round that each followed, the hidden-state error before and after."""
+        return self._rows("SELECT round, error_before, error_after FROM alignments ORDER BY round")
 
     def aligned_after(self, round_number: int) -> bool:
         """Whether the alignment that follows this round is committed."""

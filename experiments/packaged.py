@@ -4,12 +4,11 @@ import csv
 import gzip
 import importlib.util
 import io
-import math
 import re
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from PIL import Image
 from common import seeds
 from common.errors import DataError, ModelError
 from common.examples import Columns, Examples, join, read_examples, write_examples
+from experiments.splitting import SplitData, draw_indices, drawn_parts, write_parts
 
 TEST_DOCUMENTS = 425
 PUBLIC_DOCUMENTS = 600
@@ -41,16 +41,6 @@ FASHION_LABELS = (
 FASHION_PRETRAINING = ("T-shirt/top", "Trouser", "Dress", "Sneaker", "Bag")
 FASHION_TUNING = ("Pullover", "Coat", "Sandal", "Shirt", "Ankle boot")
 TWEET_LABELS = ("negative", "positive")
-
-
-@dataclass(frozen=True)
-class DemoData:
-    """Files written for the demo, and the class names."""
-
-    labels: tuple[str, ...]
-    test: Path
-    public: Path
-    workers: tuple[Path, ...]
 
 
 def packaged_model() -> Path:
@@ -89,7 +79,7 @@ def tweets() -> Examples:
     )
 
 
-def write_bbc_news(folder: Path, workers: int, concentration: float | None, seed: int) -> DemoData:
+def write_bbc_news(folder: Path, workers: int, concentration: float | None, seed: int) -> SplitData:
     """Split the packaged BBC News: owner's test, unlabelled public corpus, the rest over workers.
 
     Classes are spread over the workers by `split_indices`. Raises DataError when the package is not
@@ -97,12 +87,12 @@ def write_bbc_news(folder: Path, workers: int, concentration: float | None, seed
     """
     documents = bbc_news()
     random = numpy.random.default_rng(seeds.derive(seed, "demo-data"))
-    test, public, private = _drawn(documents, (TEST_DOCUMENTS, PUBLIC_DOCUMENTS), random)
+    test, public, private = drawn_parts(documents, (TEST_DOCUMENTS, PUBLIC_DOCUMENTS), random)
     labels = tuple(sorted(set(documents.label_names or ())))
-    return _write(folder, labels, test, public, private, workers, concentration, random)
+    return write_parts(folder, labels, test, public, private, workers, concentration, random)
 
 
-def write_bbc_texts(folder: Path, workers: int, concentration: float | None, seed: int) -> DemoData:
+def write_bbc_texts(folder: Path, workers: int, concentration: float | None, seed: int) -> SplitData:
     """The same parts of BBC News for a language model, which needs no classes."""
     data = write_bbc_news(folder, workers, concentration, seed)
     for path in (data.test, *data.workers):
@@ -119,7 +109,7 @@ def write_tweets(
     train: int = 2000,
     test: int = 4000,
     public: int = 4000,
-) -> DemoData:
+) -> SplitData:
     """Split the tweets, negative or positive in equal numbers: owner's test, and `train` over the workers.
 
     The public corpus is of other tweets, of any sentiment, without labels. Raises DataError when the
@@ -133,11 +123,11 @@ def write_tweets(
     drawn = []
     for label, sizes in halves.items():
         pool = corpus.take([i for i, name in enumerate(corpus.label_names) if name == label])
-        drawn.append(_drawn(pool, sizes, random))
+        drawn.append(drawn_parts(pool, sizes, random))
     held, private, spare = zip(*drawn, strict=True)
     neutral = corpus.take([i for i, name in enumerate(corpus.label_names) if name not in TWEET_LABELS])
-    unlabelled, _ = _drawn(join(corpus.source, [*spare, neutral]), (public,), random)
-    return _write(
+    unlabelled, _ = drawn_parts(join(corpus.source, [*spare, neutral]), (public,), random)
+    return write_parts(
         folder,
         TWEET_LABELS,
         join(corpus.source, held),
@@ -177,7 +167,7 @@ def write_fashion_mnist(
     train: int = 2000,
     test: int = 4000,
     public: int = 4000,
-) -> DemoData:
+) -> SplitData:
     """Split Debian's Fashion-MNIST (28 × 28, grey), as PNG: the classes of FASHION_TUNING.
 
     The owner's test is of its test images, the workers' data of its training images. The unlabelled
@@ -187,83 +177,11 @@ def write_fashion_mnist(
     random = numpy.random.default_rng(seeds.derive(seed, "demo-fashion-mnist"))
     scored, trained = fashion_mnist("test", FASHION_TUNING), fashion_mnist("train", FASHION_TUNING)
     others = fashion_mnist("train", FASHION_PRETRAINING)
-    held, _ = _draw(len(scored[1]), (test,), "Fashion-MNIST's test images", random)
-    private, _ = _draw(len(trained[1]), (train,), "Fashion-MNIST's images", random)
-    unlabelled, _ = _draw(len(others[1]), (public,), "Fashion-MNIST's images", random)
+    held, _ = draw_indices(len(scored[1]), (test,), "Fashion-MNIST's test images", random)
+    private, _ = draw_indices(len(trained[1]), (train,), "Fashion-MNIST's images", random)
+    unlabelled, _ = draw_indices(len(others[1]), (public,), "Fashion-MNIST's images", random)
     parts = (_as_png(*scored, held), _as_png(*others, unlabelled), _as_png(*trained, private))
-    return _write(folder, FASHION_TUNING, *parts, workers, concentration, random)
-
-
-def split_indices(
-    labels: Sequence[str], parts: int, concentration: float | None, random: numpy.random.Generator
-) -> list[list[int]]:
-    """Indices of `labels` in `parts` groups: by Dirichlet(`concentration`), or in equal shares by chance.
-
-    Raises DataError when there are fewer labels than parts, or the concentration is not above 0.
-    """
-    if not 1 <= parts <= len(labels):
-        raise DataError(f"{len(labels)} examples cannot be split into {parts} parts")
-    if concentration is None:
-        order = random.permutation(len(labels))
-        return [sorted(piece.tolist()) for piece in numpy.array_split(order, parts)]
-    if not 0 < concentration < math.inf:
-        raise DataError(f"the Dirichlet concentration must be > 0 and finite, got {concentration:g}")
-    return dirichlet_split(labels, parts, concentration, random)
-
-
-def dirichlet_split(
-    labels: Sequence[str], parts: int, concentration: float, random: numpy.random.Generator
-) -> list[list[int]]:
-    """Indices of `labels` in `parts` groups; each label's shares are drawn from a Dirichlet.
-
-    Every group gets at least one index as long as there are enough. Source: Hsu et al. 2019.
-    """
-    groups: list[list[int]] = [[] for _ in range(parts)]
-    for label in sorted(set(labels)):
-        members = [i for i, other in enumerate(labels) if other == label]
-        shares = random.dirichlet([concentration] * parts)
-        ends = (numpy.cumsum(shares)[:-1] * len(members)).round().astype(int)
-        for group, piece in zip(groups, numpy.split(numpy.array(members), ends), strict=True):
-            group.extend(piece.tolist())
-    for group in groups:
-        if not group:
-            group.append(max(groups, key=len).pop())
-    return [sorted(group) for group in groups]
-
-
-def _draw(there: int, sizes: Sequence[int], source: str, random: numpy.random.Generator) -> list[list[int]]:
-    """Indices below `there` in groups of `sizes`, then those left over. Raises DataError for too few."""
-    if min(sizes) < 1 or sum(sizes) > there:
-        wanted = " + ".join(str(size) for size in sizes)
-        raise DataError(f"{source}: {wanted} examples are wanted, at least 1 of each; there are {there}")
-    return [piece.tolist() for piece in numpy.split(random.permutation(there), numpy.cumsum(sizes))]
-
-
-def _drawn(pool: Examples, sizes: Sequence[int], random: numpy.random.Generator) -> list[Examples]:
-    """Examples of `pool` in groups of `sizes`, then those left over."""
-    return [pool.take(indices) for indices in _draw(len(pool), sizes, pool.source, random)]
-
-
-def _write(
-    folder: Path,
-    labels: tuple[str, ...],
-    test: Examples,
-    public: Examples,
-    private: Examples,
-    workers: int,
-    concentration: float | None,
-    random: numpy.random.Generator,
-) -> DemoData:
-    """test.parquet, public.parquet without labels, and worker-1.parquet, … in `folder`."""
-    assert private.label_names is not None
-    files = tuple(folder / f"worker-{i}.parquet" for i in range(1, workers + 1))
-    for path, part in zip(
-        files, split_indices(private.label_names, workers, concentration, random), strict=True
-    ):
-        write_examples(path, private.take(part))
-    write_examples(folder / "test.parquet", test)
-    write_examples(folder / "public.parquet", replace(public, label_names=None))
-    return DemoData(labels, folder / "test.parquet", folder / "public.parquet", files)
+    return write_parts(folder, FASHION_TUNING, *parts, workers, concentration, random)
 
 
 def _gist(tweet: str) -> str:

@@ -60,7 +60,7 @@ class Workbench:
             missing = wanted.patches[len(self._patches) :]
         else:
             task = self.run.task
-            config = _config(wanted.config_json, task)
+            config = config_from_wire(wanted.config_json, task)
             weights = TensorFile(files[wanted.base.sha256]).load()
             module = build(config, task.kind, wanted.ffn_widths, weights, self.device)
             self._adapted = Adapted(module, task.kind, self.run.adapter)
@@ -96,7 +96,8 @@ class Workbench:
         return self._adapted.tensors()
 
 
-def _config(config_json: str, task: TaskSpec) -> PretrainedConfig:
+def config_from_wire(config_json: str, task: TaskSpec) -> PretrainedConfig:
+    """The sub-FM's configuration. Raises ModelError when it is unreadable or does not fit the task."""
     try:
         fields: dict[str, Any] = json.loads(config_json)
         model_type = str(fields.pop("model_type"))

@@ -19,7 +19,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells. `name` is the file's name (NAME.csv), `emphasised` the indices of rows that stand out."""
+    """Rows of cells. `name` is the file's name (NAME.csv); `emphasised` are indices of rows to stand out."""
 
     name: str
     title: str

@@ -32,9 +32,8 @@ def test_the_engine_ends_with_the_adapter_of_real_services(tmp_path: Path, model
         status = running.status()
         config = load_config(tmp_path / "run.toml")
     run = config.run.model_copy(update={"directory": tmp_path / "simulated"})
-    scores = simulate(
-        config.model_copy(update={"run": run}), data(tmp_path / "again"), score_every_round=True
-    )
+    config = config.model_copy(update={"run": run})
+    scores = simulate(config, data(tmp_path / "again"), score_every=1, score_sub_fm=True).evaluations
     assert digest(tmp_path / "simulated") == status.adapter_sha256
     assert {(e.round, e.model): e.accuracy for e in scores} == {
         (e.round, e.model): e.accuracy for e in status.evaluations if e.round > 0

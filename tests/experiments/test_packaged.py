@@ -19,17 +19,15 @@ from experiments.packaged import (
     FASHION_LABELS,
     FASHION_PRETRAINING,
     FASHION_TUNING,
-    DemoData,
-    dirichlet_split,
     packaged_model,
-    split_indices,
     write_bbc_news,
     write_fashion_mnist,
     write_tweets,
 )
+from experiments.splitting import SplitData, dirichlet_split, split_indices
 
 
-def parts_of(data: DemoData) -> tuple[Examples, Examples, list[Examples]]:
+def parts_of(data: SplitData) -> tuple[Examples, Examples, list[Examples]]:
     """Test, public and the workers' data, as the services read them."""
     test, *workers = (read_examples(path, Columns()) for path in (data.test, *data.workers))
     return test, read_examples(data.public, Columns(label=None)), workers

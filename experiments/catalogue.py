@@ -1,0 +1,246 @@
+"""The experiments: which variants of the method each compares, and how large a run of it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from experiments.paper import BEFORE, DURING, FEDOT, FEDPETUNING, FEDPFT, NONE
+
+HEAD_ONLY = "head-only"
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A configuration to compare: keys of run.toml that differ from the experiment's common ones."""
+
+    name: str
+    title: str
+    settings: Settings = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large an experiment is. `splits` are "iid" or "dirichlet-CONCENTRATION"."""
+
+    splits: tuple[str, ...]
+    seeds: int
+    clients: int
+    sample: int
+    rounds: int
+    train: int
+    """Private examples over all clients; a smaller data set gives what it has."""
+    test: int
+    public: int = 4000
+    score_every: int = 1
+    settings: Settings = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, and what is run to answer it. `reference` is what all variants are compared with."""
+
+    name: str
+    question: str
+    variants: tuple[Variant, ...]
+    reference: str
+    full: Scale
+    quick: Scale
+    settings: Settings = field(default_factory=dict)
+    only_quick: tuple[str, ...] | None = None
+    """Variants of the quick form; None: all."""
+    measures_steps: bool = False
+    """Whether a worker's step is timed for every variant afterwards."""
+
+    def scale(self, quick: bool) -> Scale:
+        """The size of the full or of the quick form."""
+        return self.quick if quick else self.full
+
+    def chosen(self, quick: bool) -> tuple[str, ...]:
+        """Names of the variants of the full or of the quick form."""
+        return self.only_quick if quick and self.only_quick else tuple(v.name for v in self.variants)
+
+    def variant(self, name: str) -> Variant:
+        """Raises KeyError for an unknown name."""
+        return {v.name: v for v in self.variants}[name]
+
+
+_UNALIGNED = {"alignment.steps": 0}
+_FULL = {"sub_fm.construction": "full"}
+_EVERY = "realignment.every"
+_PETUNING = Variant(FEDPETUNING, "FedPETuning: the whole FM at the clients", _FULL)
+_OFFSITE = Variant(FEDOT, "FedOT: fewer whole layers", {"sub_fm.construction": "layer-drop", _EVERY: 0})
+_HEAD = Variant(HEAD_ONLY, "head only: no adapter", _FULL | {"adapter.targets": "none"})
+# As in the paper: 100 clients, a tenth of them in every round.
+_PAPERS = Scale(
+    splits=("iid", "dirichlet-1", "dirichlet-5", "dirichlet-10"),
+    seeds=3,
+    clients=100,
+    sample=10,
+    rounds=40,
+    train=2000,
+    test=4000,
+    score_every=10,
+)
+_SMALL = Scale(
+    splits=("dirichlet-1",), seeds=1, clients=10, sample=5, rounds=5, train=1000, test=2000, score_every=5
+)
+
+
+COMPARE = Experiment(
+    "compare",
+    "How close does FedPFT come to tuning the whole FM at the clients, is it better than FedOT, and what "
+    "is each alignment worth? (The paper's tables 1 to 3.)",
+    (
+        _PETUNING,
+        _OFFSITE,
+        Variant(FEDPFT, "FedPFT: aligned before and during"),
+        Variant(NONE, "FedPFT-N: not aligned", _UNALIGNED | {_EVERY: 0}),
+        Variant(BEFORE, "FedPFT-B: aligned before only", {_EVERY: 0}),
+        Variant(DURING, "FedPFT-D: aligned during only", _UNALIGNED),
+        _HEAD,
+    ),
+    FEDPETUNING,
+    full=replace(_PAPERS, settings={_EVERY: 10}),
+    quick=replace(_SMALL, seeds=3, rounds=6, train=2000, score_every=2, settings={_EVERY: 2}),
+)
+
+RATIOS = (0.5, 0.6, 0.75, 0.9, 0.95)
+RATIO = Experiment(
+    "ratio",
+    "How many FFN neurons can be cut before accuracy begins to fall, and what does each share save?",
+    (
+        Variant("ratio-0", "nothing cut: the whole FM (FedPETuning)", _FULL),
+        *(Variant(f"ratio-{r:g}", f"{r:.0%} of the neurons cut", {"sub_fm.drop_ratio": r}) for r in RATIOS),
+        _HEAD,
+    ),
+    "ratio-0",
+    full=replace(_PAPERS, splits=("iid",)),
+    quick=replace(_SMALL, settings={"alignment.steps": 50}),
+    measures_steps=True,
+)
+
+_T10 = {_EVERY: 10}
+ALIGNMENT = Experiment(
+    "alignment",
+    "When does re-aligning the sub-FM between rounds pay: how often, how many neurons, and which?",
+    (
+        Variant("off", "never re-aligned"),
+        Variant("every-5", "every 5 rounds", {_EVERY: 5}),
+        Variant("every-10", "every 10 rounds (the paper)", _T10),
+        Variant("every-20", "every 20 rounds", {_EVERY: 20}),
+        Variant("drift", "when the gradients drift above 0.2", {"realignment.drift": 0.2}),
+        Variant("share-0.3", "every 10, 30 % of the neurons", _T10 | {"realignment.proportion": 0.3}),
+        Variant("share-0.8", "every 10, 80 % of the neurons", _T10 | {"realignment.proportion": 0.8}),
+        Variant("lowest", "every 10, lowest APoZ", _T10 | {"realignment.choice": "lowest"}),
+        Variant("random", "every 10, neurons at random", _T10 | {"realignment.choice": "random"}),
+        Variant("whole", "the whole FM (FedPETuning)", _FULL),
+        _HEAD,
+    ),
+    "off",
+    full=replace(_PAPERS, splits=("dirichlet-1",), score_every=5),
+    quick=replace(
+        _SMALL,
+        clients=100,
+        sample=10,
+        rounds=22,
+        train=1000,
+        score_every=22,
+        settings={"alignment.steps": 50, "realignment.steps": 10},
+    ),
+    settings={"gradient_gap.batches": 1},
+)
+
+_METRICS = {
+    "l2": "L2 norm (the paper)",
+    "activation": "activation-aware",
+    "integrated-gradients": "Integrated Gradients",
+    "attention": "attention-based",
+    "random": "at random (control)",
+}
+_ALIGNED: dict[str, tuple[str, dict[str, Any]]] = {
+    "": ("not aligned", _UNALIGNED),
+    "+closed": ("closed form", {"alignment.method": "closed-form"}),
+    "+gradient": ("by gradient", {}),
+    "+both": ("both", {"alignment.method": "both"}),
+}
+SALIENCY = Experiment(
+    "saliency",
+    "Which measure of a neuron's worth keeps the best sub-FM, with and without alignment?",
+    (
+        *(
+            Variant(f"{metric}{ending}", f"{title}, {how}", {"sub_fm.saliency": metric} | settings)
+            for ending, (how, settings) in _ALIGNED.items()
+            for metric, title in _METRICS.items()
+        ),
+        Variant("whole", "the whole FM (FedPETuning)", _FULL),
+        _HEAD,
+    ),
+    "l2",
+    full=replace(_PAPERS, splits=("iid",)),
+    quick=replace(_SMALL, test=1000, settings={"sub_fm.saliency_batches": 2}),
+    only_quick=(*(m + ending for ending in ("", "+closed") for m in _METRICS), "whole", HEAD_ONLY),
+)
+
+THEORY = Experiment(
+    "theory",
+    "Do the sub-FM's gradients keep as close to the FM's as the paper's theorems say?",
+    (
+        Variant("fedpft-n", "FedPFT-N: not aligned", _UNALIGNED | {_EVERY: 0}),
+        Variant("fedpft-b", "FedPFT-B: aligned before only", {_EVERY: 0}),
+        Variant("fedpft", "FedPFT: aligned before and during"),
+        Variant("half", "half of the neurons cut, aligned before and during", {"sub_fm.drop_ratio": 0.5}),
+        _OFFSITE,
+        Variant("whole", "the whole FM (FedPETuning)", _FULL),
+        _HEAD,
+    ),
+    "fedpft",
+    full=replace(_PAPERS, splits=("iid", "dirichlet-1"), settings={_EVERY: 10}),
+    quick=replace(_SMALL, settings={"alignment.steps": 100, _EVERY: 2}),
+    settings={"gradient_gap.batches": 4},
+)
+
+COST = Experiment(
+    "cost",
+    "What does a round cost a worker, in bytes and computation? (The paper claims about half.)",
+    (
+        _PETUNING,
+        _OFFSITE,
+        Variant(FEDPFT, "FedPFT, 75 % of the neurons cut", {_EVERY: 0}),
+        _HEAD,
+    ),
+    FEDPETUNING,
+    full=replace(_PAPERS, splits=("iid",), seeds=1),
+    quick=_SMALL,
+    measures_steps=True,
+)
+
+VARIANTS = Experiment(
+    "variants",
+    "What closes the gap between FedPFT and tuning the whole FM?",
+    (
+        _PETUNING,
+        Variant("fedpft-b", "FedPFT-B: default settings"),
+        Variant("ffn", "adapters on the FFN too", {"adapter.targets": "attention+ffn"}),
+        Variant(
+            "full+ffn", "FedPETuning, adapters on the FFN too", _FULL | {"adapter.targets": "attention+ffn"}
+        ),
+        Variant("600-steps", "600 steps of alignment", {"alignment.steps": 600}),
+        Variant("logit-term", "matching the last layer's output", {"alignment.logit_term": 1.0}),
+        Variant("attention-term", "matching attention outputs", {"alignment.attention_term": 1.0}),
+        Variant("two-epochs", "two epochs a round", {"training.epochs": 2}),
+        Variant("full+two-epochs", "FedPETuning, two epochs", _FULL | {"training.epochs": 2}),
+        Variant("ffa-lora", "FFA-LoRA: A frozen", {"aggregation.lora": "freeze-a"}),
+        Variant("fedex-lora", "FedEx-LoRA: exact averaging", {"aggregation.lora": "exact"}),
+        _HEAD,
+    ),
+    FEDPETUNING,
+    full=replace(_SMALL, splits=("iid",), seeds=3, sample=10, train=2000, test=5000),
+    quick=_SMALL,
+    only_quick=(FEDPETUNING, "fedpft-b", "ffn", "full+ffn", "ffa-lora", "fedex-lora", HEAD_ONLY),
+)
+
+EXPERIMENTS = MappingProxyType(
+    {e.name: e for e in (COMPARE, RATIO, ALIGNMENT, SALIENCY, THEORY, COST, VARIANTS)}
+)

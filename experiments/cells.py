@@ -1,0 +1,229 @@
+"""One cell of an experiment: a variant on one split of the data with one seed, run and written down."""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common import seeds
+from common.config import RunConfig
+from common.config_file import parse_config
+from common.encoding import encode
+from common.errors import ConfigError
+from common.examples import Columns, read_examples
+from common.files import write_atomically
+from common.records import ArtifactKind, Evaluation
+from coordinator.building import ABOUT_FILE, SubModelBuilder
+from coordinator.foundation import load_foundation
+from coordinator.models import read_source
+from coordinator.store import Store
+from experiments.clients import Clients
+from experiments.engine import OnProgress, Simulated, simulate
+from experiments.sources import Sizes, Source, deal_out
+from experiments.splitting import SplitData
+
+_SECONDS_FILE = "seconds.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Which variant on which split ("iid" or "dirichlet-CONCENTRATION") with which seed."""
+
+    split: str
+    variant: str
+    seed: int
+
+    @property
+    def file(self) -> Path:
+        """Where its result lies, within the experiment's folder."""
+        return Path("cells") / self.split / self.variant / f"seed-{self.seed}.json"
+
+    @property
+    def concentration(self) -> float | None:
+        """The Dirichlet's; None for equal shares. Raises ConfigError for any other split."""
+        if self.split == "iid":
+            return None
+        kind, _, value = self.split.partition("-")
+        try:
+            if kind != "dirichlet" or float(value) <= 0:
+                raise ValueError
+        except ValueError:
+            raise ConfigError(f"split must be iid or dirichlet-A with A > 0, got {self.split}") from None
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cells of an experiment share.
+
+    `settings` are keys of run.toml; `sub_fms` is where built sub-FMs are kept for other cells, also
+    those of other experiments.
+    """
+
+    folder: Path
+    sub_fms: Path
+    model: str
+    source: Source
+    clients: int
+    sample: int | None
+    rounds: int
+    sizes: Sizes
+    score_every: int
+    threads: int
+    settings: dict[str, Any]
+    keep_runs: bool = False
+
+
+def run_cell(
+    bench: Bench,
+    cell: Cell,
+    settings: dict[str, Any],
+    on_progress: OnProgress,
+    trained_by: Clients | None = None,
+) -> dict[str, Any]:
+    """The cell's figures, also written to its file. What a broken-off run left is removed first.
+
+    Raises ConfigError, DataError, ModelError for what cannot be run.
+    """
+    place = bench.folder / "runs" / cell.split / cell.variant / f"seed-{cell.seed}"
+    shutil.rmtree(place, ignore_errors=True)
+    data = deal_out(bench.source, place / "data", bench.clients, cell.concentration, cell.seed, bench.sizes)
+    config = parse_config(_settings(bench, cell, data, place / "run") | settings, "the experiment")
+    config, hidden_error, building = _with_built(config, bench.sub_fms, on_progress)
+    labels = Columns(pair="pair" if config.task.pairs else None)
+    clients = {path.stem: read_examples(path, labels, config.task.kind) for path in data.workers}
+    outcome = simulate(config, clients, on_progress, score_every=bench.score_every, trained_by=trained_by)
+    figures = _figures(config, outcome, hidden_error, building) | {
+        "cell": asdict(cell),
+        "settings": settings,
+        "clients": len(clients),
+        "examples": sum(len(examples) for examples in clients.values()),
+    }
+    write_atomically(bench.folder / cell.file, json.dumps(figures, indent=1, default=str).encode())
+    if not bench.keep_runs:
+        shutil.rmtree(place)
+    return figures
+
+
+def _settings(bench: Bench, cell: Cell, data: SplitData, run: Path) -> dict[str, Any]:
+    return {
+        "run.directory": run,
+        "run.seed": cell.seed,
+        "model.path": bench.model,
+        "task.labels": data.labels,
+        "data.public.path": data.public,
+        "data.test.path": data.test,
+        "rounds.workers": bench.clients,
+        "rounds.sample": bench.sample,
+        "rounds.count": bench.rounds,
+        "gradient_gap.batches": 0,
+        "realignment.learning_rate": 3e-4,
+        "compute.threads": bench.threads,
+    } | bench.settings
+
+
+def _with_built(
+    config: RunConfig, sub_fms: Path, on_progress: OnProgress
+) -> tuple[RunConfig, tuple[float, float] | None, float]:
+    """The configuration with its sub-FM built ahead, once for all cells that share it.
+
+    Also the hidden-state error before and after, and the seconds that the building took.
+    """
+    if not (config.prunes and config.aligns_layers) or config.sub_fm.path is not None:
+        return config, None, 0.0
+    assert config.data.public is not None and config.data.public.path is not None
+    shared = {
+        "model": config.model.path,
+        "task": [config.task.kind, config.task.max_length],
+        "public": hashlib.sha256(config.data.public.path.read_bytes()).hexdigest(),
+        "sub_fm": config.sub_fm.model_dump(mode="json"),
+        "alignment": config.alignment.model_dump(mode="json"),
+        "seed": config.run.seed,
+        "compute": config.compute.model_dump(mode="json"),
+    }
+    out = sub_fms / hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
+    out.mkdir(parents=True, exist_ok=True)
+    # Another process may be building the same.
+    with _locked(out / "lock"):
+        if not (out / ABOUT_FILE).exists():
+            begun = time.monotonic()
+            _build(config, out, on_progress)
+            write_atomically(out / _SECONDS_FILE, json.dumps(time.monotonic() - begun).encode())
+    about = json.loads((out / ABOUT_FILE).read_text())
+    seconds = float(json.loads((out / _SECONDS_FILE).read_text())) if (out / _SECONDS_FILE).exists() else 0.0
+    config = config.model_copy(update={"sub_fm": config.sub_fm.model_copy(update={"path": out})})
+    return config, (about["hidden_error_before"], about["hidden_error_after"]), seconds
+
+
+def _build(config: RunConfig, out: Path, on_progress: OnProgress) -> None:
+    """As `fedpft build` does it, but with the run's own data and seed."""
+    task = config.task
+    head = seeds.derive(config.run.seed, "head")
+    fm, processor = load_foundation(config.model.path, task.kind, task.labels, head)
+    assert config.data.public is not None
+    dataset = encode(processor, read_source(config.data.public, config), task.kind, task.max_length, None)
+    builder = SubModelBuilder(fm, task.kind, dataset, config.sub_fm, config.alignment, config.run.seed)
+    plan, sub_fm = builder.cut(_named(on_progress, "cutting"))
+    error = builder.align(plan, sub_fm, _named(on_progress, "aligning"), out / "checkpoint.safetensors")
+    builder.save(out, plan, sub_fm, error)
+    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+
+
+def _named(on_progress: OnProgress, what: str) -> Callable[[int, int], None]:
+    return lambda step, steps: on_progress(what, step, steps)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _figures(
+    config: RunConfig, outcome: Simulated, hidden_error: tuple[float, float] | None, building: float
+) -> dict[str, Any]:
+    """What the run came to."""
+    store = Store(config.run.directory)
+    try:
+        stored = store.sub_model()
+        assert stored is not None
+        reference, _, facts = stored
+        patches = reference.patches
+        rounds = range(1, config.rounds.count + 1)
+        updates = [store.updates(number) for number in rounds]
+        adapters, received = store.sizes(ArtifactKind.ADAPTER), store.sizes(ArtifactKind.UPDATE)
+        latest = store.latest_adapter()
+        assert latest is not None
+        losses = [sum(u.loss * u.examples for u in us) / sum(u.examples for u in us) for us in updates]
+        return {
+            "scores": [asdict(e) for e in outcome.evaluations],
+            "accuracy": _final(outcome.evaluations).accuracy,
+            "adapter_sha256": latest[1].sha256,
+            "parameters": asdict(facts),
+            "bytes": {
+                "once": reference.base.size + sum(artifact.size for artifact in reference.processor),
+                "down": sum(adapters) / len(adapters),
+                "up": sum(received) / len(received),
+                "patches": sum(patch.size for patch in patches),
+            },
+            "seconds": dict(outcome.seconds) | ({"building": building} if building else {}),
+            "trained_examples": sum(u.examples for us in updates for u in us) * config.training.epochs,
+            "losses": losses,
+            "gaps": [asdict(gap) for gap in store.gaps()],
+            "alignments": store.alignments(),
+            "hidden_error": hidden_error,
+        }
+    finally:
+        store.close()
+
+
+def _final(evaluations: tuple[Evaluation, ...]) -> Evaluation:
+    """The last score of the FM with the adapter plugged in."""
+    return max((e for e in evaluations if e.model == "fm"), key=lambda e: e.round)

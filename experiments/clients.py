@@ -1,0 +1,111 @@
+"""Where the clients of a simulated round are trained: here, one after the other, or all over a Ray cluster.
+
+Both run the worker's own `fine_tune`, with the same seeds and threads, so both give the same bits.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from common.batches import Dataset
+from common.model.adapter import Adapted
+from common.model.apoz import ZeroCounter
+from common.model.families import ffns_of
+from common.model.submodel import apply_patch, build
+from common.records import AdapterSpec, TaskSpec, TrainingSpec, ZeroRule
+from worker.train import LocalUpdate, fine_tune
+from worker.workbench import config_from_wire
+
+
+@dataclass(frozen=True)
+class RoundTask:
+    """What all clients of a round are told."""
+
+    start: Mapping[str, Tensor]
+    training: TrainingSpec
+    factor: float
+    counted: tuple[int, ...]
+    zero_rule: ZeroRule
+    zero_threshold: float
+
+
+@dataclass(frozen=True)
+class ClientTask:
+    """A client's part: its data, and the seed of its draws."""
+
+    client: str
+    data: Dataset
+    seed: int
+
+
+@dataclass(frozen=True)
+class SubModel:
+    """What it takes to build the sub-FM elsewhere; `version` differs when the weights do."""
+
+    version: str
+    config_json: str
+    task: TaskSpec
+    ffn_widths: tuple[int, ...]
+    weights: Mapping[str, Tensor]
+    patches: tuple[Mapping[str, Tensor], ...]
+    adapter: AdapterSpec
+    threads: int | None
+
+    def adapted(self) -> Adapted:
+        """The module with an adapter, made as a worker makes it, on the CPU."""
+        config = config_from_wire(self.config_json, self.task)
+        # Where the weights come from, they may be shared and read-only.
+        weights = {name: tensor.clone() for name, tensor in self.weights.items()}
+        adapted = Adapted(
+            build(config, self.task.kind, self.ffn_widths, weights), self.task.kind, self.adapter
+        )
+        for patch in self.patches:
+            apply_patch(ffns_of(adapted.base), patch)
+        return adapted
+
+
+class Clients(ABC):
+    """Trains the clients of a round."""
+
+    @abstractmethod
+    def train(
+        self,
+        here: Adapted,
+        elsewhere: Callable[[], SubModel],
+        task: RoundTask,
+        clients: Sequence[ClientTask],
+    ) -> Iterator[LocalUpdate]:
+        """The updates, in the order of `clients`.
+
+        `here` is the coordinator's own sub-FM, `elsewhere` gives what it takes to build it anew.
+        """
+
+
+class LocalClients(Clients):
+    """One client after the other, on the coordinator's own sub-FM."""
+
+    def train(
+        self,
+        here: Adapted,
+        elsewhere: Callable[[], SubModel],
+        task: RoundTask,
+        clients: Sequence[ClientTask],
+    ) -> Iterator[LocalUpdate]:
+        """The updates, each trained when it is asked for."""
+        return (train_client(here, task, client) for client in clients)
+
+
+def train_client(sub_fm: Adapted, task: RoundTask, client: ClientTask) -> LocalUpdate:
+    """A client's local fine-tuning, as worker.workbench does it."""
+    ffns = ffns_of(sub_fm.base)
+    return fine_tune(
+        sub_fm,
+        task.start,
+        client.data,
+        task.training,
+        factor=task.factor,
+        seed=client.seed,
+        counter=ZeroCounter({i: ffns[i] for i in task.counted}, task.zero_rule, task.zero_threshold),
+    )

@@ -1,0 +1,207 @@
+"""An experiment from beginning to end: its folder, its cells, its measured steps."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from common import seeds
+from common.config_file import parse_config
+from common.encoding import encode
+from common.errors import ConfigError
+from common.examples import Columns, read_examples
+from common.files import write_atomically
+from common.model.adapter import Adapted
+from coordinator.building import SubModelBuilder
+from coordinator.foundation import load_foundation
+from coordinator.models import adapter_spec
+from experiments.catalogue import Experiment, Scale
+from experiments.cells import Bench, Cell
+from experiments.clients import Clients
+from experiments.running import Work, run_all
+from experiments.sources import Sizes, Source, deal_out
+from experiments.steps import StepCost, measure_steps
+
+EXPERIMENT_FILE = "experiment.json"
+STEPS_FILE = "steps.json"
+FULL_FINE_TUNING = "full-fine-tuning"
+_STEP_REPEATS = 20
+_STEP_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an experiment is run with; None is the experiment's own."""
+
+    experiment: Experiment
+    quick: bool
+    folder: Path
+    model: str
+    source: Source
+    scale: Scale
+    """With the user's changes in it."""
+    variants: tuple[str, ...]
+    settings: Mapping[str, Any]
+    """Further keys of run.toml, for all variants."""
+    parallel: int
+    threads: int
+    engine: str
+    keep_runs: bool = False
+
+
+def conduct(wanted: Wanted, console: Console, trained_by: Callable[[], Clients] | None = None) -> None:
+    """Run what is not done yet of the experiment in its folder.
+
+    Raises ConfigError, DataError and ModelError for what cannot be run, RunFailed when a process dies.
+    """
+    bench = _bench(wanted)
+    cells = [
+        Work(Cell(split, name, seed), wanted.experiment.variant(name).settings)
+        for seed in range(1, wanted.scale.seeds + 1)
+        for split in wanted.scale.splits
+        for name in wanted.variants
+    ]
+    for work in cells:
+        _ = work.cell.concentration
+    _begin(wanted, bench)
+    run_all(bench, cells, wanted.parallel, console, trained_by)
+    steps = wanted.folder / STEPS_FILE
+    if wanted.experiment.measures_steps and not steps.exists():
+        with Progress(console=console, transient=True) as progress:
+            bar = progress.add_task("timing a worker's step")
+            costs = _measure(wanted, bench, lambda done, of: progress.update(bar, completed=done, total=of))
+        write_atomically(steps, json.dumps({n: asdict(c) for n, c in costs.items()}, indent=1).encode())
+
+
+def _bench(wanted: Wanted) -> Bench:
+    scale = wanted.scale
+    return Bench(
+        wanted.folder.resolve(),
+        wanted.folder.resolve().parent / "sub-fms",
+        wanted.model,
+        wanted.source,
+        scale.clients,
+        scale.sample if scale.sample < scale.clients else None,
+        scale.rounds,
+        Sizes(scale.train, scale.test, scale.public),
+        scale.score_every,
+        wanted.threads,
+        {
+            "task.max_length": 64,
+            **wanted.source.settings(),
+            **wanted.experiment.settings,
+            **scale.settings,
+            **wanted.settings,
+        },
+        wanted.keep_runs,
+    )
+
+
+def _begin(wanted: Wanted, bench: Bench) -> None:
+    """Write what the folder holds; found there, it must be the same.
+
+    Raises ConfigError when the folder is of something else.
+    """
+    fixed = {
+        "experiment": wanted.experiment.name,
+        "model": wanted.model,
+        "data": wanted.source.name,
+        "clients": bench.clients,
+        "sample": bench.sample,
+        "rounds": bench.rounds,
+        "sizes": asdict(bench.sizes),
+        "score_every": bench.score_every,
+        "threads": bench.threads,
+        "settings": {key: str(value) for key, value in bench.settings.items()},
+    }
+    file = wanted.folder / EXPERIMENT_FILE
+    before: dict[str, Any] = {}
+    if file.exists():
+        before = json.loads(file.read_text())
+        if other := [key for key in fixed if before["fixed"].get(key) != fixed[key]]:
+            raise ConfigError(
+                f"{wanted.folder} holds an experiment with another {', '.join(other)}; "
+                "name another --folder, or remove it"
+            )
+    known = before.get("variants", [])
+    about = {
+        "fixed": fixed,
+        "quick": wanted.quick,
+        # In the catalogue's order, with those of earlier calls.
+        "variants": [v.name for v in wanted.experiment.variants if v.name in {*known, *wanted.variants}],
+        "command": "fedpft " + shlex.join(sys.argv[1:]),
+        "engine": wanted.engine,
+        "begun": before.get("begun", datetime.now(UTC).isoformat(timespec="seconds")),
+        "machine": _machine(),
+        "versions": {name: version(name) for name in ("fedpft", "torch", "transformers", "peft")},
+    }
+    write_atomically(file, json.dumps(about, indent=1).encode())
+
+
+def _machine() -> str:
+    """Processors, their number, and the system: what a figure's repetition depends on."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2] for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0].strip() if names else model
+    return f"{os.cpu_count()} × {model}, {platform.system()}"
+
+
+def _measure(wanted: Wanted, bench: Bench, on_step: Callable[[int, int], None]) -> dict[str, StepCost]:
+    """A worker's step by variant, and one of full-model fine-tuning beside them."""
+    torch.set_num_threads(bench.threads)
+    place = bench.folder / "steps"
+    data = deal_out(bench.source, place, bench.clients, None, 1, bench.sizes)
+    models: dict[str, Adapted] = {}
+    batch = None
+    for name in (FULL_FINE_TUNING, *wanted.variants):
+        settings = {} if name == FULL_FINE_TUNING else wanted.experiment.variant(name).settings
+        common = {"model.path": bench.model, "task.labels": data.labels, "data.public.path": data.public}
+        config = parse_config(common | bench.settings | dict(settings), "the experiment")
+        task = config.task
+        fm, processor = load_foundation(bench.model, task.kind, task.labels, seeds.derive(1, "head"))
+        public = encode(
+            processor,
+            read_examples(data.public, Columns(label=None), task.kind),
+            task.kind,
+            task.max_length,
+            None,
+        )
+        if batch is None:
+            columns = Columns(pair="pair" if task.pairs else None)
+            test = encode(
+                processor,
+                read_examples(data.test, columns, task.kind),
+                task.kind,
+                task.max_length,
+                task.labels,
+            )
+            batch = next(test.shuffled(_STEP_BATCH, 1))
+        if name == FULL_FINE_TUNING:
+            models[name] = _all_trained(fm, config)
+            continue
+        builder = SubModelBuilder(fm, task.kind, public, config.sub_fm, config.alignment, 1)
+        _, module = builder.cut(lambda step, steps: None)
+        models[name] = Adapted(module, task.kind, adapter_spec(config))
+    assert batch is not None
+    return measure_steps(models, batch, _STEP_REPEATS, on_step)
+
+
+def _all_trained(fm: Any, config: Any) -> Adapted:
+    """The FM with everything trained and no adapter: what federated learning without PEFT does."""
+    spec = replace(adapter_spec(config), targets=type(config.adapter.targets).NONE)
+    adapted = Adapted(fm, config.task.kind, spec)
+    adapted.model.requires_grad_(True)
+    return adapted

@@ -1,0 +1,64 @@
+"""An experiment's folder → a document: accuracy, differences, costs, and what the experiment asks about."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from common.errors import DataError
+from experiments.catalogue import EXPERIMENTS
+from experiments.experiment import EXPERIMENT_FILE
+from experiments.report import alignments, comparison, costs, gaps, ratios, salience
+from experiments.report.document import Document, Section
+from experiments.report.results import Results
+
+_FURTHER: Mapping[str, Sequence[Callable[[Results], list[Section]]]] = {
+    "compare": (comparison.papers,),
+    "ratio": (ratios.sections,),
+    "alignment": (alignments.sections,),
+    "saliency": (salience.sections,),
+    "theory": (gaps.sections,),
+    "cost": (costs.shares,),
+    "variants": (),
+}
+
+
+def document(folder: Path) -> Document:
+    """A report of what is done so far. Raises DataError when the folder holds no experiment."""
+    try:
+        about = json.loads((folder / EXPERIMENT_FILE).read_text())
+        experiment = EXPERIMENTS[about["fixed"]["experiment"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder} holds no experiment: {EXPERIMENT_FILE} cannot be read: {error}") from error
+    results = Results.read(folder, experiment, about)
+    if not results.cells:
+        raise DataError(f"{folder} holds no finished run yet; the command that began it goes on")
+    sections = comparison.accuracies(results)
+    for part in _FURTHER[experiment.name]:
+        sections += part(results)
+    sections += costs.costs(results)
+    form = ", quick form" if about["quick"] else ""
+    return Document(
+        f"Experiment {experiment.name}{form}",
+        (experiment.question, *comparison.findings(results)),
+        tuple(sections),
+        _facts(results),
+    )
+
+
+def _facts(results: Results) -> dict[str, str]:
+    about = results.about
+    fixed, sizes = about["fixed"], about["fixed"]["sizes"]
+    sample = fixed["sample"] or "all"
+    private = ", ".join(f"{n:,}" for n in sorted({c["examples"] for c in results.cells.values()}))
+    return {
+        "command": about["command"],
+        "model": Path(fixed["model"]).name if Path(fixed["model"]).exists() else fixed["model"],
+        "data": f"{Path(fixed['data']).name}: {private} private examples, "
+        f"at most {sizes['test']:,} to test, {sizes['public']:,} public",
+        "clients": f"{fixed['clients']}, {sample} of them in every round; {fixed['rounds']} rounds",
+        "seeds": ", ".join(str(seed) for seed in results.seeds),
+        "settings": ", ".join(f"{k} = {v}" for k, v in fixed["settings"].items()),
+        "machine": f"{about['machine']}; {fixed['threads']} thread(s) a run",
+        "versions": ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
+        "begun": about["begun"],
+    }

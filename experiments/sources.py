@@ -1,0 +1,116 @@
+"""Where an experiment's data come from: a package, a preset, or a file of the user's own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from common import seeds
+from common.errors import DataError
+from common.examples import Columns, Examples, read_examples
+from common.presets import find_preset, is_preset, load_preset
+from common.records import TaskKind
+from experiments.packaged import write_bbc_news, write_fashion_mnist, write_tweets
+from experiments.splitting import SplitData, draw_indices, write_parts
+
+PACKAGED: dict[str, Callable[..., SplitData]] = {
+    "tweets": write_tweets,
+    "fashion-mnist": write_fashion_mnist,
+}
+BBC_NEWS = "bbc-news"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set to experiment on.
+
+    `name` is a packaged data set ("tweets", "bbc-news", "fashion-mnist"), a preset such as "sst2" (see
+    common.presets; `root` is as there), or a table or image folder, read by `columns`.
+    """
+
+    name: str
+    root: Path | None = None
+    columns: Columns = field(default_factory=Columns)
+
+    def settings(self) -> dict[str, Any]:
+        """What a run on it is to be told of its task, by keys of run.toml. Raises DataError."""
+        if self._packaged:
+            images, pairs = self.name == "fashion-mnist", False
+        elif is_preset(self.name):
+            preset, _ = find_preset(self.name)
+            images, pairs = preset.kind is TaskKind.IMAGE_CLASSIFICATION, preset.columns.pair is not None
+        else:
+            examples = read_examples(Path(self.name), self.columns)
+            images, pairs = examples.images is not None, examples.pairs is not None
+        kind = TaskKind.IMAGE_CLASSIFICATION if images else TaskKind.TEXT_CLASSIFICATION
+        return {"task.kind": kind} | ({"task.pairs": True, "data.test.pair_column": "pair"} if pairs else {})
+
+    @property
+    def _packaged(self) -> bool:
+        return self.name in PACKAGED or self.name == BBC_NEWS
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The most examples taken: private, over all clients; test; public."""
+
+    train: int
+    test: int
+    public: int
+
+
+def deal_out(
+    source: Source, folder: Path, clients: int, concentration: float | None, seed: int, most: Sizes
+) -> SplitData:
+    """The data set as files in `folder`: the owner's test and public data, a file for each client.
+
+    A file of the user's own that is smaller gives a fifth each to test and public. Raises DataError when
+    the data are not there or too few.
+    """
+    if source.name == BBC_NEWS:
+        return write_bbc_news(folder, clients, concentration, seed)
+    if source.name in PACKAGED:
+        write = PACKAGED[source.name]
+        return write(folder, clients, concentration, seed, most.train, most.test, most.public)
+    random = numpy.random.default_rng(seeds.derive(seed, "experiment-data"))
+    if is_preset(source.name):
+        preset, _ = find_preset(source.name)
+        labels = preset.labels
+        held = _some(load_preset(preset.name, source.root, test=True), most.test, random)
+        rest = load_preset(source.name, source.root)
+        train, public, _ = _fitting(len(rest), replace(most, test=0), source.name)
+    else:
+        whole = read_examples(Path(source.name), source.columns)
+        if whole.label_names is None:
+            raise DataError(f"{source.name} has no labels; an experiment needs them to score")
+        labels = tuple(sorted(set(whole.label_names)))
+        train, public, test = _fitting(len(whole), most, source.name)
+        held, rest = _parted(whole, test, random)
+    unlabelled, private = _parted(rest, public, random)
+    unlabelled = replace(unlabelled, pairs=None, label_names=None)
+    return write_parts(
+        folder, labels, held, unlabelled, _some(private, train, random), clients, concentration, random
+    )
+
+
+def _fitting(there: int, most: Sizes, source: str) -> tuple[int, int, int]:
+    """Train, public and test as wanted, or less where there are too few examples."""
+    if most.train + most.public + most.test <= there:
+        return most.train, most.public, most.test
+    public, test = min(most.public, there // 5), min(most.test, there // 5)
+    train = min(most.train, there - public - test)
+    if min(train, public) < 1 or (most.test and not test):
+        raise DataError(f"{source} has only {there} examples: too few for private, public and test data")
+    return train, public, test
+
+
+def _parted(examples: Examples, count: int, random: numpy.random.Generator) -> tuple[Examples, Examples]:
+    """So many drawn by chance, and the others."""
+    drawn, others = draw_indices(len(examples), (count,), examples.source, random)
+    return examples.take(sorted(drawn)), examples.take(sorted(others))
+
+
+def _some(examples: Examples, most: int, random: numpy.random.Generator) -> Examples:
+    return _parted(examples, most, random)[0] if len(examples) > most else examples

@@ -1,0 +1,95 @@
+"""A data set dealt out: to the owner as test and public data, to workers as private data."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy
+
+from common.errors import DataError
+from common.examples import Examples, write_examples
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """The class names, and the files: the owner's test and public data, the workers' private data."""
+
+    labels: tuple[str, ...]
+    test: Path
+    public: Path
+    workers: tuple[Path, ...]
+
+
+def split_indices(
+    labels: Sequence[str], parts: int, concentration: float | None, random: numpy.random.Generator
+) -> list[list[int]]:
+    """Indices of `labels` in `parts` groups: by Dirichlet(`concentration`), or in equal shares by chance.
+
+    Raises DataError when there are fewer labels than parts, or the concentration is not above 0.
+    """
+    if not 1 <= parts <= len(labels):
+        raise DataError(f"{len(labels)} examples cannot be split into {parts} parts")
+    if concentration is None:
+        order = random.permutation(len(labels))
+        return [sorted(piece.tolist()) for piece in numpy.array_split(order, parts)]
+    if not 0 < concentration < math.inf:
+        raise DataError(f"the Dirichlet concentration must be > 0 and finite, got {concentration:g}")
+    return dirichlet_split(labels, parts, concentration, random)
+
+
+def dirichlet_split(
+    labels: Sequence[str], parts: int, concentration: float, random: numpy.random.Generator
+) -> list[list[int]]:
+    """Indices of `labels` in `parts` groups; each label's shares are drawn from a Dirichlet.
+
+    Every group gets at least one index as long as there are enough. Source: Hsu et al. 2019.
+    """
+    groups: list[list[int]] = [[] for _ in range(parts)]
+    for label in sorted(set(labels)):
+        members = [i for i, other in enumerate(labels) if other == label]
+        shares = random.dirichlet([concentration] * parts)
+        ends = (numpy.cumsum(shares)[:-1] * len(members)).round().astype(int)
+        for group, piece in zip(groups, numpy.split(numpy.array(members), ends), strict=True):
+            group.extend(piece.tolist())
+    for group in groups:
+        if not group:
+            group.append(max(groups, key=len).pop())
+    return [sorted(group) for group in groups]
+
+
+def draw_indices(
+    there: int, sizes: Sequence[int], source: str, random: numpy.random.Generator
+) -> list[list[int]]:
+    """Indices below `there` in groups of `sizes`, then those left over. Raises DataError for too few."""
+    if min(sizes) < 1 or sum(sizes) > there:
+        wanted = " + ".join(str(size) for size in sizes)
+        raise DataError(f"{source}: {wanted} examples are wanted, at least 1 of each; there are {there}")
+    return [piece.tolist() for piece in numpy.split(random.permutation(there), numpy.cumsum(sizes))]
+
+
+def drawn_parts(pool: Examples, sizes: Sequence[int], random: numpy.random.Generator) -> list[Examples]:
+    """Examples of `pool` in groups of `sizes`, then those left over."""
+    return [pool.take(indices) for indices in draw_indices(len(pool), sizes, pool.source, random)]
+
+
+def write_parts(
+    folder: Path,
+    labels: tuple[str, ...],
+    test: Examples,
+    public: Examples,
+    private: Examples,
+    workers: int,
+    concentration: float | None,
+    random: numpy.random.Generator,
+) -> SplitData:
+    """test.parquet, public.parquet without labels, and worker-1.parquet, … in `folder`."""
+    assert private.label_names is not None
+    files = tuple(folder / f"worker-{i}.parquet" for i in range(1, workers + 1))
+    for path, part in zip(
+        files, split_indices(private.label_names, workers, concentration, random), strict=True
+    ):
+        write_examples(path, private.take(part))
+    write_examples(folder / "test.parquet", test)
+    write_examples(folder / "public.parquet", replace(public, label_names=None))
+    return SplitData(labels, folder / "test.parquet", folder / "public.parquet", files)
