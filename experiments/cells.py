@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from common import seeds
 from common.config import RunConfig
 from common.config_file import parse_config
@@ -91,6 +93,8 @@ def run_cell(
 
     Raises ConfigError, DataError, ModelError for what cannot be run.
     """
+    # Before anything is built: their number is part of the result.
+    torch.set_num_threads(bench.threads)
     place = bench.folder / "runs" / cell.split / cell.variant / f"seed-{cell.seed}"
     shutil.rmtree(place, ignore_errors=True)
     data = deal_out(bench.source, place / "data", bench.clients, cell.concentration, cell.seed, bench.sizes)
