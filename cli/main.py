@@ -5,6 +5,7 @@ import typer
 from cli.datasets import datasets, split
 from cli.demo import demo
 from cli.experiment import experiment
+from cli.report import report
 from coordinator.cli import build, coordinator, export, init, status
 from worker.cli import worker
 
@@ -17,6 +18,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(init)
 app.command()(experiment)
+app.command()(report)
 app.command()(datasets)
 app.command()(split)
 app.command()(build)

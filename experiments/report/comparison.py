@@ -220,6 +220,8 @@ def _dirichlet() -> Table:
 
 def _ablation() -> Table:
     methods = list(paper.ABLATION["BERT"])
+    rows: list[tuple[Cell, ...]] = [
+        (model, *(figures[m] for m in methods)) for model, figures in paper.ABLATION.items()
+    ]
     columns = (Column("model"), *(Column(_METHODS[m], ".1f", "%") for m in methods))
-    rows = [(model, *(figures[m] for m in methods)) for model, figures in paper.ABLATION.items()]
     return Table("paper-ablation", "Table 3: what each alignment is worth, QNLI", columns, tuple(rows))

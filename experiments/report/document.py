@@ -89,3 +89,11 @@ class Document:
     def tables(self) -> Sequence[Table]:
         """All tables, in order."""
         return [part for section in self.sections for part in section.parts if isinstance(part, Table)]
+
+
+def formatted(cell: Cell, column: Column) -> str:
+    """A cell as people read it; an empty one as nothing."""
+    if cell is None or isinstance(cell, str):
+        return cell or ""
+    text = format(cell, column.form) if column.form else str(cell)
+    return text.replace("-", "−")

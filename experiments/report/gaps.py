@@ -11,8 +11,8 @@ from experiments.summary import mean_of, rank_correlation
 _TEXT = (
     "The paper's theorem 1 bounds the difference between the gradients on FM and sub-FM, layer by layer, by "
     "the differences of the layers' outputs and of their weights, times constants that it does not give. So "
-    "what can be tested is this: one constant must do for all layers and rounds, and where the bound is small "
-    "the gradients must be close.",
+    "what can be tested is this: one constant must do for all layers and rounds, and where the bound is "
+    "small the gradients must be close.",
     "All three are relative norms, measured on the same public batches after every round, with the same "
     "adapter in both models. The constant is the gradients' difference over the sum of the other two; its "
     "largest value is the smallest constant with which the bound holds everywhere. The rank correlation is "

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from experiments.report.document import Cell, Column, Document, Table
+from experiments.report.document import Document, Table, formatted
 
 
 def show(document: Document, console: Console) -> None:
@@ -25,10 +25,3 @@ def _drawn(table: Table) -> RichTable:
         cells = [formatted(cell, column) for cell, column in zip(row, table.columns, strict=True)]
         drawn.add_row(*cells, style="bold" if i in table.emphasised else None)
     return drawn
-
-
-def formatted(cell: Cell, column: Column) -> str:
-    """A cell as people read it; an empty one as nothing."""
-    if cell is None:
-        return ""
-    return format(cell, column.form) if column.form and not isinstance(cell, str) else str(cell)

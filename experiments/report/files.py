@@ -1,0 +1,47 @@
+"""A document as files: the page, every table as CSV, and everything as JSON."""
+
+import csv
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from common.errors import ConfigError
+from common.files import write_atomically
+from experiments.report.document import Cell, Document, Table
+
+# A spreadsheet would take a text that begins like this for a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_document(folder: Path, document: Document) -> Path:
+    """report.html, report.json and a CSV file for every table; returns the page.
+
+    Raises ConfigError when matplotlib or jinja2 is not installed.
+    """
+    try:
+        from experiments.report.html import to_html
+    except ImportError as error:
+        raise ConfigError(f"reports need {error.name}; pip install 'fedpft[experiments]'") from None
+    page = folder / "report.html"
+    write_atomically(page, to_html(document).encode())
+    for table in document.tables:
+        write_atomically(folder / f"{table.name}.csv", to_csv(table).encode())
+    content = json.dumps(asdict(document), indent=1, default=sorted)
+    write_atomically(folder / "report.json", content.encode())
+    return page
+
+
+def to_csv(table: Table) -> str:
+    """A header, then the rows with numbers in full; units stand in the header."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([f"{c.title} ({c.unit})" if c.unit else c.title for c in table.columns])
+    writer.writerows([_plain(cell) for cell in row] for row in table.rows)
+    return file.getvalue()
+
+
+def _plain(cell: Cell) -> Cell:
+    if isinstance(cell, str) and cell.startswith(_FORMULA):
+        return "'" + cell
+    return cell

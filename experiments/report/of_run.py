@@ -1,0 +1,278 @@
+"""A run's directory → a document: scores, bytes, seconds, drift, workers' losses."""
+
+import math
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from common.config import RunConfig
+from common.records import Evaluation, TaskKind, Traffic
+from coordinator.status import open_run
+from coordinator.store import Store
+from experiments.report.document import Cell, Column, Document, Plot, PlotKind, Section, Series, Table
+
+_MEGA = 1e6
+_MODELS = {"fm": "FM, adapter plugged in", "sub_fm": "sub-FM"}
+
+
+def document(directory: Path) -> Document:
+    """A report of a run that is over or still going on. Raises StoreError when there is none."""
+    store, config = open_run(directory)
+    try:
+        latest, outcome = store.latest_adapter(), store.outcome()
+        done = latest[0] if latest else 0
+        evaluations = store.evaluations()
+        sections = [
+            *_scores(config, evaluations),
+            *_losses(store, done),
+            *_drift(store),
+            *_traffic(store),
+            *_seconds(store),
+            *_sizes(store),
+        ]
+        lead = [f"{done} of {config.rounds.count} rounds are done; the run {_state(outcome)}."]
+        lead += _found(config, evaluations)
+        return Document(f"Run {store.run_id()}", tuple(lead), tuple(sections), _facts(store, config))
+    finally:
+        store.close()
+
+
+def _state(outcome: str | None) -> str:
+    return f"has {outcome}" if outcome else "is not over"
+
+
+def _score(evaluation: Evaluation, config: RunConfig) -> float:
+    """Perplexity of a language model, else accuracy in %."""
+    if config.task.kind is TaskKind.CAUSAL_LM:
+        return math.exp(min(evaluation.loss, 700.0))
+    return 100 * evaluation.accuracy
+
+
+def _measure(config: RunConfig) -> tuple[str, str]:
+    """Name and unit of the score."""
+    return ("perplexity", "") if config.task.kind is TaskKind.CAUSAL_LM else ("accuracy", "%")
+
+
+def _found(config: RunConfig, evaluations: tuple[Evaluation, ...]) -> list[str]:
+    own = {e.round: _score(e, config) for e in evaluations if e.model == "fm"}
+    if not own:
+        return ["Nothing has been scored: the run has no test data, or has not come that far."]
+    name, unit = _measure(config)
+    first, last = min(own), max(own)
+    text = f"The FM's {name} is {own[last]:.2f} {unit}".rstrip() + f" after round {last}"
+    if first != last:
+        text += f"; it was {own[first]:.2f} {unit}".rstrip() + (
+            " before the first" if first == 0 else f" after {first}"
+        )
+    return [text + "."]
+
+
+def _scores(config: RunConfig, evaluations: tuple[Evaluation, ...]) -> list[Section]:
+    if not evaluations:
+        return []
+    name, unit = _measure(config)
+    by_model: dict[str, dict[int, float]] = defaultdict(dict)
+    for e in evaluations:
+        by_model[e.model][e.round] = _score(e, config)
+    rounds = sorted({e.round for e in evaluations})
+    losses = {(e.model, e.round): e.loss for e in evaluations}
+    columns = [Column("round")]
+    for model in by_model:
+        columns += [Column(f"{name} of {_MODELS[model]}", ".2f", unit), Column("its loss", ".4f", "nats")]
+    rows = [
+        (n, *(cell for model in by_model for cell in (by_model[model].get(n), losses.get((model, n)))))
+        for n in rounds
+    ]
+    table = Table("scores", "On the owner's test data", tuple(columns), tuple(rows))
+    lines = tuple(
+        Series(_MODELS[model], tuple(map(float, sorted(found))), tuple(found[n] for n in sorted(found)))
+        for model, found in by_model.items()
+    )
+    title = f"{name} by round"
+    y_title = f"{name} ({unit})" if unit else name
+    plot = Plot("scores-by-round", title, PlotKind.LINES, "round", y_title, lines)
+    return [Section(name.capitalize(), (), (plot, table))]
+
+
+def _losses(store: Store, done: int) -> list[Section]:
+    by_worker: dict[str, dict[int, float]] = defaultdict(dict)
+    rows: list[tuple[Cell, ...]] = []
+    for number in range(1, done + 2):
+        for update in store.updates(number):
+            by_worker[update.worker][number] = update.loss
+            rows.append((number, update.worker, update.examples, update.loss, update.seconds or None))
+    if not rows:
+        return []
+    lines = tuple(
+        Series(worker, tuple(map(float, sorted(losses))), tuple(losses[n] for n in sorted(losses)))
+        for worker, losses in sorted(by_worker.items())
+    )
+    columns = (
+        Column("round"),
+        Column("worker"),
+        Column("examples", ",d"),
+        Column("mean training loss", ".4f", "nats"),
+        Column("training", ".1f", "s"),
+    )
+    parts: list[Table | Plot] = [Table("updates", "Updates received", columns, tuple(rows))]
+    # Many workers, drawn a few at a time, make no lines.
+    if len(lines) <= 12:
+        parts.insert(
+            0, Plot("losses", "Training loss by round", PlotKind.LINES, "round", "loss (nats)", lines)
+        )
+    return [Section("Workers' losses", (), tuple(parts))]
+
+
+def _drift(store: Store) -> list[Section]:
+    gaps, alignments = store.gaps(), store.alignments()
+    parts: list[Table | Plot] = []
+    if gaps:
+        x = tuple(float(gap.round) for gap in gaps)
+        marks = tuple((float(number), "re-aligned") for number, _, _ in alignments)
+        lines = [Series("all layers", x, tuple(gap.drift for gap in gaps))]
+        for i, layer in enumerate(gaps[0].layers):
+            differences = tuple(gap.layers[i].gradient_difference for gap in gaps)
+            lines.append(Series(f"layer {layer.layer + 1}", x, differences))
+        parts.append(
+            Plot(
+                "drift", "Drift of the gradients", PlotKind.LINES, "round", "drift", (lines[0],), marks=marks
+            )
+        )
+        title = "Difference of the adapter's gradients by layer"
+        parts.append(
+            Plot(
+                "layers", title, PlotKind.LINES, "round", "relative difference", tuple(lines[1:]), marks=marks
+            )
+        )
+    if alignments:
+        columns = (
+            Column("after round"),
+            Column("hidden-state error before", ".4f"),
+            Column("after", ".4f"),
+            Column("ratio", ".2f"),
+        )
+        rows = tuple(
+            (n, before, after, after / before if before else None) for n, before, after in alignments
+        )
+        parts.append(Table("alignments", "Alignments during the rounds", columns, rows))
+    return [Section("Sub-FM against FM", (), tuple(parts))] if parts else []
+
+
+def _traffic(store: Store) -> list[Section]:
+    counted = store.traffic()
+    if not counted:
+        return []
+    rows: list[tuple[Cell, ...]] = []
+    down: dict[int, float] = defaultdict(float)
+    up: dict[int, float] = defaultdict(float)
+    for worker, counts in counted.items():
+        by_round: dict[int, list[Traffic]] = defaultdict(list)
+        for count in counts:
+            by_round[count.round].append(count)
+        for number, these in sorted(by_round.items()):
+            received, sent = sum(t.bytes_down for t in these), sum(t.bytes_up for t in these)
+            rows.append((worker, number, received / _MEGA, sent / _MEGA))
+            down[number] += received / _MEGA
+            up[number] += sent / _MEGA
+    columns = (
+        Column("worker"),
+        Column("round"),
+        Column("to the worker", ".3f", "MB"),
+        Column("from the worker", ".3f", "MB"),
+    )
+    note = "Messages as sent, without HTTP/2 and TCP. Round 0 is before the first: the sub-FM. MB: 10⁶ bytes."
+    x = tuple(str(number) for number in sorted(down))
+    plot = Plot(
+        "bytes",
+        "Bytes over all workers by round",
+        PlotKind.BARS,
+        "round",
+        "MB",
+        (
+            Series("to workers", x, tuple(down[n] for n in sorted(down))),
+            Series("from workers", x, tuple(up[n] for n in sorted(down))),
+        ),
+    )
+    return [
+        Section(
+            "Bytes", (), (plot, Table("traffic", "Bytes by worker and round", columns, tuple(rows), (note,)))
+        )
+    ]
+
+
+def _seconds(store: Store) -> list[Section]:
+    entered = [e for e in store.events() if e.kind == "phase_entered"]
+    if len(entered) < 2:
+        return []
+    seconds: dict[str, float] = defaultdict(float)
+    for event, following in pairwise(entered):
+        seconds[event.text.removeprefix("phase: ")] += following.time - event.time
+    total = sum(seconds.values())
+    rows = tuple((phase, took, 100 * took / total if total else None) for phase, took in seconds.items())
+    columns = (Column("phase"), Column("seconds", ".1f"), Column("share", ".0f", "%"))
+    table = Table("seconds", "Time by phase", columns, rows)
+    series = Series("seconds", tuple(seconds), tuple(seconds.values()))
+    plot = Plot("seconds-by-phase", "Seconds by phase", PlotKind.BARS, "", "seconds", (series,))
+    return [Section("Time", ("What the coordinator was doing, from phase to phase.",), (plot, table))]
+
+
+def _sizes(store: Store) -> list[Section]:
+    stored = store.sub_model()
+    if stored is None:
+        return []
+    facts = stored[2]
+    rows: tuple[tuple[Cell, ...], ...] = (
+        ("FM", facts.fm_parameters, facts.fm_layer_parameters, facts.fm_bytes / _MEGA),
+        ("sub-FM", facts.sub_fm_parameters, facts.sub_fm_layer_parameters, stored[0].base.size / _MEGA),
+        ("adapter and head", facts.adapter_parameters, None, None),
+    )
+    columns = (
+        Column(""),
+        Column("parameters", ",d"),
+        Column("in its layers", ",d"),
+        Column("size", ".2f", "MB"),
+    )
+    return [Section("Sizes", (), (Table("sizes", "The models", columns, rows),))]
+
+
+def _facts(store: Store, config: RunConfig) -> dict[str, str]:
+    changed = _changed(config, "")
+    latest = store.latest_adapter()
+    return {
+        "model": Path(config.model.path).name,
+        "task": f"{config.task.kind}; {', '.join(config.task.labels)}"
+        if config.task.labels
+        else str(config.task.kind),
+        "workers": ", ".join(f"{name} ({count:,})" for name, count in store.workers().items()) or "simulated",
+        "seed": str(config.run.seed),
+        "settings that differ from the defaults": "; ".join(changed) or "none",
+        "adapter, SHA-256": latest[1].sha256 if latest else "none yet",
+    }
+
+
+# Where files lie and what listens where says nothing about the result.
+_LEFT_OUT = (
+    "run.directory",
+    "model.path",
+    "server.",
+    "data.public.path",
+    "data.test.path",
+    "data.root",
+    "task.labels",
+)
+
+
+def _changed(section: BaseModel, prefix: str) -> list[str]:
+    """Keys that were set to something else than the default, as KEY = VALUE."""
+    found: list[str] = []
+    for name, info in type(section).model_fields.items():
+        value: Any = getattr(section, name)
+        key = f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            found += _changed(value, f"{key}.")
+        elif value != info.get_default(call_default_factory=True) and not key.startswith(_LEFT_OUT):
+            found.append(f"{key} = {value}")
+    return found
