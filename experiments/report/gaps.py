@@ -119,7 +119,7 @@ def _by_layer(results: Results, split: str, points: dict[str, list[_Point]]) -> 
                     mean_of([getattr(p, name) for p in there]).mean
                     for name in ("gradient", "output", "weight")
                 ]
-            rows.append((results.title(variant), layer + 1, *values))
+            rows.append((short_title(results, variant), layer + 1, *values))
     columns = [Column("variant"), Column("layer")]
     for when in ("before the first round", "after the last"):
         columns += [Column(f"{name}, {when}", ".3f") for name in ("gradients", "outputs", "weights")]
