@@ -103,7 +103,7 @@ COMPARE = Experiment(
     ),
     FEDPETUNING,
     full=replace(_PAPERS, settings={_EVERY: 10}),
-    quick=replace(_SMALL, seeds=3, rounds=6, train=2000, score_every=2, settings={_EVERY: 2}),
+    quick=replace(_SMALL, seeds=3, sample=4, train=2000, test=1500, settings={_EVERY: 2}),
 )
 
 RATIOS = (0.5, 0.6, 0.75, 0.9, 0.95)
