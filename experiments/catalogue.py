@@ -143,11 +143,12 @@ ALIGNMENT = Experiment(
     quick=replace(
         _SMALL,
         clients=100,
-        sample=10,
+        sample=5,
         rounds=22,
         train=1000,
+        test=1000,
         score_every=22,
-        settings={"alignment.steps": 50, "realignment.steps": 10},
+        settings={"alignment.steps": 50, "realignment.steps": 10, "gradient_gap.batch_size": 8},
     ),
     settings={"gradient_gap.batches": 1},
 )
