@@ -264,13 +264,19 @@ class RoundsSection(Section):
     count: Positive = 5
     """Rounds in all."""
     workers: Positive = 3
-    """A round starts when this many workers are there."""
+    """The first round starts when this many workers are there, later ones when they are back or missed for
+    longer than grace_seconds."""
     sample: Positive | None = None
     """Workers drawn for each round; unset draws all that are there."""
+    over_select: int = Field(default=0, ge=0)
+    """This many further workers are drawn beside the sample; the round closes with as many updates as the
+    sample has workers, and the last ones are refused. Which came first is no matter of the seed."""
     minimum: Positive = 1
     """A round whose deadline has passed counts with at least this many updates."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
     """A round closes after this time at the latest."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """A round waits for a worker that is lost this long before it goes on without, with its minimum."""
     tries: Positive = 3
     """A round that misses its minimum is repeated this often before the run fails."""
 
@@ -286,6 +292,8 @@ class ServerSection(Section):
     """Allow plain text on addresses other machines can reach."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Workers report this often; one silent for three intervals counts as lost."""
+    keepalive_seconds: Annotated[float, Field(ge=1)] = 20.0
+    """A connection silent for so long is probed; without an answer for half as long it counts as dead."""
     max_transfers: Positive = 8
     """Artifact downloads served at the same time; more wait their turn."""
 
@@ -346,6 +354,8 @@ class RunConfig(Section):
             raise ValueError("realignment.drift needs gradient_gap.batches >= 1")
         if self.rounds.minimum > (self.rounds.sample or self.rounds.workers):
             raise ValueError("rounds.minimum must not exceed the workers of a round")
+        if self.rounds.over_select and self.rounds.sample is None:
+            raise ValueError("rounds.over_select needs rounds.sample: without it all workers are asked")
         if self.task.kind is TaskKind.CAUSAL_LM and self.adapter.targets is AdapterTargets.NONE:
             raise ValueError('adapter.targets must not be "none" for causal-lm: there is no head to tune')
         if self.task.pairs and self.data.test and self.data.test.path and not self.data.test.pair_column:

@@ -87,7 +87,19 @@ class BadUpdate(FedPftError):
 
 
 class StaleRound(FedPftError):
-    """The round named is not the open one, or does not expect this worker."""
+    """The round named is over, and a later one is under way; or none is yet."""
+
+
+class LateUpdate(StaleRound):
+    """The round named closed while the update was trained or on its way."""
+
+
+class UnknownRound(StaleRound):
+    """The run has not come to the round named."""
+
+
+class NotSelected(StaleRound):
+    """The open round does not expect this worker."""
 
 
 class PeerError(FedPftError):

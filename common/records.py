@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 PROTOCOL_MIN = 1
-PROTOCOL_MAX = 1
+# 2: an interrupted upload goes on where it broke off (OfferUpdate).
+PROTOCOL_MAX = 2
 
 
 class ArtifactKind(StrEnum):

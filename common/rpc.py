@@ -15,6 +15,7 @@ from grpc import StatusCode, aio
 from common import errors
 from common.chunks import MAX_CHUNK_BYTES
 from common.errors import AddressError, FedPftError, PeerError, Unreachable
+from common.faultpoints import Point, armed, reach
 
 log = logging.getLogger(__name__)
 
@@ -26,29 +27,52 @@ MAX_MESSAGE_BYTES = MAX_CHUNK_BYTES + 64 * 1024
 # gRPC puts this many bytes before every message (compression flag and length).
 FRAME_BYTES = 5
 
+# A stream of chunks on which nothing comes for so long is given up, though its connection lives.
+STALL_SECONDS = 60.0
+
+# After so many seconds of silence on a connection the other side is pinged. No answer for half as long
+# again, and the connection counts as dead: what waits on it fails.
+KEEPALIVE_SECONDS = 20.0
+# Who pings more often than this is cut off.
+_LEAST_KEEPALIVE_SECONDS = 0.4
+
 _ERROR_KEY = "fedpft-error"
 
-_LIMITS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-]
-_SERVER_OPTIONS = [
-    *_LIMITS,
-    # A second server on the same port must fail, not share it.
-    ("grpc.so_reuseport", 0),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-]
-_CHANNEL_OPTIONS = [
-    *_LIMITS,
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    # Peers are addressed directly; a proxy from the environment would only get in the way.
-    ("grpc.enable_http_proxy", 0),
-]
+Options = list[tuple[str, int]]
+
+
+def _limits(keepalive_seconds: float) -> Options:
+    return [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", int(1000 * keepalive_seconds)),
+        ("grpc.keepalive_timeout_ms", int(500 * keepalive_seconds)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Otherwise pings stop after two on a silent connection, and its death goes unnoticed.
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def _server_options(keepalive_seconds: float) -> Options:
+    return [
+        *_limits(keepalive_seconds),
+        # A second server on the same port must fail, not share it.
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", int(1000 * _LEAST_KEEPALIVE_SECONDS)),
+    ]
+
+
+def _channel_options(keepalive_seconds: float) -> Options:
+    return [
+        *_limits(keepalive_seconds),
+        # A connection that does not come about is tried anew after this time, with backoff between.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+        # Peers are addressed directly; a proxy from the environment would only get in the way.
+        ("grpc.enable_http_proxy", 0),
+    ]
+
 
 # What the peer is told. A test holds this table complete: every error that a handler can raise.
 STATUS: dict[type[FedPftError], StatusCode] = {
@@ -70,6 +94,9 @@ STATUS: dict[type[FedPftError], StatusCode] = {
     errors.BadDigest: StatusCode.DATA_LOSS,
     errors.BadUpdate: StatusCode.INVALID_ARGUMENT,
     errors.StaleRound: StatusCode.FAILED_PRECONDITION,
+    errors.LateUpdate: StatusCode.FAILED_PRECONDITION,
+    errors.UnknownRound: StatusCode.FAILED_PRECONDITION,
+    errors.NotSelected: StatusCode.FAILED_PRECONDITION,
     errors.PeerError: StatusCode.UNKNOWN,
 }
 _BY_NAME = {kind.__name__: kind for kind in STATUS}
@@ -116,12 +143,12 @@ def require_loopback(address: Address, insecure: bool) -> None:
         )
 
 
-def new_server(address: Address) -> tuple[aio.Server, Address]:
+def new_server(address: Address, keepalive_seconds: float = KEEPALIVE_SECONDS) -> tuple[aio.Server, Address]:
     """A server that will listen on `address`, and where it really does (port 0 takes a free one).
 
     Raises AddressError when the address is taken or not this machine's.
     """
-    server = aio.server(options=_SERVER_OPTIONS)
+    server = aio.server(options=_server_options(keepalive_seconds))
     try:
         port = server.add_insecure_port(str(address))
     except RuntimeError:
@@ -140,9 +167,17 @@ def _bind_problem(address: Address) -> str:
     return "it was taken for a moment; try again"
 
 
-def new_channel(address: Address) -> aio.Channel:
+def new_channel(address: Address, keepalive_seconds: float = KEEPALIVE_SECONDS) -> aio.Channel:
     """A channel to `address`; connects lazily."""
-    return aio.insecure_channel(str(address), options=_CHANNEL_OPTIONS)
+    return aio.insecure_channel(str(address), options=_channel_options(keepalive_seconds))
+
+
+def _begin(method: Callable[..., Any], context: aio.ServicerContext[Any, Any]) -> None:
+    """The fault points of a call."""
+    if armed():
+        reach(Point.CALL_RECEIVED, method.__name__)
+        ended: Any = lambda _: reach(Point.CALL_ENDED, method.__name__)  # noqa: E731  # mistyped in its stubs
+        context.add_done_callback(ended)
 
 
 def answers(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,9 +197,11 @@ def answers(method: Callable[..., Any]) -> Callable[..., Any]:
         async def stream(
             self: Any, request: Any, context: aio.ServicerContext[Any, Any]
         ) -> AsyncIterator[Any]:
+            _begin(method, context)
             try:
                 async for reply in method(self, request, context):
                     yield reply
+                reach(Point.REPLY_READY, method.__name__)
             except aio.AbortError:
                 raise
             except Exception as error:
@@ -174,8 +211,11 @@ def answers(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     async def unary(self: Any, request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+        _begin(method, context)
         try:
-            return await method(self, request, context)
+            reply = await method(self, request, context)
+            reach(Point.REPLY_READY, method.__name__)
+            return reply
         except aio.AbortError:
             raise
         except Exception as error:

@@ -5,33 +5,24 @@ it is already done: started again, the loop goes on where it was.
 """
 
 import asyncio
-from dataclasses import replace
+from contextlib import suppress
 
 from common.compute import Compute
 from common.config import RunConfig
-from common.errors import RunFailed
-from common.records import (
-    ArtifactKind,
-    ArtifactRef,
-    Phase,
-    RunStatus,
-    StopTask,
-    SubModelRef,
-    TrainTask,
-    WaitTask,
-)
-from common.schema import schema_of
-from common.tensors import TensorFile
-from coordinator import schedule
+from common.errors import StoreError
+from common.faultpoints import Point, reach
+from common.records import ArtifactKind, ArtifactRef, Phase, StopTask, SubModelRef
+from coordinator import retention, schedule
 from coordinator.building import CHECKPOINT_FILE
-from coordinator.inbox import Expected, Inbox, update_schema
+from coordinator.gathering import Gathering
+from coordinator.inbox import Inbox
 from coordinator.journal import Journal
 from coordinator.meter import Meter
 from coordinator.metrics import Metrics
 from coordinator.models import Models
-from coordinator.rounds import RoundPhase, RoundState
-from coordinator.sessions import Assignment, Sessions
-from coordinator.status import reading, stored_status, worker_statuses
+from coordinator.sessions import Sessions
+from coordinator.standing import Standing
+from coordinator.status import reading
 from coordinator.store import Store, StoredUpdate
 
 
@@ -50,29 +41,30 @@ class Campaign:
         compute: Compute,
     ) -> None:
         self._config, self._store = config, store
-        self._sessions, self._inbox = sessions, inbox
+        self._sessions = sessions
         self._journal, self._meter, self._metrics = journal, meter, metrics
         self._compute = compute
-        self._phase = Phase.BUILDING
-        self._round = 0
-        self._progress = (0, 0)
-        self._waiting_for = ""
-        metrics.rounds.set(config.rounds.count)
+        standing = Standing(config, store, sessions, inbox, journal, meter, metrics, compute)
+        self._standing, self.status = standing, standing.status
+        self._enter, self._on_progress = standing.enter, standing.on_progress
+        self._gathering = Gathering(config, store, sessions, inbox, journal, metrics, standing)
 
     async def run(self) -> None:
-        """The whole run. Raises RunFailed, and what loading the model and data raises."""
+        """The whole run. Raises RunFailed, StoreError, and what loading the model and data raises."""
         self._enter(Phase.BUILDING, "loading the foundation model")
         models = await self._compute.run(Models, self._config, self._store)
         sub_fm = await self._sub_model(models)
         done, adapter = await self._first_adapter(models, *sub_fm)
+        await self._clear_up()
         await self._evaluate(models, done)
         while (number := done + 1) <= self._config.rounds.count:
-            updates = await self._collect(models, number, adapter)
+            updates = await self._gathering.gather(models, number, adapter)
             adapter = await self._aggregate(models, number, adapter, updates)
             await self._measure(models, number)
             await self._realign(models, number, updates)
             await self._evaluate(models, number)
             done = number
+            await self._clear_up()
         self._finish(adapter)
 
     # --- the steps ---
@@ -83,10 +75,12 @@ class Campaign:
             return stored[:2]
         self._enter(Phase.BUILDING, "cutting the sub-FM")
         plan, module = await self._compute.run(models.cut, self._on_progress)
+        reach(Point.STEP, "cut")
         if self._config.prunes and self._config.sub_fm.path is None and self._config.aligns_layers:
             self._enter(Phase.ALIGNING, "aligning the sub-FM to the FM")
             before, after = await self._compute.run(models.align_layers, plan, module, self._on_progress)
             self._aligned(0, before, after)
+            reach(Point.STEP, "aligned")
         reference, plan_file, facts = await self._compute.run(models.publish, plan, module)
         self._store.commit_sub_model(reference, plan_file, facts)
         (self._store.directory / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -114,81 +108,9 @@ class Campaign:
         await self._measure(models, number)
         if number:
             self._journal.record("run_resumed", f"going on after round {number}", number)
-            await self._realign(models, number, self._store.updates(number))
+            # A run that an earlier version began has no record of what was accepted: it was everything.
+            await self._realign(models, number, self._store.accepted(number) or self._store.updates(number))
         return number, adapter
-
-    async def _collect(self, models: Models, number: int, adapter: ArtifactRef) -> list[StoredUpdate]:
-        """Have workers train, until the round closes with enough updates."""
-        rounds = self._config.rounds
-        for attempt in range(1, rounds.tries + 1):
-            selected = await self._select(number)
-            state = await self._train(models, number, adapter, selected)
-            if state.phase is RoundPhase.CLOSED:
-                return [u for u in self._store.updates(number) if u.worker in state.received]
-            missing = ", ".join(sorted(state.selected - state.received))
-            self._journal.record(
-                "round_short",
-                f"round {number}, try {attempt}: {len(state.received)} of at least "
-                f"{rounds.minimum} updates; missing: {missing}",
-                number,
-            )
-        raise RunFailed(
-            f"round {number} missed its minimum of {rounds.minimum} updates {rounds.tries} times; "
-            f"missing: {missing}"
-        )
-
-    async def _select(self, number: int) -> list[str]:
-        """Wait for enough workers, then draw those of this round."""
-        rounds = self._config.rounds
-        needed = max(rounds.workers, rounds.sample or 0)
-        while len(present := self._sessions.present()) < needed:
-            waiting = f"{needed - len(present)} more worker(s): {len(present)} of {needed} are here"
-            if waiting != self._waiting_for:
-                self._enter(Phase.WAITING, waiting)
-                self._sessions.assign_all(WaitTask(f"the run waits for {waiting}"))
-            await self._sessions.changed.wait()
-        drawn = schedule.select(self._config, number, present)
-        # An update that holds a receipt counts, also when the try in which it came fell short.
-        return sorted({*drawn, *(u.worker for u in self._store.updates(number))})
-
-    async def _train(
-        self, models: Models, number: int, adapter: ArtifactRef, selected: list[str]
-    ) -> RoundState:
-        """One try at a round."""
-        rounds = self._config.rounds
-        stored = self._store.sub_model()
-        assert stored is not None
-        attempt = self._store.open_try(number, selected)
-        counted = models.counted_layers if schedule.may_realign_after(self._config, number) else {}
-        task = TrainTask(
-            round=number,
-            sub_model=stored[0],
-            adapter=adapter,
-            learning_rate_factor=schedule.learning_rate_factor(self._config, number),
-            apoz_layers=tuple(counted),
-            seconds_left=rounds.deadline_seconds,
-            attempt=attempt,
-            zero_rule=models.zero_rule,
-            zero_threshold=self._config.realignment.zero_threshold,
-        )
-        closes_at = asyncio.get_running_loop().time() + rounds.deadline_seconds
-        received = frozenset(u.worker for u in self._store.updates(number))
-        state = RoundState(number, frozenset(selected), rounds.minimum, closes_at, received=received)
-        self._round = self._meter.round = number
-        self._metrics.round.set(number)
-        schema = schema_of(TensorFile(self._store.path(adapter.sha256)))
-        self._sessions.assign_all(WaitTask(f"round {number} is under way without this worker"))
-        self._inbox.open(state, Expected(adapter, update_schema(schema, models.adapter_spec, counted)))
-        for worker in sorted(state.missing):
-            self._sessions.assign(worker, Assignment(task, closes_at))
-        self._enter(Phase.TRAINING, f"updates of {', '.join(selected)}")
-        self._journal.record(
-            "round_opened", f"round {number} of {rounds.count}: {', '.join(selected)}", number
-        )
-        state = await self._inbox.collect()
-        self._sessions.assign_all(WaitTask(f"round {number} is being aggregated"))
-        self._store.close_try(number, attempt, state.phase)
-        return state
 
     async def _aggregate(
         self, models: Models, number: int, adapter: ArtifactRef, updates: list[StoredUpdate]
@@ -197,11 +119,13 @@ class Campaign:
         self._enter(Phase.AGGREGATING, "the aggregation")
         before = self._store.server_state(number - 1)
         tensors, state = await self._compute.run(models.aggregate, adapter, updates, before)
+        reach(Point.STEP, "aggregated")
         result = await asyncio.to_thread(self._store.add_tensors, ArtifactKind.ADAPTER, tensors)
         kept = self._store.add_tensors(ArtifactKind.SERVER_STATE, state) if state else None
         self._store.commit_adapter(number, result, kept)
         self._meter.save()
         await self._compute.run(models.plug_in, result)
+        reach(Point.STEP, "plugged-in")
         self._journal.record(
             "round_closed",
             f"round {number}: {len(updates)} updates aggregated, adapter {result.sha256[:12]}…",
@@ -218,6 +142,7 @@ class Campaign:
         if any(gap.round == number for gap in self._store.gaps()):
             return
         gap = await self._compute.run(models.measure_gap, number)
+        reach(Point.STEP, "gap-measured")
         self._store.commit_gap(gap)
         self._metrics.gap_measured(gap)
         self._journal.record(
@@ -243,6 +168,7 @@ class Campaign:
         patch, before, after = await self._compute.run(
             models.align_neurons, updates, number, self._on_progress
         )
+        reach(Point.STEP, "re-aligned")
         self._store.commit_alignment(number, patch, before, after)
         self._aligned(number, before, after)
 
@@ -252,8 +178,9 @@ class Campaign:
             return
         self._enter(Phase.EVALUATING, "the evaluation")
         evaluations = await self._compute.run(models.evaluate, number, self._on_progress)
+        reach(Point.STEP, "evaluated")
+        self._store.commit_evaluation(*evaluations)
         for evaluation in evaluations:
-            self._store.commit_evaluation(evaluation)
             self._metrics.evaluated(evaluation)
         figures = {e.model: e for e in evaluations}
         measure, shown = reading(evaluations, self._config.task.kind)
@@ -267,60 +194,46 @@ class Campaign:
             sub_fm_loss=figures["sub_fm"].loss,
         )
 
+    async def _clear_up(self) -> None:
+        """Delete what nothing needs any more, and say what the rest takes."""
+        freed = await asyncio.to_thread(retention.collect, self._store)
+        self._metrics.collected.inc(freed)
+        self._metrics.disk_holds(await asyncio.to_thread(retention.sizes, self._store))
+
     def _finish(self, adapter: ArtifactRef) -> None:
         self._meter.save()
+        reach(Point.STEP, "finishing")
         self._store.end_run(Phase.FINISHED, "all rounds are done")
         self._enter(Phase.FINISHED, "")
-        self._journal.record("run_finished", f"finished: adapter {adapter.sha256}", self._round)
+        self._journal.record("run_finished", f"finished: adapter {adapter.sha256}", self._standing.round)
         self._sessions.assign_all(StopTask(True, "the run is finished"))
+
+    def finished_before(self) -> None:
+        """An earlier process finished the run: tell those who ask."""
+        self._enter(Phase.FINISHED, "")
+        self._sessions.assign_all(StopTask(True, "the run is finished"))
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has come to an end, as opposed to this process."""
+        return self._standing.phase in (Phase.FINISHED, Phase.FAILED)
 
     def fail(self, reason: str) -> None:
         """The run ended with an error."""
         self._meter.save()
-        if self._store.outcome() is None and self._phase is not Phase.BUILDING:
+        if self._store.outcome() is None and self._standing.phase is not Phase.BUILDING:
             self._store.end_run(Phase.FAILED, reason)
         self._enter(Phase.FAILED, "")
-        self._journal.record("run_failed", f"failed: {reason}", self._round)
+        self._journal.record("run_failed", f"failed: {reason}", self._standing.round)
         self._sessions.assign_all(StopTask(False, reason))
 
-    def stopped(self) -> None:
-        """The owner ended this process; the run can go on later."""
-        self._meter.save()
-        self._enter(Phase.STOPPED, "")
-        self._journal.record("run_stopped", "stopped; the same command goes on", self._round)
-
-    # --- what others see ---
-
-    def status(self) -> RunStatus:
-        """Where the run stands, now."""
-        step, steps = self._progress
-        return replace(
-            stored_status(self._store, self._config),
-            phase=self._phase,
-            round=self._round,
-            waiting_for=self._awaited(),
-            step=step,
-            steps=steps,
-            workers=worker_statuses(self._store, self._sessions.all(), self._meter.of),
-        )
-
-    def _awaited(self) -> str:
-        """What the run waits for; in a round, whose updates are still missing."""
-        state = self._inbox.state
-        if self._phase is Phase.TRAINING and state is not None and state.missing:
-            return f"updates of {', '.join(sorted(state.missing))}"
-        return self._waiting_for
-
-    def _enter(self, phase: Phase, waiting_for: str) -> None:
-        if phase is not self._phase:
-            self._journal.record("phase_entered", f"phase: {phase}", self._round)
-        self._phase, self._waiting_for, self._progress = phase, waiting_for, (0, 0)
-        self._metrics.entered(phase)
-
-    def _on_progress(self, step: int, steps: int) -> None:
-        """From the compute thread."""
-        self._progress = (step, steps)
-        self._compute.check()
+    def stopped(self, why: str = "") -> None:
+        """This process ends, because the owner wants it or for `why`; the run can go on later."""
+        with suppress(StoreError):
+            self._meter.save()
+        self._enter(Phase.STOPPED, why)
+        text = f"stopped{f' ({why})' if why else ''}; the same command goes on"
+        self._journal.record("run_stopped", text, self._standing.round)
 
     def _aligned(self, number: int, before: float, after: float) -> None:
         self._metrics.alignment_error.labels("before").set(before)

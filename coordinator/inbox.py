@@ -1,13 +1,17 @@
 """Hand-off of updates from RPC handlers to the loop: judged at the door, on disk before counted."""
 
 import asyncio
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from common.chunks import ChunkWriter
-from common.errors import BadUpdate, StaleRound
+from common.errors import BadUpdate, LateUpdate, NotSelected, StaleRound, UnknownRound
 from common.model.adapter import trained
 from common.model.apoz import from_tensors
 from common.records import AdapterSpec, ArtifactRef, UpdateHeader
@@ -49,6 +53,8 @@ class Inbox:
         self._changed = Wakeup()
         self._expected: Expected | None = None
         self.state: RoundState | None = None
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._receiving: dict[str, asyncio.Task[Any]] = {}
 
     def open(self, state: RoundState, expected: Expected) -> None:
         """Begin to take updates."""
@@ -66,30 +72,50 @@ class Inbox:
         assert self.state is not None
         while self.state.phase is RoundPhase.OPEN:
             try:
-                async with asyncio.timeout_at(self.state.closes_at):
+                async with asyncio.timeout_at(self.state.next_change):
                     await self._changed.wait()
             except TimeoutError:
                 self.note(Tick())
         return self.state
+
+    @asynccontextmanager
+    async def turn(self, worker: str) -> AsyncIterator[None]:
+        """One submission of a worker at a time. A newer one ends an older one that still receives.
+
+        The older one's connection is most likely dead, and it would notice only later.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        if (receiving := self._receiving.get(worker)) is not None:
+            receiving.cancel()
+        async with self._turns[worker]:
+            self._receiving[worker] = task
+            try:
+                yield
+            finally:
+                if self._receiving.get(worker) is task:
+                    del self._receiving[worker]
 
     # --- one submission, in the order in which it is called ---
 
     def admit(self, worker: str, examples: int, header: UpdateHeader) -> bool:
         """Judge a submission by its header; False when the same update is already here.
 
-        Raises StaleRound when it is not of the open round or not from one of its workers,
-        BadUpdate when it is not the difference to the round's adapter, or of a wrong size.
+        Raises StaleRound (LateUpdate, UnknownRound, NotSelected) when it is not of the open round or not
+        from one of its workers, BadUpdate when it is not the difference to the round's adapter, or of a
+        wrong size.
         """
         for stored in self._store.updates(header.round):
             if stored.worker == worker and stored.sha256 == header.sha256:
                 return False
         state = self.state
-        if state is None or self._expected is None or state.phase is not RoundPhase.OPEN:
-            raise StaleRound(f"round {header.round} is not open; watch for the next task")
-        if header.round != state.number:
+        if state is None or self._expected is None:
+            raise StaleRound(f"round {header.round} is not open yet; watch for the next task")
+        if header.round > state.number:
+            raise UnknownRound(f"the run has not come to round {header.round}, it is at {state.number}")
+        if header.round < state.number:
             raise StaleRound(f"round {header.round} is not open, round {state.number} is")
-        if worker not in state.selected:
-            raise StaleRound(f"worker {worker} was not drawn for round {state.number}")
+        self._require_open(state, worker)
         if header.adapter_sha256 != self._expected.adapter.sha256:
             raise BadUpdate("the update is the difference to another adapter than this round's")
         if header.examples != examples:
@@ -99,12 +125,43 @@ class Inbox:
             raise BadUpdate(f"an update of this round has {least} bytes and a header, got {header.size}")
         return True
 
+    def _require_open(self, state: RoundState, worker: str) -> None:
+        if state.phase is not RoundPhase.OPEN:
+            raise LateUpdate(
+                f"round {state.number} is not open any more: it closed with {len(state.received)} updates"
+            )
+        if worker not in state.selected:
+            raise NotSelected(f"worker {worker} was not drawn for round {state.number}")
+
+    def held(self, worker: str, header: UpdateHeader) -> int:
+        """How many bytes of an admitted update are here already."""
+        for path in self._places(worker, header):
+            if path.exists():
+                return min(path.stat().st_size, header.size)
+        return 0
+
     def receive(self, worker: str, header: UpdateHeader) -> ChunkWriter:
-        """Where the update's chunks go. Uploads begin anew: what an interrupted one left is dropped."""
-        name = f"{header.round}-{worker}-{header.sha256}"
-        partial, complete = self._store.spool(f"{name}.part"), self._store.spool(name)
-        partial.unlink(missing_ok=True)
-        return ChunkWriter(partial, complete, header.size, header.sha256)
+        """Where the update's chunks go; what an interrupted upload has left is there.
+
+        What is left of the worker's other uploads goes: at most one takes room.
+        """
+        partial, complete = self._places(worker, header)
+        for path in self._store.spooled(worker):
+            if path not in (partial, complete):
+                path.unlink(missing_ok=True)
+        if complete.exists():
+            # Received, and this process's predecessor died before it took it further.
+            complete.replace(partial)
+        return ChunkWriter(partial, complete, header.size, header.sha256, "upload")
+
+    def _places(self, worker: str, header: UpdateHeader) -> tuple[Path, Path]:
+        names = (f"{header.sha256}{part}-{header.round}-{worker}" for part in (".part", ""))
+        partial, complete = map(self._store.spool, names)
+        return partial, complete
+
+    def received(self, worker: str) -> None:
+        """The bytes are here: from now on the worker's next submission waits instead of taking over."""
+        self._receiving.pop(worker, None)
 
     def keep(self, worker: str, header: UpdateHeader) -> None:
         """Check the complete file and give it its place in the store, durably; blocking.
@@ -112,7 +169,7 @@ class Inbox:
         Raises BadUpdate when its tensors are not what the round asked for; the file is dropped.
         """
         assert self._expected is not None
-        received = self._store.spool(f"{header.round}-{worker}-{header.sha256}")
+        received = self._places(worker, header)[1]
         try:
             tensors = TensorFile(received)
             check(tensors, self._expected.schema)
@@ -128,16 +185,16 @@ class Inbox:
         """Record a kept file as the worker's update and count it: now a receipt may be given.
 
         On the event loop, so that no round closes between the record and the count. Raises
-        StaleRound when it closed while the update was on its way.
+        LateUpdate when it closed while the update was on its way.
         """
         state = self.state
-        if (
-            state is None
-            or state.phase is not RoundPhase.OPEN
-            or state.number != header.round
-            or worker not in state.selected
-        ):
-            raise StaleRound(f"round {header.round} closed before the update was complete")
+        try:
+            if state is None or state.number != header.round:
+                raise LateUpdate(f"round {header.round} closed before the update was complete")
+            self._require_open(state, worker)
+        except StaleRound:
+            self._store.discard(header.sha256)
+            raise
         update = StoredUpdate(worker, header.sha256, header.examples, header.loss, header.seconds)
         self._store.commit_update(header.round, update, header.size)
         self.note(Received(worker))

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 
+from common.errors import StoreError
 from common.records import Event
 from common.wakeup import Wakeup
 from coordinator.store import Store
@@ -16,25 +17,29 @@ class Journal:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        past = store.events()
-        self._last = past[-1].sequence if past else 0
+        self._last = store.last_event()
         self._changed = Wakeup()
         self._closed = False
 
     def record(self, kind: str, text: str, round: int = 0, worker: str = "", **values: float) -> None:
         """Something happened; `text` is one line for people, `values` its figures."""
         self._last += 1
-        self._store.add_event(Event(self._last, time.time(), kind, text, round, worker, values))
         log.info("%s", text)
+        try:
+            self._store.add_event(Event(self._last, time.time(), kind, text, round, worker, values))
+        except StoreError as error:
+            # No event is worth a run. What matters fails by itself on the same disk.
+            log.error("event %d is not kept: %s", self._last, error)
         self._changed.notify()
 
     async def follow(self, after: int) -> AsyncIterator[Event]:
         """Events with a higher sequence number, and then new ones as they come, until the end."""
         while True:
+            looked_at = self._last
             for event in self._store.events(after):
                 yield event
                 after = event.sequence
-            if after < self._last:
+            if looked_at < self._last:
                 continue
             if self._closed:
                 return

@@ -1,10 +1,15 @@
 """The coordinator's Prometheus metrics."""
 
 import time
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from common.errors import BadUpdate, LateUpdate, NotSelected, StaleRound, UnknownRound
 from common.records import Activity, Evaluation, GradientGap, Phase
+
+# Why an update is refused, whoever is right; other errors get their series when they occur.
+_REFUSALS = (LateUpdate, StaleRound, UnknownRound, NotSelected, BadUpdate)
 
 
 class Metrics:
@@ -28,6 +33,17 @@ class Metrics:
             "Updates that arrived: accepted, duplicate, or refused for a reason",
             ["result"],
             registry=r,
+        )
+        self.joins = Counter("fedpft_joins", "Times that a worker joined, the first and again", registry=r)
+        self.tries = Counter("fedpft_tries", "Tries at a round, by how they ended", ["result"], registry=r)
+        self._disk = Gauge(
+            "fedpft_disk_bytes",
+            "Size of the run's directory, by what lies there",
+            ["what"],
+            registry=r,
+        )
+        self.collected = Counter(
+            "fedpft_collected_bytes", "Files deleted because nothing needed them any more", registry=r
         )
         self.transferred = Counter(
             "fedpft_transfer_bytes",
@@ -67,8 +83,10 @@ class Metrics:
         for phase in Phase:
             self._phase.labels(phase).set(0)
             self._phase_seconds.labels(phase)
-        for result in ("accepted", "duplicate"):
+        for result in ("accepted", "duplicate", *(kind.__name__ for kind in _REFUSALS)):
             self.updates.labels(result)
+        for result in ("closed", "short"):
+            self.tries.labels(result)
 
     def entered(self, phase: Phase) -> None:
         """The run enters a phase."""
@@ -94,6 +112,11 @@ class Metrics:
                 ("weight", layer.weight_difference),
             ):
                 self._gap.labels(str(layer.layer), of).set(value)
+
+    def disk_holds(self, sizes: Mapping[str, int]) -> None:
+        """Bytes by what lies there."""
+        for what, size in sizes.items():
+            self._disk.labels(what).set(size)
 
     def workers_are(self, activities: list[Activity]) -> None:
         """What all workers do now."""

@@ -16,19 +16,23 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from common import faultpoints
 from common.compute import Compute
 from common.config import RunConfig
-from common.errors import FedPftError, Stopped
-from common.files import write_atomically
+from common.errors import FedPftError, Stopped, StoreError
+from common.faultpoints import Point, reach
+from common.files import locked, write_atomically
 from common.records import Phase, RunSpec, TaskSpec, TrainingSpec
 from common.rpc import Address, new_server, require_loopback
 from common.telemetry import open_metrics
+from coordinator import retention
 from coordinator.campaign import Campaign
 from coordinator.inbox import Inbox
 from coordinator.journal import Journal
 from coordinator.meter import Meter
 from coordinator.metrics import Metrics
 from coordinator.models import adapter_spec
+from coordinator.rounds import Lost
 from coordinator.service import AdminService, FederationService
 from coordinator.sessions import Sessions
 from coordinator.store import Store
@@ -56,84 +60,147 @@ async def serve(config: RunConfig) -> Ending:
 
     Raises AddressError, StoreError, ModelError, DataError, RunFailed.
     """
+    faultpoints.arm(os.environ)
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
     address = Address.parse(config.server.listen)
     require_loopback(address, config.server.insecure)
-    server, address = new_server(address)
-    store = Store(config.run.directory)
-    metrics = Metrics()
-    endpoint = open_metrics(config.server.metrics, metrics.registry, config.server.insecure)
-    compute = Compute()
-    try:
+    with contextlib.ExitStack() as resources:
+        resources.enter_context(locked(config.run.directory, "a coordinator"))
+        store = Store(config.run.directory)
+        resources.callback(store.close)
         run_id = store.open_run(uuid4().hex[:12], identity(config))
-        if store.outcome() == Phase.FINISHED:
+        if store.outcome() == Phase.FINISHED and store.dismissed():
             log.info("the run in %s is finished; nothing to do", config.run.directory)
             return Ending()
-        if store.outcome() == Phase.FAILED:
-            # What made it fail may have been mended; the tries of the open round begin anew.
-            store.reopen_run()
-        journal, meter = Journal(store), Meter(store, metrics)
-        sessions, inbox = Sessions(config.server.heartbeat_seconds), Inbox(store)
-        campaign = Campaign(config, store, sessions, inbox, journal, meter, metrics, compute)
-        ending = Ending()
-        task = asyncio.create_task(campaign.run())
+        server, address = new_server(address, config.server.keepalive_seconds)
+        metrics = Metrics()
+        endpoint = open_metrics(config.server.metrics, metrics.registry, config.server.insecure)
+        resources.callback(endpoint.close)
+        compute = Compute()
+        resources.callback(compute.close)
+        service = _Service(config, run_id, store, metrics, compute, server)
+        return await service.serve(address, endpoint.port)
+
+
+class _Service:
+    """One process's work on a run, between opening what it needs and closing it."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_id: str,
+        store: Store,
+        metrics: Metrics,
+        compute: Compute,
+        server: aio.Server,
+    ) -> None:
+        self._config, self._store, self._metrics, self._compute = config, store, metrics, compute
+        self._server = server
+        self._journal, meter = Journal(store), Meter(store, metrics)
+        self._sessions, self._inbox = Sessions(config.server.heartbeat_seconds), Inbox(store)
+        shared = (store, self._sessions, self._inbox, self._journal, meter, metrics)
+        self._campaign = Campaign(config, *shared, compute)
+        self._federation = FederationService(run_spec(run_id, config), *shared, config.server.max_transfers)
+        self._ending = Ending()
+
+    async def serve(self, address: Address, metrics_port: int) -> Ending:
+        """Until the run ends or a signal comes."""
+        self._recover()
+        finished = self._store.outcome() == Phase.FINISHED
+        work = self._dismiss() if finished else self._campaign.run()
+        task = asyncio.create_task(work)
 
         def stop(reason: str) -> None:
             log.info("stopping: %s", reason)
-            ending.asked = True
-            compute.stop()
+            self._ending.asked = True
+            self._compute.stop()
             task.cancel()
 
-        federation = FederationService(
-            run_spec(run_id, config),
-            store,
-            sessions,
-            inbox,
-            journal,
-            meter,
-            metrics,
-            config.server.max_transfers,
-        )
-        await _register(server, federation, AdminService(campaign.status, journal, stop))
-        await server.start()
-        write_atomically(
-            config.run.directory / ENDPOINT_FILE,
-            json.dumps({"address": str(address), "metrics_port": endpoint.port, "pid": os.getpid()}).encode(),
-        )
-        log.info("listening on %s, run directory %s", address, config.run.directory)
+        admin = AdminService(self._campaign.status, self._journal, stop)
+        await _register(self._server, self._federation, admin)
+        await self._server.start()
+        directory = self._config.run.directory
+        about = {"address": str(address), "metrics_port": metrics_port, "pid": os.getpid()}
+        write_atomically(directory / ENDPOINT_FILE, json.dumps(about).encode())
+        log.info("listening on %s, run directory %s", address, directory)
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, _on_signal(ending, number, stop))
-        watch = asyncio.create_task(_watch_sessions(sessions, journal, metrics))
+            asyncio.get_running_loop().add_signal_handler(number, _on_signal(self._ending, number, stop))
+        watch = asyncio.create_task(self._watch_sessions())
         try:
-            await _see_through(task, campaign)
+            await self._see_through(task)
         finally:
-            if not ending.asked:
-                await _farewell(sessions)
+            if not self._ending.asked and self._campaign.over:
+                await self._farewell()
             watch.cancel()
-            (config.run.directory / ENDPOINT_FILE).unlink(missing_ok=True)
-            sessions.close()
-            journal.close()
-            await server.stop(_GRACE_SECONDS)
-        return ending
-    finally:
-        compute.close()
-        endpoint.close()
-        store.close()
+            (directory / ENDPOINT_FILE).unlink(missing_ok=True)
+            self._sessions.close()
+            self._journal.close()
+            await self._server.stop(_GRACE_SECONDS)
+        return self._ending
 
+    def _recover(self) -> None:
+        """Find out what an earlier process left, and whether it is whole. Raises StoreError."""
+        retention.sweep(self._store)
+        for number, worker in retention.verify(self._store):
+            self._journal.record(
+                "update_damaged",
+                f"round {number}: the update of worker {worker} is damaged; it is asked for again",
+                number,
+                worker,
+            )
+        if self._store.outcome() == Phase.FAILED:
+            # What made it fail may have been mended; the tries of the open round begin anew.
+            self._store.reopen_run()
 
-async def _see_through(task: asyncio.Task[None], campaign: Campaign) -> None:
-    """Wait for the campaign, and let everybody know how it ended."""
-    try:
-        await task
-    except (asyncio.CancelledError, Stopped):
-        campaign.stopped()
-    except FedPftError as error:
-        campaign.fail(str(error))
-        raise
-    except Exception:
-        campaign.fail("internal error; the coordinator's log says more")
-        raise
+    async def _see_through(self, task: asyncio.Task[None]) -> None:
+        """Wait for the campaign, and let everybody know how it ended."""
+        try:
+            await task
+        except (asyncio.CancelledError, Stopped):
+            self._campaign.stopped()
+        except StoreError as error:
+            # The run is as good as its disk: mended, the same command goes on, and workers wait for that.
+            self._campaign.stopped(str(error))
+            raise
+        except FedPftError as error:
+            self._campaign.fail(str(error))
+            raise
+        except Exception:
+            self._campaign.fail("internal error; the coordinator's log says more")
+            raise
+
+    async def _watch_sessions(self) -> None:
+        """Notice workers that fall silent, and keep the workers' gauge."""
+        sessions = self._sessions
+        while True:
+            for worker in sessions.sweep():
+                self._inbox.note(Lost(worker))
+                self._journal.record(
+                    "worker_lost", f"worker {worker} is silent; it counts as lost", 0, worker
+                )
+            self._metrics.workers_are([s.progress.activity for s in sessions.all()])
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(1.0, sessions.heartbeat_seconds)):
+                    await sessions.changed.wait()
+
+    async def _dismiss(self) -> None:
+        """The run was finished when its process died: its workers may not know."""
+        self._campaign.finished_before()
+        expected = set(self._store.last_selected())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                while expected - {s.worker for s in self._sessions.all()}:
+                    await self._sessions.changed.wait()
+
+    async def _farewell(self) -> None:
+        """Until every worker has said goodbye, but not for ever."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                while self._sessions.present():
+                    await self._sessions.changed.wait()
+        reach(Point.STEP, "farewell")
+        self._journal.record("workers_dismissed", "workers know that the run is over")
 
 
 def _on_signal(ending: Ending, number: signal.Signals, stop: Callable[[str], None]) -> Callable[[], None]:
@@ -144,25 +211,6 @@ def _on_signal(ending: Ending, number: signal.Signals, stop: Callable[[str], Non
         stop(f"{number.name}; again to end at once")
 
     return handle
-
-
-async def _watch_sessions(sessions: Sessions, journal: Journal, metrics: Metrics) -> None:
-    """Notice workers that fall silent, and keep the workers' gauge."""
-    while True:
-        for worker in sessions.sweep():
-            journal.record("worker_lost", f"worker {worker} is silent; it counts as lost", 0, worker)
-        metrics.workers_are([s.progress.activity for s in sessions.all()])
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(1.0, sessions.heartbeat_seconds)):
-                await sessions.changed.wait()
-
-
-async def _farewell(sessions: Sessions) -> None:
-    """Until every worker has said goodbye, but not for ever."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_FAREWELL_SECONDS):
-            while sessions.present():
-                await sessions.changed.wait()
 
 
 async def _register(server: aio.Server, federation: FederationService, admin: AdminService) -> None:

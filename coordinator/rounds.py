@@ -1,6 +1,7 @@
 """A round as a pure state machine: state, event and time in, state out. No clock, network or torch."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -20,14 +21,31 @@ class RoundState:
     selected: frozenset[str]
     minimum: int
     closes_at: float
+    """The deadline."""
+    needed: int | None = None
+    """Updates with which it closes early; fewer than selected when more were asked. None: all of them."""
+    grace: float = 0.0
+    """How long a lost worker is still waited for."""
     received: frozenset[str] = frozenset()
     gone: frozenset[str] = frozenset()
+    """Selected workers that said goodbye."""
+    lost: Mapping[str, float] = field(default_factory=dict)
+    """Selected workers that fell silent, and until when they are waited for."""
     phase: RoundPhase = RoundPhase.OPEN
 
     @property
     def missing(self) -> frozenset[str]:
         """Workers whose update may still come."""
         return self.selected - self.received - self.gone
+
+    def awaited(self, now: float) -> frozenset[str]:
+        """Those of them for whom the round stays open."""
+        return frozenset(w for w in self.missing if w not in self.lost or now < self.lost[w])
+
+    @property
+    def next_change(self) -> float:
+        """When time alone may close it: the deadline, or before it the end of a lost worker's grace."""
+        return min([self.closes_at, *(self.lost[w] for w in self.missing if w in self.lost)])
 
 
 @dataclass(frozen=True)
@@ -45,8 +63,15 @@ class Left:
 
 
 @dataclass(frozen=True)
+class Lost:
+    """A worker is not heard of."""
+
+    worker: str
+
+
+@dataclass(frozen=True)
 class Returned:
-    """A worker that had said goodbye is there again."""
+    """A worker that had said goodbye, or was lost, is there again."""
 
     worker: str
 
@@ -56,7 +81,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Received | Left | Returned | Tick
+Event = Received | Left | Lost | Returned | Tick
 
 
 class IllegalTransition(Exception):
@@ -66,21 +91,28 @@ class IllegalTransition(Exception):
 def step(state: RoundState, event: Event, now: float) -> RoundState:
     """The state after `event` at time `now`.
 
-    A round closes when every selected worker that has not left has reported, or at its deadline;
-    with fewer updates than its minimum it is short. Raises IllegalTransition.
+    A round closes with as many updates as it needs. Otherwise it ends at its deadline, or when nobody is
+    left to wait for: workers that said goodbye are not waited for, lost ones until their grace is over.
+    It then has its minimum or is short. Raises IllegalTransition.
     """
     match event:
         case Received(worker) if state.phase is RoundPhase.OPEN and worker in state.selected:
             state = replace(state, received=state.received | {worker})
         case Left(worker) if worker in state.selected:
             state = replace(state, gone=state.gone | {worker})
+        case Lost(worker) if worker in state.selected:
+            # Lost twice, it is waited for from the first time on.
+            state = replace(state, lost={worker: now + state.grace, **state.lost})
         case Returned(worker) if worker in state.selected:
-            state = replace(state, gone=state.gone - {worker})
-        case Left() | Returned() | Tick():
+            lost = {name: until for name, until in state.lost.items() if name != worker}
+            state = replace(state, gone=state.gone - {worker}, lost=lost)
+        case Left() | Lost() | Returned() | Tick():
             pass
         case _:
             raise IllegalTransition(f"{event} in round {state.number}, which is {state.phase}")
-    if state.phase is RoundPhase.OPEN and (not state.missing or now >= state.closes_at):
+    needed = len(state.selected) if state.needed is None else state.needed
+    over = len(state.received) >= needed or now >= state.closes_at or not state.awaited(now)
+    if state.phase is RoundPhase.OPEN and over:
         enough = len(state.received) >= state.minimum
         return replace(state, phase=RoundPhase.CLOSED if enough else RoundPhase.SHORT)
     return state

@@ -8,11 +8,12 @@ from common.config import RunConfig
 from coordinator.algorithms.alignment import due
 
 
-def select(config: RunConfig, number: int, present: Sequence[str]) -> list[str]:
-    """The workers of a round, drawn from those that are there."""
-    sample = config.rounds.sample
+def select(config: RunConfig, number: int, present: Sequence[str], more: int = 0) -> list[str]:
+    """The workers of a round, drawn from those that are there; `more` than the sample where there are."""
+    if not config.rounds.sample:
+        return sorted(present)
     draw = random.Random(seeds.derive(config.run.seed, "select", number))
-    return sorted(draw.sample(list(present), sample) if sample else present)
+    return sorted(draw.sample(list(present), min(len(present), config.rounds.sample + more)))
 
 
 def learning_rate_factor(config: RunConfig, number: int) -> float:

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fedpft.v1 import admin_pb2, admin_pb2_grpc, federation_pb2, federation_pb2_grpc
@@ -10,15 +11,16 @@ from google.protobuf.message import Message
 
 from common import wire
 from common.chunks import read_chunks
-from common.errors import BadMessage, FedPftError, UnknownArtifact
-from common.records import ArtifactKind, JoinReply, RunSpec, RunStatus, WaitTask
-from common.rpc import FRAME_BYTES, answers
+from common.errors import BadMessage, BrokenTransfer, FedPftError, UnknownArtifact
+from common.faultpoints import Point, reach
+from common.records import ArtifactKind, JoinReply, RunSpec, RunStatus, UpdateHeader
+from common.rpc import FRAME_BYTES, STALL_SECONDS, answers
 from coordinator.inbox import Inbox
 from coordinator.journal import Journal
 from coordinator.meter import Meter
 from coordinator.metrics import Metrics
 from coordinator.rounds import Left, Returned
-from coordinator.sessions import Assignment, Session, Sessions
+from coordinator.sessions import Session, Sessions
 from coordinator.store import Store
 
 log = logging.getLogger(__name__)
@@ -53,13 +55,15 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         session, version = self._sessions.join(joining)
         self._store.remember_worker(joining.worker, joining.examples, joining.software)
         self._inbox.note(Returned(joining.worker))
-        self._journal.record(
-            "worker_joined",
-            f"worker {joining.worker} joined with {joining.examples} examples",
-            self._meter.round,
-            joining.worker,
-            examples=joining.examples,
-        )
+        self._metrics.joins.inc()
+        if session.first_for_a_while:
+            self._journal.record(
+                "worker_joined",
+                f"worker {joining.worker} joined with {joining.examples} examples",
+                self._meter.round,
+                joining.worker,
+                examples=joining.examples,
+            )
         reply = JoinReply(session.token, version, self._run, self._sessions.heartbeat_seconds)
         message = wire.join_reply_to_pb(reply)
         self._count(session, "control", request, message)
@@ -84,6 +88,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         reply = federation_pb2.HeartbeatResponse()
         self._count(session, "control", request, reply)
         if self._sessions.report(session, wire.progress_from_pb(request.progress)):
+            self._inbox.note(Returned(session.worker))
             self._journal.record(
                 "worker_returned",
                 f"worker {session.worker} is heard again",
@@ -105,40 +110,48 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
             for chunk in read_chunks(self._store.path(artifact.sha256), request.offset):
                 message = federation_pb2.DownloadArtifactResponse(chunk=wire.chunk_to_pb(chunk))
                 self._count(session, artifact.kind, None, message)
+                reach(Point.CHUNK_SENT, artifact.kind)
                 yield message
+                # A worker that takes its chunks is alive, also when nothing else of it gets through.
+                self._sessions.find(session.token)
+
+    @answers
+    async def OfferUpdate(
+        self, request: federation_pb2.OfferUpdateRequest, context: Any
+    ) -> federation_pb2.OfferUpdateResponse:
+        header = wire.header_from_pb(request.header)
+        session = self._sessions.find(header.session)
+        reply = federation_pb2.OfferUpdateResponse()
+        with self._refusals(session, header):
+            if self._inbox.admit(session.worker, session.examples, header):
+                reply.offset = self._inbox.held(session.worker, header)
+            else:
+                reply.duplicate = True
+                self._metrics.updates.labels("duplicate").inc()
+                self._sessions.release(session.worker, header.round)
+        self._count(session, "update", request, reply)
+        return reply
 
     @answers
     async def SubmitUpdate(
         self, request_iterator: AsyncIterator[federation_pb2.SubmitUpdateRequest], context: Any
     ) -> federation_pb2.SubmitUpdateResponse:
-        first = await anext(aiter(request_iterator), None)
+        messages = aiter(request_iterator)
+        first = await _next(messages)
         if first is None or first.WhichOneof("part") != "header":
             raise BadMessage("a submission begins with its header")
         header = wire.header_from_pb(first.header)
         session = self._sessions.find(header.session)
         self._count(session, "update", first)
-        try:
-            duplicate = not self._inbox.admit(session.worker, session.examples, header)
-            if not duplicate:
-                with self._inbox.receive(session.worker, header) as writer:
-                    async for message in request_iterator:
-                        self._count(session, "update", message)
-                        writer.write(wire.chunk_from_pb(message.chunk))
-                    await asyncio.to_thread(writer.commit)
-                await asyncio.to_thread(self._inbox.keep, session.worker, header)
-                self._inbox.commit(session.worker, header)
-        except FedPftError as error:
-            self._metrics.updates.labels(type(error).__name__).inc()
-            self._journal.record(
-                "update_refused",
-                f"update of worker {session.worker} refused: {error}",
-                header.round,
-                session.worker,
-            )
-            raise
+        async with self._inbox.turn(session.worker):
+            with self._refusals(session, header):
+                duplicate = not self._inbox.admit(session.worker, session.examples, header)
+                if not duplicate:
+                    await self._receive(session, header, messages)
+                    await asyncio.to_thread(self._inbox.keep, session.worker, header)
+                    self._inbox.commit(session.worker, header)
         self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
-        done = WaitTask(f"round {header.round} waits for other workers")
-        self._sessions.assign(session.worker, Assignment(done))
+        self._sessions.release(session.worker, header.round)
         if not duplicate:
             self._metrics.training_loss.labels(session.worker).set(header.loss)
             self._journal.record(
@@ -154,6 +167,41 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         reply = federation_pb2.SubmitUpdateResponse(duplicate=duplicate)
         self._count(session, "update", None, reply)
         return reply
+
+    async def _receive(
+        self,
+        session: Session,
+        header: UpdateHeader,
+        messages: AsyncIterator[federation_pb2.SubmitUpdateRequest],
+    ) -> None:
+        """Spool an update's chunks, durably."""
+        with self._inbox.receive(session.worker, header) as writer:
+            begun = False
+            while (message := await _next(messages)) is not None:
+                self._count(session, "update", message)
+                chunk = wire.chunk_from_pb(message.chunk)
+                if not begun:
+                    writer.go_back(chunk.offset)
+                    begun = True
+                writer.write(chunk)
+                self._sessions.find(session.token)
+            self._inbox.received(session.worker)
+            await asyncio.to_thread(writer.commit)
+
+    @contextmanager
+    def _refusals(self, session: Session, header: UpdateHeader) -> Iterator[None]:
+        """Count and record why an update is refused."""
+        try:
+            yield
+        except FedPftError as error:
+            self._metrics.updates.labels(type(error).__name__).inc()
+            self._journal.record(
+                "update_refused",
+                f"update of worker {session.worker} refused: {error}",
+                header.round,
+                session.worker,
+            )
+            raise
 
     @answers
     async def Leave(self, request: federation_pb2.LeaveRequest, context: Any) -> federation_pb2.LeaveResponse:
@@ -175,6 +223,17 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
             self._meter.up(session.worker, kind, up.ByteSize() + FRAME_BYTES)
         if down is not None:
             self._meter.down(session.worker, kind, down.ByteSize() + FRAME_BYTES)
+
+
+async def _next(
+    messages: AsyncIterator[federation_pb2.SubmitUpdateRequest],
+) -> federation_pb2.SubmitUpdateRequest | None:
+    """The stream's next message, None at its end. Raises BrokenTransfer when none comes for too long."""
+    try:
+        async with asyncio.timeout(STALL_SECONDS):
+            return await anext(messages, None)
+    except TimeoutError:
+        raise BrokenTransfer(f"nothing came for {STALL_SECONDS:.0f} s") from None
 
 
 class AdminService(admin_pb2_grpc.AdminServiceServicer):

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +22,8 @@ from common.wakeup import Wakeup
 
 # A worker silent for this many heartbeat intervals counts as lost.
 MISSED_HEARTBEATS = 3
+# A worker that flaps replaces its session again and again: what is remembered of that is bounded.
+REMEMBERED_REPLACEMENTS = 1000
 
 
 @dataclass
@@ -33,6 +36,8 @@ class Session:
     heard: float
     progress: Progress = field(default_factory=Progress)
     replaced: bool = False
+    first_for_a_while: bool = True
+    """Whether the name joined not just now; a flapping worker is news only now and then."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Sessions:
         self._clock = clock
         self._by_token: dict[str, Session] = {}
         self._by_worker: dict[str, Session] = {}
+        self._replaced: OrderedDict[str, str] = OrderedDict()
+        self._told: dict[str, float] = {}
         self._assignments: dict[str, Assignment] = {}
         self._closed = False
         self._default: Task = WaitTask("the sub-FM is being built")
@@ -64,23 +71,36 @@ class Sessions:
         Raises ProtocolMismatch.
         """
         version = _negotiate(request)
+        now = self._clock()
+        told = self._told.get(request.worker)
+        news = told is None or now - told >= self.heartbeat_seconds
+        if news:
+            self._told[request.worker] = now
         if old := self._by_worker.get(request.worker):
-            old.replaced = True
-        session = Session(secrets.token_urlsafe(24), request.worker, request.examples, self._clock())
+            self._replace(old)
+        session = Session(
+            secrets.token_urlsafe(24), request.worker, request.examples, now, first_for_a_while=news
+        )
         self._by_token[session.token] = session
         self._by_worker[session.worker] = session
         self.changed.notify()
         return session, version
 
+    def _replace(self, old: Session) -> None:
+        """End a session whose name joined again; of the last ones it is still known why they ended."""
+        old.replaced = True
+        if self._by_token.pop(old.token, None) is not None:
+            self._replaced[old.token] = old.worker
+        while len(self._replaced) > REMEMBERED_REPLACEMENTS:
+            self._replaced.popitem(last=False)
+
     def find(self, token: str) -> Session:
         """The session, now heard of. Raises UnknownSession, SessionReplaced."""
         session = self._by_token.get(token)
         if session is None:
+            if token in self._replaced:
+                raise _replaced(self._replaced[token])
             raise UnknownSession("the coordinator does not know this session; join again")
-        if session.replaced:
-            raise SessionReplaced(
-                f"another worker joined as {session.worker!r}; give each worker its own --name"
-            )
         session.heard = self._clock()
         return session
 
@@ -95,7 +115,7 @@ class Sessions:
     def leave(self, session: Session) -> None:
         """The worker said goodbye."""
         session.progress = replace(session.progress, activity=Activity.LEFT)
-        del self._by_token[session.token]
+        self._by_token.pop(session.token, None)
         self.changed.notify()
 
     def sweep(self) -> list[str]:
@@ -107,6 +127,11 @@ class Sessions:
         if silent:
             self.changed.notify()
         return [session.worker for session in silent]
+
+    def is_present(self, worker: str) -> bool:
+        """Whether the worker can be given a task."""
+        session = self._by_worker.get(worker)
+        return session is not None and session.progress.activity.present
 
     def present(self) -> list[str]:
         """Names of workers that can be given a task, sorted."""
@@ -125,6 +150,12 @@ class Sessions:
         """Give a worker its task, replacing what it owed."""
         self._assignments[worker] = assignment
         self.changed.notify()
+
+    def release(self, worker: str, round_number: int) -> None:
+        """The worker has delivered what it owed for this round; what it owes for another one stays."""
+        owed = self._assignments.get(worker)
+        if owed is not None and isinstance(owed.task, TrainTask) and owed.task.round == round_number:
+            self.assign(worker, Assignment(WaitTask(f"round {round_number} waits for other workers")))
 
     def assign_all(self, task: Task) -> None:
         """Give every worker, also those still to come, the same task."""
@@ -146,7 +177,9 @@ class Sessions:
         while True:
             if self._closed:
                 raise Unreachable("the coordinator is stopping")
-            self.find(session.token)
+            # Not `find`: that this process wakes a stream does not mean that the worker is heard.
+            if session.replaced:
+                raise _replaced(session.worker)
             owed = self._assignments.get(session.worker, Assignment(self._default))
             if owed == told:
                 await self.changed.wait()
@@ -161,6 +194,10 @@ class Sessions:
         if isinstance(task, TrainTask) and assignment.closes_at is not None:
             return replace(task, seconds_left=max(0.0, assignment.closes_at - self._clock()))
         return task
+
+
+def _replaced(worker: str) -> SessionReplaced:
+    return SessionReplaced(f"another worker joined as {worker!r}; give each worker its own --name")
 
 
 def _negotiate(request: JoinRequest) -> int:

@@ -19,10 +19,11 @@ from coordinator.sessions import Session
 from coordinator.store import Store
 
 
-def stored_status(store: Store, config: RunConfig) -> RunStatus:
-    """What the store knows of the run."""
+def stored_status(store: Store, config: RunConfig, workers: bool = True) -> RunStatus:
+    """What the store knows of the run; its `workers` may be left out, as a live coordinator knows better."""
     outcome, latest, sub_model = store.outcome(), store.latest_adapter(), store.sub_model()
-    traffic = store.traffic()
+    traffic = store.traffic() if workers else {}
+    seen = worker_statuses(store, [], lambda worker: tuple(traffic.get(worker, ()))) if workers else ()
     return RunStatus(
         run_id=store.run_id(),
         phase=Phase(outcome) if outcome else Phase.STOPPED,
@@ -31,7 +32,7 @@ def stored_status(store: Store, config: RunConfig) -> RunStatus:
         waiting_for="",
         step=0,
         steps=0,
-        workers=worker_statuses(store, [], lambda worker: tuple(traffic.get(worker, ()))),
+        workers=seen,
         evaluations=store.evaluations(),
         gaps=store.gaps(),
         models=sub_model[2] if sub_model else None,

@@ -5,10 +5,8 @@ An artifact is durable before the transaction that names it, so what the databas
 
 import hashlib
 import json
-import sqlite3
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from common.errors import StoreError, UnknownArtifact
-from common.files import publish, write_atomically
+from common.files import disk_problem, publish, write_atomically
 from common.records import (
     ArtifactKind,
     ArtifactRef,
@@ -29,63 +27,10 @@ from common.records import (
     Traffic,
 )
 from common.tensors import to_bytes
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS run (
-    id TEXT PRIMARY KEY, created REAL NOT NULL, config TEXT NOT NULL,
-    outcome TEXT, reason TEXT
-);
-CREATE TABLE IF NOT EXISTS artifacts (
-    sha256 TEXT PRIMARY KEY, kind TEXT NOT NULL, size INTEGER NOT NULL, created REAL NOT NULL
-);
--- The sub-FM before the first round: its description as JSON, the plan it was cut by, sizes.
-CREATE TABLE IF NOT EXISTS sub_model (
-    one INTEGER PRIMARY KEY CHECK (one = 1), reference TEXT NOT NULL,
-    plan TEXT NOT NULL REFERENCES artifacts, facts TEXT NOT NULL
-);
--- Neuron-level alignments, by the round that they followed.
-CREATE TABLE IF NOT EXISTS alignments (
-    round INTEGER PRIMARY KEY, patch TEXT NOT NULL REFERENCES artifacts,
-    error_before REAL NOT NULL, error_after REAL NOT NULL
-);
--- The adapter after each round; round 0 is the first.
-CREATE TABLE IF NOT EXISTS adapters (
-    round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES artifacts, created REAL NOT NULL
-);
--- The server optimiser's state after a round.
-CREATE TABLE IF NOT EXISTS server_states (
-    round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES artifacts
-);
--- The gradient gap after a round, as JSON; round 0 is before the first.
-CREATE TABLE IF NOT EXISTS gradient_gaps (round INTEGER PRIMARY KEY, figures TEXT NOT NULL);
--- Every try at a round.
-CREATE TABLE IF NOT EXISTS tries (
-    round INTEGER NOT NULL, try INTEGER NOT NULL, opened REAL NOT NULL, selected TEXT NOT NULL,
-    closed REAL, phase TEXT NOT NULL, PRIMARY KEY (round, try)
-);
-CREATE TABLE IF NOT EXISTS updates (
-    round INTEGER NOT NULL, worker TEXT NOT NULL, sha256 TEXT NOT NULL REFERENCES artifacts,
-    examples INTEGER NOT NULL, loss REAL NOT NULL, seconds REAL NOT NULL, received REAL NOT NULL,
-    PRIMARY KEY (round, worker)
-);
-CREATE TABLE IF NOT EXISTS evaluations (
-    round INTEGER NOT NULL, model TEXT NOT NULL, accuracy REAL NOT NULL, loss REAL NOT NULL,
-    PRIMARY KEY (round, model)
-);
-CREATE TABLE IF NOT EXISTS workers (
-    name TEXT PRIMARY KEY, examples INTEGER NOT NULL, software TEXT NOT NULL, joined REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS traffic (
-    worker TEXT NOT NULL, round INTEGER NOT NULL, kind TEXT NOT NULL,
-    bytes_down INTEGER NOT NULL, bytes_up INTEGER NOT NULL, PRIMARY KEY (worker, round, kind)
-);
-CREATE TABLE IF NOT EXISTS events (
-    sequence INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, round INTEGER NOT NULL,
-    worker TEXT NOT NULL, text TEXT NOT NULL, figures TEXT NOT NULL
-);
-"""
+from coordinator.database import Database, Row
 
 _ADD_ARTIFACT = "INSERT OR IGNORE INTO artifacts VALUES (?, ?, ?, ?)"
+_HELD_AGAIN = "DELETE FROM collected WHERE sha256 = ?"
 
 
 @dataclass(frozen=True)
@@ -107,17 +52,13 @@ class Store:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._lock = threading.RLock()
         try:
             (directory / "artifacts").mkdir(parents=True, exist_ok=True)
             (directory / "spool").mkdir(exist_ok=True)
-            self._db = sqlite3.connect(directory / "run.sqlite", check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._db.executescript(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"run directory {directory} cannot be used: {error}") from error
+        except OSError as error:
+            problem = disk_problem(error, directory)
+            raise StoreError(f"run directory {directory} cannot be used: {problem}") from error
+        self.database = Database(directory / "run.sqlite")
 
     @classmethod
     def existing(cls, directory: Path) -> "Store":
@@ -128,8 +69,7 @@ class Store:
 
     def close(self) -> None:
         """Release the database."""
-        with self._lock:
-            self._db.close()
+        self.database.close()
 
     # --- the run itself ---
 
@@ -138,14 +78,11 @@ class Store:
 
         Raises StoreError when the directory belongs to a run with another configuration.
         """
-        with self._lock, self._db:
-            row = self._db.execute("SELECT id, config FROM run").fetchone()
-            if row is None:
-                self._db.execute(
-                    "INSERT INTO run (id, created, config) VALUES (?, ?, ?)",
-                    (run_id, time.time(), config),
-                )
-                return run_id
+        row = self._row("SELECT id, config FROM run")
+        if row is None:
+            now = time.time()
+            self._write("run", "INSERT INTO run (id, created, config) VALUES (?, ?, ?)", run_id, now, config)
+            return run_id
         if different := _differences(json.loads(row[1]), json.loads(config)):
             raise StoreError(
                 f"{self.directory} holds a run with another configuration "
@@ -163,16 +100,20 @@ class Store:
 
     def end_run(self, outcome: str, reason: str) -> None:
         """Record that the run reached "finished" or "failed", and why."""
-        self._write("UPDATE run SET outcome = ?, reason = ?", outcome, reason)
+        self._write("outcome", "UPDATE run SET outcome = ?, reason = ?", outcome, reason)
 
     def reopen_run(self) -> None:
         """Forget the outcome: the run goes on."""
-        self._write("UPDATE run SET outcome = NULL, reason = NULL")
+        self._write("reopening", "UPDATE run SET outcome = NULL, reason = NULL")
 
     def outcome(self) -> str | None:
         """ "finished", "failed", or None while the run can go on."""
         value = self._value("SELECT outcome FROM run")
         return None if value is None else str(value)
+
+    def dismissed(self) -> bool:
+        """Whether the workers were told that the run is over."""
+        return self._row("SELECT 1 FROM events WHERE kind = 'workers_dismissed'") is not None
 
     # --- artifacts ---
 
@@ -184,12 +125,20 @@ class Store:
         """Where a file is received before it is complete."""
         return self.directory / "spool" / name
 
+    def spooled(self, worker: str | None = None) -> list[Path]:
+        """Files being received, of one worker or of all."""
+        files = list((self.directory / "spool").iterdir())
+        # SHA256-ROUND-WORKER, or SHA256.part-ROUND-WORKER; a worker's name may hold a "-" itself.
+        return [p for p in files if worker is None or p.name.split("-", 2)[2:] == [worker]]
+
     def add(self, kind: ArtifactKind, content: bytes) -> ArtifactRef:
         """Keep `content` durably under its digest."""
         sha256 = hashlib.sha256(content).hexdigest()
         if not self.path(sha256).exists():
-            write_atomically(self.path(sha256), content)
-        self._write(_ADD_ARTIFACT, sha256, kind, len(content), time.time())
+            write_atomically(self.path(sha256), content, kind)
+        with self.database.transaction(f"artifact-{kind}") as db:
+            db.execute(_ADD_ARTIFACT, (sha256, kind, len(content), time.time()))
+            db.execute(_HELD_AGAIN, (sha256,))
         return ArtifactRef(kind, sha256, len(content))
 
     def add_tensors(self, kind: ArtifactKind, tensors: Mapping[str, Tensor]) -> ArtifactRef:
@@ -208,11 +157,24 @@ class Store:
         rows = self._rows("SELECT size FROM artifacts WHERE kind = ? ORDER BY created, sha256", kind)
         return [size for (size,) in rows]
 
+    def held(self) -> list[ArtifactRef]:
+        """All artifacts whose files are to be there."""
+        rows = self._rows(
+            "SELECT kind, sha256, size FROM artifacts WHERE sha256 NOT IN (SELECT sha256 FROM collected)"
+        )
+        return [ArtifactRef(ArtifactKind(kind), sha256, size) for kind, sha256, size in rows]
+
+    def give_up(self, digests: Iterable[str]) -> None:
+        """Record that these artifacts' files are not needed any more, before they are deleted."""
+        with self.database.transaction("collection") as db:
+            db.executemany("INSERT OR IGNORE INTO collected VALUES (?)", [(d,) for d in digests])
+
     # --- the sub-FM ---
 
     def commit_sub_model(self, reference: SubModelRef, plan: ArtifactRef, facts: ModelFacts) -> None:
         """Record the aligned sub-FM with which the rounds begin."""
         self._write(
+            "sub-model",
             "INSERT INTO sub_model VALUES (1, ?, ?, ?)",
             json.dumps(asdict(reference)),
             plan.sha256,
@@ -237,7 +199,8 @@ class Store:
 
     def commit_alignment(self, round_number: int, patch: ArtifactRef, before: float, after: float) -> None:
         """Record a neuron-level alignment, with the hidden-state error before and after."""
-        self._write("INSERT INTO alignments VALUES (?, ?, ?, ?)", round_number, patch.sha256, before, after)
+        row = (round_number, patch.sha256, before, after)
+        self._write("alignment", "INSERT INTO alignments VALUES (?, ?, ?, ?)", *row)
 
     def alignments(self) -> list[tuple[int, float, float]]:
         """Neuron-level alignments: the round that each followed, the hidden-state error before and after."""
@@ -254,15 +217,10 @@ class Store:
         self, round_number: int, adapter: ArtifactRef, state: ArtifactRef | None = None
     ) -> None:
         """Record the adapter after a round, and the server optimiser's state: the round is done."""
-        try:
-            with self._lock, self._db:
-                self._db.execute(
-                    "INSERT INTO adapters VALUES (?, ?, ?)", (round_number, adapter.sha256, time.time())
-                )
-                if state is not None:
-                    self._db.execute("INSERT INTO server_states VALUES (?, ?)", (round_number, state.sha256))
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.directory / 'run.sqlite'}: {error}") from error
+        with self.database.transaction("adapter") as db:
+            db.execute("INSERT INTO adapters VALUES (?, ?, ?)", (round_number, adapter.sha256, time.time()))
+            if state is not None:
+                db.execute("INSERT INTO server_states VALUES (?, ?)", (round_number, state.sha256))
 
     def server_state(self, round_number: int) -> ArtifactRef | None:
         """The server optimiser's state after a round, if it keeps one."""
@@ -274,48 +232,84 @@ class Store:
         row = self._row("SELECT round, sha256 FROM adapters ORDER BY round DESC LIMIT 1")
         return None if row is None else (row[0], self.artifact(row[1]))
 
+    def adapters(self) -> dict[int, str]:
+        """Digest of the adapter after each round, oldest first."""
+        return dict(self._rows("SELECT round, sha256 FROM adapters ORDER BY round"))
+
     def open_try(self, round_number: int, selected: list[str]) -> int:
         """Record the start of a try at a round; returns its number, from 1."""
-        with self._lock:
-            row = self._row("SELECT count(*) FROM tries WHERE round = ?", round_number)
-            number = (row[0] if row else 0) + 1
-            self._write(
-                "INSERT INTO tries (round, try, opened, selected, phase) VALUES (?, ?, ?, ?, ?)",
-                round_number,
-                number,
-                time.time(),
-                json.dumps(selected),
-                "open",
-            )
-        return number
-
-    def close_try(self, round_number: int, number: int, phase: str) -> None:
-        """Record how a try ended."""
+        row = self._row("SELECT count(*) FROM tries WHERE round = ?", round_number)
+        number = (row[0] if row else 0) + 1
         self._write(
-            "UPDATE tries SET closed = ?, phase = ? WHERE round = ? AND try = ?",
-            time.time(),
-            phase,
+            "try-opened",
+            "INSERT INTO tries (round, try, opened, selected, phase) VALUES (?, ?, ?, ?, ?)",
             round_number,
             number,
+            time.time(),
+            json.dumps(selected),
+            "open",
         )
+        return number
+
+    def interrupted_try(self, round_number: int) -> list[str] | None:
+        """The workers selected in a round's last try, when a coordinator ended in the middle of it."""
+        row = self._row(
+            "SELECT selected, phase FROM tries WHERE round = ? ORDER BY try DESC LIMIT 1", round_number
+        )
+        return json.loads(row[0]) if row is not None and row[1] == "open" else None
+
+    def last_selected(self) -> list[str]:
+        """The workers selected in the run's last try."""
+        row = self._row("SELECT selected FROM tries ORDER BY round DESC, try DESC LIMIT 1")
+        return json.loads(row[0]) if row is not None else []
+
+    def close_try(
+        self, round_number: int, number: int, phase: str, accepted: Iterable[str] | None = None
+    ) -> None:
+        """Record how a try ended; with `accepted`, the workers whose updates count: the round is closed."""
+        with self.database.transaction("try-closed") as db:
+            db.execute(
+                "UPDATE tries SET closed = ?, phase = ? WHERE round = ? AND try = ?",
+                (time.time(), phase, round_number, number),
+            )
+            if accepted is not None:
+                workers = json.dumps(sorted(accepted))
+                db.execute("INSERT INTO accepted VALUES (?, ?)", (round_number, workers))
+
+    def accepted(self, round_number: int) -> list[StoredUpdate] | None:
+        """The updates that a round closed with, by worker's name; None while it is not closed."""
+        row = self._row("SELECT workers FROM accepted WHERE round = ?", round_number)
+        if row is None:
+            return None
+        workers = json.loads(row[0])
+        return [u for u in self.updates(round_number) if u.worker in workers]
 
     def place(self, received: Path, sha256: str) -> None:
         """Move a received and checked file among the artifacts, durably."""
         try:
-            publish(received, self.path(sha256))
+            publish(received, self.path(sha256), ArtifactKind.UPDATE)
         except OSError as error:
-            raise StoreError(f"cannot keep {received.name}: {error.strerror or error}") from error
+            problem = disk_problem(error, self.directory)
+            raise StoreError(f"cannot keep {received.name}: {problem}") from error
+
+    def discard(self, sha256: str) -> None:
+        """Delete a placed file, unless a transaction named it."""
+        if self._row("SELECT 1 FROM artifacts WHERE sha256 = ?", sha256) is None:
+            self.path(sha256).unlink(missing_ok=True)
 
     def commit_update(self, round_number: int, update: StoredUpdate, size: int) -> None:
         """Record a placed file as a worker's update; afterwards it may be acknowledged."""
         now = time.time()
         row = (round_number, *astuple(update), now)
-        try:
-            with self._lock, self._db:
-                self._db.execute(_ADD_ARTIFACT, (update.sha256, ArtifactKind.UPDATE, size, now))
-                self._db.execute("INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.directory / 'run.sqlite'}: {error}") from error
+        with self.database.transaction("update") as db:
+            db.execute(_ADD_ARTIFACT, (update.sha256, ArtifactKind.UPDATE, size, now))
+            db.execute(_HELD_AGAIN, (update.sha256,))
+            db.execute("INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    def forget_update(self, round_number: int, worker: str) -> None:
+        """Drop a record whose file is damaged, so that the worker is asked again."""
+        statement = "DELETE FROM updates WHERE round = ? AND worker = ?"
+        self._write("update-forgotten", statement, round_number, worker)
 
     def updates(self, round_number: int) -> list[StoredUpdate]:
         """The updates received for a round, by worker's name."""
@@ -329,7 +323,8 @@ class Store:
 
     def commit_gap(self, gap: GradientGap) -> None:
         """Record a gradient gap."""
-        self._write("INSERT OR REPLACE INTO gradient_gaps VALUES (?, ?)", gap.round, json.dumps(asdict(gap)))
+        figures = json.dumps(asdict(gap))
+        self._write("gap", "INSERT OR REPLACE INTO gradient_gaps VALUES (?, ?)", gap.round, figures)
 
     def gaps(self) -> tuple[GradientGap, ...]:
         """All gradient gaps, oldest first."""
@@ -338,16 +333,11 @@ class Store:
             GradientGap(**g | {"layers": tuple(LayerGap(**layer) for layer in g["layers"])}) for g in found
         )
 
-    def commit_evaluation(self, evaluation: Evaluation) -> None:
-        """Record a score."""
-        e = evaluation
-        self._write(
-            "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?)",
-            e.round,
-            e.model,
-            e.accuracy,
-            e.loss,
-        )
+    def commit_evaluation(self, *evaluations: Evaluation) -> None:
+        """Record scores, all or none."""
+        rows = [(e.round, e.model, e.accuracy, e.loss) for e in evaluations]
+        with self.database.transaction("evaluation") as db:
+            db.executemany("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?)", rows)
 
     def evaluations(self) -> tuple[Evaluation, ...]:
         """All scores, oldest first."""
@@ -356,21 +346,22 @@ class Store:
 
     def remember_worker(self, name: str, examples: int, software: str) -> None:
         """Record that a worker joined."""
-        self._write(
-            "INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?)",
-            name,
-            examples,
-            software,
-            time.time(),
+        statement = (
+            "INSERT INTO workers VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE "
+            "SET examples = excluded.examples, software = excluded.software, joined = excluded.joined "
+            "WHERE examples != excluded.examples OR software != excluded.software"
         )
+        self._write("worker", statement, name, examples, software, time.time())
 
     def workers(self) -> dict[str, int]:
         """Every worker that ever joined, with its number of examples."""
         return dict(self._rows("SELECT name, examples FROM workers ORDER BY name"))
 
-    def save_traffic(self, worker: str, traffic: Traffic) -> None:
-        """Record the bytes counted so far for a worker, round and content."""
-        self._write("INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?)", worker, *astuple(traffic))
+    def save_traffic(self, counts: Iterable[tuple[str, Traffic]]) -> None:
+        """Record the bytes counted so far, by worker, round and content."""
+        with self.database.transaction("traffic") as db:
+            rows = [(worker, *astuple(traffic)) for worker, traffic in counts]
+            db.executemany("INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?)", rows)
 
     def traffic(self) -> dict[str, list[Traffic]]:
         """All counts, by worker."""
@@ -383,6 +374,7 @@ class Store:
         """Record an event."""
         e = event
         self._write(
+            "event",
             "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
             e.sequence,
             e.time,
@@ -392,6 +384,11 @@ class Store:
             e.text,
             json.dumps(e.values),
         )
+
+    def last_event(self) -> int:
+        """The newest event's sequence number, 0 before the first."""
+        row = self._row("SELECT max(sequence) FROM events")
+        return int(row[0] or 0) if row else 0
 
     def events(self, after: int = 0) -> list[Event]:
         """Events with a higher sequence number, in order."""
@@ -407,26 +404,17 @@ class Store:
 
     # --- SQLite ---
 
-    def _write(self, statement: str, *values: object) -> None:
-        try:
-            with self._lock, self._db:
-                self._db.execute(statement, values)
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.directory / 'run.sqlite'}: {error}") from error
+    def _write(self, subject: str, statement: str, *values: object) -> None:
+        self.database.write(subject, statement, *values)
 
-    def _rows(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
-        with self._lock:
-            return self._db.execute(query, values).fetchall()
+    def _rows(self, query: str, *values: object) -> list[Row]:
+        return self.database.rows(query, *values)
 
-    def _row(self, query: str, *values: object) -> tuple | None:  # type: ignore[type-arg]
-        rows = self._rows(query, *values)
-        return rows[0] if rows else None
+    def _row(self, query: str, *values: object) -> Row | None:
+        return self.database.row(query, *values)
 
     def _value(self, query: str) -> object:
-        row = self._row(query)
-        if row is None:
-            raise StoreError(f"{self.directory} holds no run")
-        return row[0]
+        return self.database.value(query)
 
 
 def _ref(fields: dict[str, Any]) -> ArtifactRef:

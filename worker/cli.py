@@ -49,6 +49,10 @@ def worker(
         float,
         typer.Option(min=0, help="Give up after so many seconds without an answer."),
     ] = 300.0,
+    keepalive: Annotated[
+        float,
+        typer.Option(min=1, help="Probe a connection that is silent for so many seconds."),
+    ] = 20.0,
     metrics: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Serve Prometheus metrics; port 0 takes a free one."),
@@ -87,6 +91,7 @@ def worker(
                 insecure=insecure,
                 device=device,
                 threads=threads,
+                keepalive=keepalive,
             )
         )
     )

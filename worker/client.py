@@ -4,14 +4,14 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fedpft.v1 import federation_pb2, federation_pb2_grpc
 from google.protobuf.message import Message
-from grpc import aio
+from grpc import StatusCode, aio
 
 from common import wire
 from common.chunks import ChunkWriter, read_chunks, verify
@@ -20,21 +20,45 @@ from common.errors import (
     BrokenTransfer,
     FedPftError,
     RunFailed,
+    StoreError,
     UnknownSession,
     Unreachable,
 )
-from common.records import ArtifactRef, JoinReply, JoinRequest, Progress, Task, UpdateHeader
-from common.rpc import FRAME_BYTES, Address, domain_error, new_channel
+from common.faultpoints import Point, reach
+from common.records import (
+    PROTOCOL_MIN,
+    ArtifactRef,
+    JoinReply,
+    JoinRequest,
+    Progress,
+    Task,
+    UpdateHeader,
+)
+from common.rpc import (
+    FRAME_BYTES,
+    KEEPALIVE_SECONDS,
+    STALL_SECONDS,
+    Address,
+    domain_error,
+    new_channel,
+)
 from worker.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds that a short call may take, and a transfer of any size.
+# Seconds that a short call may take, and a transfer of any size; one that has come further goes on in
+# another call. The stream of tasks is opened anew after as long.
 _CALL_SECONDS = 30.0
 _TRANSFER_SECONDS = 3600.0
+_WATCH_SECONDS = 3600.0
 _GOODBYE_SECONDS = 1.0
+
+# The same content arrives damaged so often on end: it is damaged where it comes from.
+_DAMAGED_TIMES = 3
+# The protocol in which interrupted uploads go on.
+_OFFERS = 2
 
 
 def backoff(first: float = 0.2, most: float = 10.0) -> Iterator[float]:
@@ -50,6 +74,12 @@ class Outage:
     """Failures without a success between them: how long already, and how long to wait next."""
 
     def __init__(self) -> None:
+        self.damaged = 0
+        self.reached = 0
+        self.progressed()
+
+    def progressed(self) -> None:
+        """Something came through."""
         self._since: float | None = None
         self.delays = backoff()
 
@@ -60,6 +90,24 @@ class Outage:
         return now - self._since
 
 
+async def _unstalled(messages: AsyncIterable[T]) -> AsyncIterator[T]:
+    """The stream's messages. Raises BrokenTransfer when none follows for too long.
+
+    The first may take its time: the coordinator serves only so many transfers at once.
+    """
+    stream, limit = aiter(messages), None
+    while True:
+        try:
+            async with asyncio.timeout(limit):
+                message = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise BrokenTransfer(f"nothing came for {STALL_SECONDS:.0f} s") from None
+        yield message
+        limit = STALL_SECONDS
+
+
 class Coordinator:
     """A connection that outlives interruptions.
 
@@ -67,13 +115,21 @@ class Coordinator:
     at most; then it raises Unreachable. A session that the coordinator forgot is joined anew.
     """
 
-    def __init__(self, address: Address, joining: JoinRequest, patience: float, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        address: Address,
+        joining: JoinRequest,
+        patience: float,
+        metrics: Metrics,
+        keepalive_seconds: float = KEEPALIVE_SECONDS,
+    ) -> None:
         self._address, self._joining, self._patience = address, joining, patience
         self._metrics = metrics
-        self._channel = new_channel(address)
+        self._channel = new_channel(address, keepalive_seconds)
         self._stub: Any = federation_pb2_grpc.FederationServiceStub(self._channel)
         self._session = ""
         self._run_id = ""
+        self._protocol = PROTOCOL_MIN
         self._joins = asyncio.Lock()
 
     async def close(self) -> None:
@@ -82,16 +138,23 @@ class Coordinator:
 
     async def join(self) -> JoinReply:
         """Enter the run. Raises ProtocolMismatch, and Unreachable after `patience` seconds."""
-        return await self._persist(self._join)
+        return await self._persist(lambda _: self._join())
+
+    async def _call(self, name: str, kind: str, request: Message, seconds: float = _CALL_SECONDS) -> Any:
+        """One call that is neither repeated nor translated."""
+        reach(Point.CALL_MADE, name)
+        reply = await getattr(self._stub, name)(request, timeout=seconds)
+        reach(Point.REPLY_RECEIVED, name)
+        self._count(kind, request, reply)
+        return reply
 
     async def _join(self) -> JoinReply:
         request = wire.join_request_to_pb(self._joining)
-        message = await self._stub.Join(request, timeout=_CALL_SECONDS)
-        self._count("control", request, message)
+        message = await self._call("Join", "control", request)
         reply = wire.join_reply_from_pb(message)
         if self._run_id and reply.run.run_id != self._run_id:
             raise RunFailed("the coordinator serves another run now; start this worker again")
-        self._session, self._run_id = reply.session, reply.run.run_id
+        self._session, self._run_id, self._protocol = reply.session, reply.run.run_id, reply.protocol
         return reply
 
     async def _rejoin(self, forgotten: str) -> None:
@@ -109,13 +172,16 @@ class Coordinator:
             try:
                 request = federation_pb2.WatchTasksRequest(session=session)
                 self._count("control", request, None)
-                async for message in self._stub.WatchTasks(request):
+                reach(Point.CALL_MADE, "WatchTasks")
+                async for message in self._stub.WatchTasks(request, timeout=_WATCH_SECONDS):
                     outage = Outage()
                     self._count("control", None, message)
+                    reach(Point.REPLY_RECEIVED, "WatchTasks")
                     yield wire.task_from_pb(message)
                 return
             except aio.AioRpcError as error:
-                await self._recover(domain_error(error), session, outage)
+                if error.code() is not StatusCode.DEADLINE_EXCEEDED:
+                    await self._recover(domain_error(error), session, outage, told=True)
 
     async def heartbeat(self, progress: Progress) -> None:
         """Say "alive"; a failure is for the other calls to notice."""
@@ -123,8 +189,7 @@ class Coordinator:
             session=self._session, progress=wire.progress_to_pb(progress)
         )
         try:
-            reply = await self._stub.Heartbeat(request, timeout=_CALL_SECONDS)
-            self._count("control", request, reply)
+            await self._call("Heartbeat", "control", request)
         except aio.AioRpcError as error:
             log.debug("heartbeat: %s", domain_error(error))
 
@@ -139,17 +204,20 @@ class Coordinator:
                 log.warning("%s; fetching it anew", error)
                 path.unlink()
 
-        async def fetch() -> None:
+        async def fetch(outage: Outage) -> None:
             partial = folder / f"{artifact.sha256}.part"
-            with ChunkWriter(partial, path, artifact.size, artifact.sha256) as writer:
+            with ChunkWriter(partial, path, artifact.size, artifact.sha256, artifact.kind) as writer:
                 request = federation_pb2.DownloadArtifactRequest(
                     session=self._session, sha256=artifact.sha256, offset=writer.offset
                 )
                 self._count(artifact.kind, request, None)
+                reach(Point.CALL_MADE, "DownloadArtifact")
                 call = self._stub.DownloadArtifact(request, timeout=_TRANSFER_SECONDS)
-                async for message in call:
+                async for message in _unstalled(call):
                     self._count(artifact.kind, None, message)
                     writer.write(wire.chunk_from_pb(message.chunk))
+                    outage.progressed()
+                reach(Point.REPLY_RECEIVED, "DownloadArtifact")
                 await asyncio.to_thread(writer.commit)
 
         await self._persist(fetch)
@@ -161,19 +229,32 @@ class Coordinator:
         Raises StaleRound when its round is over, BadUpdate when the coordinator refuses it.
         """
 
-        def messages() -> Iterator[federation_pb2.SubmitUpdateRequest]:
+        async def send(outage: Outage) -> bool:
             named = wire.header_to_pb(replace(header, session=self._session))
-            yield federation_pb2.SubmitUpdateRequest(header=named)
-            for chunk in read_chunks(path):
-                yield federation_pb2.SubmitUpdateRequest(chunk=wire.chunk_to_pb(chunk))
+            offset = 0
+            if self._protocol >= _OFFERS:
+                offer = federation_pb2.OfferUpdateRequest(header=named)
+                answer = await self._call("OfferUpdate", "update", offer)
+                if answer.duplicate:
+                    return True
+                offset = answer.offset
+            if offset > outage.reached:
+                outage.reached = offset
+                outage.progressed()
 
-        async def stream() -> AsyncIterator[federation_pb2.SubmitUpdateRequest]:
-            for message in messages():
-                self._count("update", message, None)
-                yield message
+            async def stream() -> AsyncIterator[federation_pb2.SubmitUpdateRequest]:
+                first = federation_pb2.SubmitUpdateRequest(header=named)
+                self._count("update", first, None)
+                yield first
+                for chunk in read_chunks(path, offset):
+                    message = federation_pb2.SubmitUpdateRequest(chunk=wire.chunk_to_pb(chunk))
+                    self._count("update", message, None)
+                    reach(Point.CHUNK_SENT, "update")
+                    yield message
 
-        async def send() -> bool:
+            reach(Point.CALL_MADE, "SubmitUpdate")
             reply = await self._stub.SubmitUpdate(stream(), timeout=_TRANSFER_SECONDS)
+            reach(Point.REPLY_RECEIVED, "SubmitUpdate")
             self._count("update", None, reply)
             return bool(reply.duplicate)
 
@@ -183,30 +264,37 @@ class Coordinator:
         """Say goodbye, if the coordinator still listens."""
         request = federation_pb2.LeaveRequest(session=self._session, reason=reason)
         try:
-            reply = await self._stub.Leave(request, timeout=_GOODBYE_SECONDS)
-            self._count("control", request, reply)
+            await self._call("Leave", "control", request, _GOODBYE_SECONDS)
         except aio.AioRpcError as error:
             log.debug("leave: %s", domain_error(error))
 
-    async def _persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Try until it works; each try makes its call anew."""
+    async def _persist(self, attempt: Callable[[Outage], Awaitable[T]]) -> T:
+        """Try until it works; each try makes its call anew, and tells the outage what came through."""
         outage = Outage()
         while True:
             session = self._session
             try:
-                return await attempt()
+                return await attempt(outage)
             except aio.AioRpcError as error:
-                await self._recover(domain_error(error), session, outage)
+                await self._recover(domain_error(error), session, outage, told=True)
             except (BadDigest, BrokenTransfer) as error:
                 await self._recover(error, session, outage)
 
-    async def _recover(self, error: FedPftError, session: str, outage: Outage) -> None:
-        """Wait, or join anew, as the error asks; raise it when it is not one that passes."""
+    async def _recover(self, error: FedPftError, session: str, outage: Outage, told: bool = False) -> None:
+        """Wait, or join anew, as the error asks; raise it when it is not one that passes.
+
+        `told` by the coordinator: a disk of its that is full may be freed again.
+        """
         if isinstance(error, UnknownSession):
             await self._rejoin(session)
             return
-        if not isinstance(error, Unreachable | BrokenTransfer | BadDigest):
+        passes = isinstance(error, Unreachable | BrokenTransfer | BadDigest)
+        if not (passes or (told and isinstance(error, StoreError))):
             raise error
+        if isinstance(error, BadDigest):
+            outage.damaged += 1
+            if outage.damaged >= _DAMAGED_TIMES:
+                raise BadDigest(f"{error}; {outage.damaged} times on end: it is damaged at its source")
         silent = outage.seconds()
         if silent > self._patience:
             raise Unreachable(

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from common.compute import Compute
-from common.errors import BadUpdate, RunFailed, StaleRound, Stopped
-from common.files import sha256_of, write_atomically
+from common.errors import BadUpdate, RunFailed, StaleRound, Stopped, UnknownArtifact
+from common.faultpoints import Point, reach
 from common.model import apoz
 from common.records import (
     Activity,
@@ -30,7 +30,7 @@ from common.wakeup import Wakeup
 from worker.client import Coordinator
 from worker.data import PrivateData
 from worker.metrics import Metrics
-from worker.train import LocalUpdate
+from worker.outbox import Outbox, question_of
 from worker.workbench import Workbench
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class Worker:
     ) -> None:
         self._name, self._coordinator, self._data = name, coordinator, data
         self._place, self._compute, self._metrics = place, compute, metrics
+        self._outbox = Outbox(place.folder / "outbox")
         self._progress = Progress()
         self._task: Task | None = None
         self._changed = Wakeup()
@@ -119,6 +120,9 @@ class Worker:
                         await self._train(bench, task)
                     except Stopped:
                         log.info("round %d goes on without this worker", task.round)
+                    except UnknownArtifact as error:
+                        # The round that needed it is over; the coordinator keeps it no longer.
+                        log.warning("round %d: %s", task.round, error)
                     except (StaleRound, BadUpdate) as error:
                         self._metrics.updates.labels("refused").inc()
                         log.warning("round %d: %s", task.round, error)
@@ -126,10 +130,27 @@ class Worker:
 
     async def _train(self, bench: Workbench, task: TrainTask) -> None:
         """One round: fetch what is missing, fine-tune, deliver the change."""
+        reach(Point.STEP, "task-taken")
+        question = question_of(bench.run, self._name, len(self._data), task)
+        finished = await asyncio.to_thread(self._outbox.find, question)
+        if finished is None:
+            finished = await self._fine_tune(bench, task, question)
+        else:
+            log.info("round %d: its update is finished already", task.round)
+        self._report(replace(self._progress, activity=Activity.UPLOADING, round=task.round))
+        with self._timed("upload"):
+            duplicate = await self._coordinator.submit(*finished)
+        reach(Point.STEP, "delivered")
+        self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
+
+    async def _fine_tune(self, bench: Workbench, task: TrainTask, question: str) -> tuple[UpdateHeader, Path]:
+        """Fetch what is missing, train, and keep the update."""
         self._report(Progress(Activity.DOWNLOADING, task.round))
         with self._timed("download"):
             files = await self._fetch(task, bench.lacks(task.sub_model))
+        reach(Point.STEP, "fetched")
         await self._compute.run(bench.equip, task.sub_model, files)
+        reach(Point.STEP, "equipped")
         begun = time.monotonic()
         with self._timed("train"):
             update = await self._compute.run(
@@ -143,10 +164,20 @@ class Worker:
             seconds,
             update.loss,
         )
-        self._report(replace(self._progress, activity=Activity.UPLOADING))
-        with self._timed("upload"):
-            duplicate = await self._deliver(task, update, seconds)
-        self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
+        reach(Point.STEP, "trained")
+        tensors = Prefixed.add(update.delta, "delta.")
+        tensors |= Prefixed.add(apoz.to_tensors(update.counts), "apoz.")
+        header = UpdateHeader(
+            session="",
+            round=task.round,
+            adapter_sha256=task.adapter.sha256,
+            size=0,
+            sha256="",
+            examples=len(self._data),
+            loss=update.loss,
+            seconds=seconds,
+        )
+        return await asyncio.to_thread(self._outbox.keep, question, header, to_bytes(tensors))
 
     async def _fetch(self, task: TrainTask, lacking: list[ArtifactRef]) -> dict[str, Path]:
         """Download into the cache, and drop from it what this task does not name."""
@@ -160,24 +191,6 @@ class Worker:
             if path.name not in kept:
                 path.unlink()
         return files
-
-    async def _deliver(self, task: TrainTask, update: LocalUpdate, seconds: float) -> bool:
-        """Write the update to a file and submit that; returns whether it was there already."""
-        tensors = Prefixed.add(update.delta, "delta.")
-        tensors |= Prefixed.add(apoz.to_tensors(update.counts), "apoz.")
-        path = self._place.folder / "outbox" / "update.safetensors"
-        await asyncio.to_thread(write_atomically, path, to_bytes(tensors))
-        header = UpdateHeader(
-            session="",
-            round=task.round,
-            adapter_sha256=task.adapter.sha256,
-            size=path.stat().st_size,
-            sha256=await asyncio.to_thread(sha256_of, path),
-            examples=len(self._data),
-            loss=update.loss,
-            seconds=seconds,
-        )
-        return await self._coordinator.submit(header, path)
 
     # --- beside the loop ---
 
@@ -202,6 +215,7 @@ class Worker:
         def on_step(step: int, steps: int, loss: float) -> None:
             self._report(Progress(Activity.TRAINING, task.round, step, steps, loss))
             self._metrics.steps.inc()
+            reach(Point.STEP, "trained-a-step")
             self._compute.check()
             if self._task is None or not _same_work(self._task, task):
                 raise Stopped("another task came")

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 
+from common import faultpoints
 from common.compute import Compute
 from common.errors import Stopped
+from common.files import locked
 from common.records import PROTOCOL_MAX, PROTOCOL_MIN, JoinRequest
-from common.rpc import Address, require_loopback
+from common.rpc import KEEPALIVE_SECONDS, Address, require_loopback
 from common.telemetry import open_metrics
 from common.wire import worker_name
 from worker.client import Coordinator
@@ -38,25 +40,32 @@ class WorkerOptions:
     insecure: bool = False
     device: str = "cpu"
     threads: int | None = None
+    keepalive: float = KEEPALIVE_SECONDS
 
 
 async def work(options: WorkerOptions) -> signal.Signals | None:
     """Run a worker until its run is over; returns the signal that ended it before, if one did.
 
-    Raises DataError, AddressError, Unreachable, ProtocolMismatch, SessionReplaced, RunFailed.
+    Raises DataError, AddressError, StoreError, Unreachable, ProtocolMismatch, SessionReplaced, RunFailed.
     """
+    faultpoints.arm(os.environ)
     if options.threads:
         torch.set_num_threads(options.threads)
     address = Address.parse(options.coordinator)
     require_loopback(address, options.insecure)
     name = worker_name(options.name)
+    with locked(options.folder, f"worker {name}"):
+        return await _work_in_folder(options, name, address)
+
+
+async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -> signal.Signals | None:
     data = PrivateData.read(options.data)
     log.info("%d private examples in %s", len(data), data.examples.source)
     joining = JoinRequest(name, PROTOCOL_MIN, PROTOCOL_MAX, version("fedpft"), len(data))
     metrics = Metrics()
     endpoint = open_metrics(options.metrics, metrics.registry, options.insecure)
     compute = Compute()
-    coordinator = Coordinator(address, joining, options.join_timeout, metrics)
+    coordinator = Coordinator(address, joining, options.join_timeout, metrics, options.keepalive)
     place = Place(options.folder, torch.device(options.device))
     worker = Worker(name, coordinator, data, place, compute, metrics)
     ended_by: signal.Signals | None = None

@@ -24,7 +24,7 @@ class Transfer:
     final: Path
 
     def writer(self, size: int = len(CONTENT), content: bytes = CONTENT) -> ChunkWriter:
-        return ChunkWriter(self.partial, self.final, size, hashlib.sha256(content).hexdigest())
+        return ChunkWriter(self.partial, self.final, size, hashlib.sha256(content).hexdigest(), "file")
 
 
 @pytest.fixture

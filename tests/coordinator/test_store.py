@@ -41,7 +41,7 @@ def test_a_run_is_found_again_with_everything_committed(store: Store) -> None:
     store.commit_adapter(0, adapter)
     store.commit_evaluation(Evaluation(0, "fm", 0.5, 1.0))
     store.remember_worker("w", 7, "test")
-    store.save_traffic("w", Traffic(1, "adapter", 10, 20))
+    store.save_traffic([("w", Traffic(1, "adapter", 10, 20))])
     store.add_event(Event(1, 2.0, "kind", "text", 3, "w", {"figure": 4.0}))
     again = reopened(store)
     assert again.latest_adapter() == (0, adapter)

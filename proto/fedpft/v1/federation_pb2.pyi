@@ -361,6 +361,56 @@ class DownloadArtifactResponse(_message.Message):
 Global___DownloadArtifactResponse: _TypeAlias = DownloadArtifactResponse  # noqa: Y015
 
 @_typing.final
+class OfferUpdateRequest(_message.Message):
+    """An update is ready to be sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___UpdateHeader:
+        """What the update is."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___UpdateHeader | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferUpdateRequest: _TypeAlias = OfferUpdateRequest  # noqa: Y015
+
+@_typing.final
+class OfferUpdateResponse(_message.Message):
+    """What is here of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    duplicate: _builtins.bool
+    """Whether it has been delivered, so that nothing is to be sent."""
+    offset: _builtins.int
+    """The first byte that is missing: 0, or what an interrupted transfer has left."""
+    def __init__(
+        self,
+        *,
+        duplicate: _builtins.bool = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferUpdateResponse: _TypeAlias = OfferUpdateResponse  # noqa: Y015
+
+@_typing.final
 class SubmitUpdateRequest(_message.Message):
     """A piece of a submission."""
 

@@ -55,6 +55,11 @@ class FederationServiceStub:
                 request_serializer=fedpft_dot_v1_dot_federation__pb2.DownloadArtifactRequest.SerializeToString,
                 response_deserializer=fedpft_dot_v1_dot_federation__pb2.DownloadArtifactResponse.FromString,
                 _registered_method=True)
+        self.OfferUpdate = channel.unary_unary(
+                '/fedpft.v1.FederationService/OfferUpdate',
+                request_serializer=fedpft_dot_v1_dot_federation__pb2.OfferUpdateRequest.SerializeToString,
+                response_deserializer=fedpft_dot_v1_dot_federation__pb2.OfferUpdateResponse.FromString,
+                _registered_method=True)
         self.SubmitUpdate = channel.stream_unary(
                 '/fedpft.v1.FederationService/SubmitUpdate',
                 request_serializer=fedpft_dot_v1_dot_federation__pb2.SubmitUpdateRequest.SerializeToString,
@@ -101,6 +106,14 @@ class FederationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OfferUpdate(self, request, context):
+        """Say from which byte on an update is to be sent, if at all. Judges the header as SubmitUpdate does.
+        From protocol 2 on; under protocol 1 updates are sent from their first byte.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SubmitUpdate(self, request_iterator, context):
         """Deliver a round's update: the header first, then its chunks. Answered once the update is on disk.
         Repeating a delivered update is harmless. FAILED_PRECONDITION for a round that is not open.
@@ -138,6 +151,11 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.DownloadArtifact,
                     request_deserializer=fedpft_dot_v1_dot_federation__pb2.DownloadArtifactRequest.FromString,
                     response_serializer=fedpft_dot_v1_dot_federation__pb2.DownloadArtifactResponse.SerializeToString,
+            ),
+            'OfferUpdate': grpc.unary_unary_rpc_method_handler(
+                    servicer.OfferUpdate,
+                    request_deserializer=fedpft_dot_v1_dot_federation__pb2.OfferUpdateRequest.FromString,
+                    response_serializer=fedpft_dot_v1_dot_federation__pb2.OfferUpdateResponse.SerializeToString,
             ),
             'SubmitUpdate': grpc.stream_unary_rpc_method_handler(
                     servicer.SubmitUpdate,
@@ -259,6 +277,33 @@ class FederationService:
             '/fedpft.v1.FederationService/DownloadArtifact',
             fedpft_dot_v1_dot_federation__pb2.DownloadArtifactRequest.SerializeToString,
             fedpft_dot_v1_dot_federation__pb2.DownloadArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OfferUpdate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedpft.v1.FederationService/OfferUpdate',
+            fedpft_dot_v1_dot_federation__pb2.OfferUpdateRequest.SerializeToString,
+            fedpft_dot_v1_dot_federation__pb2.OfferUpdateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class FederationServiceStub:
     """Say "alive" and how far along; a worker silent for three intervals counts as lost."""
     DownloadArtifact: _grpc.UnaryStreamMultiCallable[_federation_pb2.DownloadArtifactRequest, _federation_pb2.DownloadArtifactResponse]
     """Fetch an artifact that a task named, from an offset on. NOT_FOUND for any other."""
+    OfferUpdate: _grpc.UnaryUnaryMultiCallable[_federation_pb2.OfferUpdateRequest, _federation_pb2.OfferUpdateResponse]
+    """Say from which byte on an update is to be sent, if at all. Judges the header as SubmitUpdate does.
+    From protocol 2 on; under protocol 1 updates are sent from their first byte.
+    """
     SubmitUpdate: _grpc.StreamUnaryMultiCallable[_federation_pb2.SubmitUpdateRequest, _federation_pb2.SubmitUpdateResponse]
     """Deliver a round's update: the header first, then its chunks. Answered once the update is on disk.
     Repeating a delivered update is harmless. FAILED_PRECONDITION for a round that is not open.
@@ -69,6 +73,10 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """Say "alive" and how far along; a worker silent for three intervals counts as lost."""
     DownloadArtifact: _aio.UnaryStreamMultiCallable[_federation_pb2.DownloadArtifactRequest, _federation_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
     """Fetch an artifact that a task named, from an offset on. NOT_FOUND for any other."""
+    OfferUpdate: _aio.UnaryUnaryMultiCallable[_federation_pb2.OfferUpdateRequest, _federation_pb2.OfferUpdateResponse]  # type: ignore[assignment]
+    """Say from which byte on an update is to be sent, if at all. Judges the header as SubmitUpdate does.
+    From protocol 2 on; under protocol 1 updates are sent from their first byte.
+    """
     SubmitUpdate: _aio.StreamUnaryMultiCallable[_federation_pb2.SubmitUpdateRequest, _federation_pb2.SubmitUpdateResponse]  # type: ignore[assignment]
     """Deliver a round's update: the header first, then its chunks. Answered once the update is on disk.
     Repeating a delivered update is harmless. FAILED_PRECONDITION for a round that is not open.
@@ -114,6 +122,16 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_federation_pb2.DownloadArtifactResponse], _abc.AsyncIterator[_federation_pb2.DownloadArtifactResponse]]:
         """Fetch an artifact that a task named, from an offset on. NOT_FOUND for any other."""
+
+    @_abc_1.abstractmethod
+    def OfferUpdate(
+        self,
+        request: _federation_pb2.OfferUpdateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.OfferUpdateResponse, _abc.Awaitable[_federation_pb2.OfferUpdateResponse]]:
+        """Say from which byte on an update is to be sent, if at all. Judges the header as SubmitUpdate does.
+        From protocol 2 on; under protocol 1 updates are sent from their first byte.
+        """
 
     @_abc_1.abstractmethod
     def SubmitUpdate(

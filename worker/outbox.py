@@ -1,0 +1,51 @@
+"""The last finished update, on disk until the next: a restarted worker delivers it without training again."""
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from common.chunks import verify
+from common.errors import BadDigest
+from common.files import sha256_of, write_atomically
+from common.records import RunSpec, TrainTask, UpdateHeader
+
+UPDATE_FILE, ABOUT_FILE = "update.safetensors", "update.json"
+
+
+class Outbox:
+    """A folder for one update and what it answers to. Blocking."""
+
+    def __init__(self, folder: Path) -> None:
+        self._update, self._about = folder / UPDATE_FILE, folder / ABOUT_FILE
+
+    def keep(self, question: str, header: UpdateHeader, content: bytes) -> tuple[UpdateHeader, Path]:
+        """Keep an update durably, in place of the last; returns its header with size and digest.
+
+        Raises StoreError when the disk does not take it.
+        """
+        write_atomically(self._update, content, "update")
+        header = replace(header, size=len(content), sha256=sha256_of(self._update))
+        # Last: what is described here is there. Until it is written, it describes another file.
+        about = {"question": question, "header": asdict(header)}
+        write_atomically(self._about, json.dumps(about).encode(), "update-header")
+        return header, self._update
+
+    def find(self, question: str) -> tuple[UpdateHeader, Path] | None:
+        """The update that answers this question, if it is the last one and whole."""
+        try:
+            about = json.loads(self._about.read_bytes())
+            if about["question"] != question:
+                return None
+            header = UpdateHeader(**about["header"])
+            verify(self._update, header.sha256)
+        except (OSError, ValueError, KeyError, TypeError, BadDigest):
+            return None
+        return header, self._update
+
+
+def question_of(run: RunSpec, worker: str, examples: int, task: TrainTask) -> str:
+    """Digest of all that an update depends on: another try at the same round asks the same."""
+    timeless = replace(task, seconds_left=0.0, attempt=0)
+    told = {"run": asdict(run), "worker": worker, "examples": examples, "task": asdict(timeless)}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
