@@ -421,13 +421,13 @@ def _ref(fields: dict[str, Any]) -> ArtifactRef:
     return ArtifactRef(ArtifactKind(fields["kind"]), fields["sha256"], fields["size"])
 
 
-def _differences(old: dict[str, object], new: dict[str, object]) -> list[str]:
-    """Dotted keys with different values."""
+def _differences(old: dict[str, object], new: dict[str, object], within: str = "") -> list[str]:
+    """Dotted keys with different values. A table's key that only `new` has came with a later version."""
     found = []
-    for key in sorted(old.keys() | new.keys()):
+    for key in sorted(old.keys() | (set() if within else new.keys())):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += [f"{key}.{inner}" for inner in _differences(a, b)]
+            found += _differences(a, b, f"{within}{key}.")
         elif a != b:
-            found.append(key)
+            found.append(f"{within}{key}")
     return found

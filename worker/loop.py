@@ -140,6 +140,7 @@ class Worker:
         self._report(replace(self._progress, activity=Activity.UPLOADING, round=task.round))
         with self._timed("upload"):
             duplicate = await self._coordinator.submit(*finished)
+        log.info("round %d: receipt for update %s", task.round, finished[0].sha256)
         reach(Point.STEP, "delivered")
         self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
 

@@ -1,0 +1,257 @@
+"""A small, complete federation whose processes may be killed and come back, and what must hold at its end."""
+
+import json
+import os
+import re
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from common.config_file import template
+from common.faultpoints import TRACE_VARIABLE, VARIABLE
+from common.records import Phase
+from coordinator.status import open_run
+from coordinator.store import Store
+from tests.conftest import LABELS, write_table, write_tokenizer
+from tests.faults import services
+
+WORKERS = ("worker-1", "worker-2")
+
+# Everything that a run can do happens in these: both alignments, a server optimiser, scores, gaps.
+# Adapter, updates and sub-FM are several chunks long.
+SETTINGS: dict[str, Any] = {
+    "run.directory": "run",
+    "task.labels": LABELS,
+    "task.max_length": 16,
+    "alignment.steps": 2,
+    "alignment.batch_size": 4,
+    "alignment.checkpoint_every": 1,
+    "realignment.every": 1,
+    "realignment.steps": 1,
+    "realignment.batch_size": 4,
+    "adapter.rank": 384,
+    "training.batch_size": 4,
+    "aggregation.optimizer": "momentum",
+    "aggregation.momentum": 0.5,
+    "gradient_gap.batches": 1,
+    "gradient_gap.batch_size": 4,
+    "rounds.count": 2,
+    "rounds.workers": 2,
+    "rounds.minimum": 2,
+    "rounds.deadline_seconds": 60.0,
+    "rounds.grace_seconds": 30.0,
+    "server.metrics": "127.0.0.1:0",
+    "server.heartbeat_seconds": 0.3,
+    "server.keepalive_seconds": 1.0,
+    "compute.threads": 1,
+}
+
+
+@dataclass(frozen=True)
+class Material:
+    """The model and data that all federations of a test session share."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> "Material":
+        """A BERT of 4 small layers and 10,000 words, of which the tokenizer knows some."""
+        config = BertConfig(
+            vocab_size=10_000,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            initializer_range=0.2,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            BertForSequenceClassification(config).save_pretrained(folder / "model")
+        write_tokenizer(folder / "model")
+        write_table(folder / "public.csv", 24, 90, labelled=False)
+        write_table(folder / "test.csv", 16, 91)
+        for number, name in enumerate(WORKERS, 1):
+            write_table(folder / f"{name}.csv", 8 + 4 * number, number)
+        return cls(folder)
+
+
+@dataclass
+class Federation:
+    """Processes of one run in `folder`. Whatever dies by SIGKILL is started again, as a supervisor would."""
+
+    folder: Path
+    material: Material
+    settings: dict[str, Any] = field(default_factory=dict)
+    workers: tuple[str, ...] = WORKERS
+    routes: dict[str, str] = field(default_factory=dict)
+    """Address under which a worker sees the coordinator, where that is not the coordinator's own."""
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    """By process, what is armed in it at each of its starts, one after the other."""
+    processes: dict[str, ForkServerProcess] = field(default_factory=dict)
+    kills: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        values = SETTINGS | {
+            "model.path": str(self.material.folder / "model"),
+            "data.public.path": str(self.material.folder / "public.csv"),
+            "data.test.path": str(self.material.folder / "test.csv"),
+            "server.listen": self.address,
+        }
+        (self.folder / "run.toml").write_text(
+            template(values | {"run.directory": str(self.run)} | self.settings)
+        )
+
+    @property
+    def run(self) -> Path:
+        """The run's directory."""
+        return self.folder / "run"
+
+    @property
+    def address(self) -> str:
+        """Where the coordinator listens."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, name: str, trace: Path | None = None) -> ForkServerProcess:
+        """Start the coordinator or a worker, with its next fault armed; its output goes to NAME.log."""
+        fault = self.faults[name].pop(0) if self.faults.get(name) else ""
+        environment = {VARIABLE: fault, TRACE_VARIABLE: str(trace or "")}
+        if name == "coordinator":
+            arguments = ["--config", str(self.folder / "run.toml")]
+        else:
+            arguments = ["--coordinator", self.routes.get(name, self.address), "--name", name]
+            arguments += ["--data", str(self.material.folder / f"{name}.csv"), "--threads", "1"]
+            arguments += ["--folder", str(self.folder / name), "--join-timeout", "60", "--keepalive", "1"]
+        service = "coordinator" if name == "coordinator" else "worker"
+        self.processes[name] = services.start(service, arguments, self.folder / f"{name}.log", environment)
+        return self.processes[name]
+
+    def start_all(self) -> None:
+        """Start everything."""
+        for name in ("coordinator", *self.workers):
+            self.start(name)
+
+    def supervise(
+        self, seconds: float, each: Callable[[], object] = lambda: None, forgive: tuple[str, ...] = ()
+    ) -> None:
+        """Until every process has ended well; those that die by SIGKILL are started again.
+
+        `each` is called again and again meanwhile. The processes named in `forgive` may end with any code.
+        """
+        ends = time.monotonic() + seconds
+        while True:
+            each()
+            for name, process in list(self.processes.items()):
+                if process.exitcode == -signal.SIGKILL:
+                    self.kills[name] += 1
+                    self.start(name)
+                elif process.exitcode not in (None, 0) and name not in forgive:
+                    raise AssertionError(f"{name} ended with {process.exitcode}\n{self.logs()}")
+            if all(process.exitcode is not None for process in self.processes.values()):
+                return
+            if time.monotonic() > ends:
+                raise AssertionError(f"not done after {seconds} s\n{self.logs()}")
+            time.sleep(0.02)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, from outside."""
+        process = self.processes[name]
+        if process.exitcode is None and process.pid is not None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+
+    def log(self, name: str) -> str:
+        """What a process and its successors have printed."""
+        path = self.folder / f"{name}.log"
+        return path.read_text() if path.exists() else ""
+
+    def logs(self) -> str:
+        """The end of everybody's."""
+        return "\n".join(f"--- {name}\n{self.log(name)[-3000:]}" for name in self.processes)
+
+    def receipts(self) -> set[tuple[str, int, str]]:
+        """Worker, round and digest of every update that a worker holds a receipt for."""
+        return {
+            (name, int(number), digest)
+            for name in self.workers
+            for number, digest in re.findall(r"round (\d+): receipt for update (\w+)", self.log(name))
+        }
+
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        """The run's store, once its processes have ended."""
+        opened, _ = open_run(self.run)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+    def outcome(self) -> "Outcome":
+        """How the run ended. Nothing that was acknowledged may be missing, and nothing be left over."""
+        with self.store() as store:
+            assert store.outcome() == Phase.FINISHED, self.logs()
+            latest = store.latest_adapter()
+            assert latest is not None
+            kept = {
+                (update.worker, number, update.sha256)
+                for number in range(1, latest[0] + 1)
+                for update in store.accepted(number) or []
+            }
+            assert self.receipts() <= kept, f"acknowledged and lost: {self.receipts() - kept}"
+            held = {artifact.sha256 for artifact in store.held()}
+            files = {path.name for path in (self.run / "artifacts").glob("*/*")}
+            assert files == held, "files and what the database names differ"
+            assert not store.spooled(), "the spool is not empty"
+            return Outcome(
+                latest[1].sha256,
+                latest[0],
+                tuple((e.round, e.model, e.accuracy, e.loss) for e in store.evaluations()),
+                tuple(gap.drift for gap in store.gaps()),
+                frozenset(kept),
+            )
+
+    def end(self) -> None:
+        """Kill what still runs."""
+        for name in self.processes:
+            self.kill(name)
+
+    def endpoint(self, seconds: float = 20) -> dict[str, Any]:
+        """What the coordinator writes once it listens."""
+        path, process = self.run / "endpoint.json", self.processes["coordinator"]
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            if path.exists() and (found := json.loads(path.read_text()))["pid"] == process.pid:
+                return dict(found)
+            assert process.exitcode is None, self.logs()
+            time.sleep(0.02)
+        raise AssertionError(f"the coordinator does not listen\n{self.logs()}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a run decides. Two runs with the same updates must not differ in any of it."""
+
+    adapter: str
+    rounds: int
+    scores: tuple[tuple[int, str, float, float], ...]
+    drifts: tuple[float, ...]
+    updates: frozenset[tuple[str, int, str]]
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
