@@ -293,7 +293,7 @@ class ServerSection(Section):
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Workers report this often; one silent for three intervals counts as lost."""
     keepalive_seconds: Annotated[float, Field(ge=1)] = 20.0
-    """A connection silent for so long is probed; without an answer for half as long it counts as dead."""
+    """A connection silent for so long is probed; without an answer for as long again it counts as dead."""
     max_transfers: Positive = 8
     """Artifact downloads served at the same time; more wait their turn."""
 

@@ -30,8 +30,8 @@ FRAME_BYTES = 5
 # A stream of chunks on which nothing comes for so long is given up, though its connection lives.
 STALL_SECONDS = 60.0
 
-# After so many seconds of silence on a connection the other side is pinged. No answer for half as long
-# again, and the connection counts as dead: what waits on it fails.
+# After so many seconds of silence on a connection the other side is pinged. No answer for as long again,
+# and the connection counts as dead: what waits on it fails.
 KEEPALIVE_SECONDS = 20.0
 # Who pings more often than this is cut off.
 _LEAST_KEEPALIVE_SECONDS = 0.4
@@ -46,7 +46,9 @@ def _limits(keepalive_seconds: float) -> Options:
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", int(1000 * keepalive_seconds)),
-        ("grpc.keepalive_timeout_ms", int(500 * keepalive_seconds)),
+        ("grpc.keepalive_timeout_ms", int(1000 * keepalive_seconds)),
+        # Without this the former has no effect below a minute.
+        ("grpc.http2.ping_timeout_ms", int(1000 * keepalive_seconds)),
         ("grpc.keepalive_permit_without_calls", 1),
         # Otherwise pings stop after two on a silent connection, and its death goes unnoticed.
         ("grpc.http2.max_pings_without_data", 0),
@@ -58,7 +60,7 @@ def _server_options(keepalive_seconds: float) -> Options:
         *_limits(keepalive_seconds),
         # A second server on the same port must fail, not share it.
         ("grpc.so_reuseport", 0),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", int(1000 * _LEAST_KEEPALIVE_SECONDS)),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * _LEAST_KEEPALIVE_SECONDS)),
     ]
 
 
@@ -102,7 +104,13 @@ STATUS: dict[type[FedPftError], StatusCode] = {
 _BY_NAME = {kind.__name__: kind for kind in STATUS}
 
 # Worth another try: the peer or the way to it was gone, which may pass.
-_TRANSIENT = {StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED}
+# No handler of ours answers INTERNAL without naming its error: gRPC itself does, when a connection breaks.
+_TRANSIENT = {
+    StatusCode.UNAVAILABLE,
+    StatusCode.DEADLINE_EXCEEDED,
+    StatusCode.CANCELLED,
+    StatusCode.INTERNAL,
+}
 
 
 @dataclass(frozen=True)
@@ -172,6 +180,11 @@ def new_channel(address: Address, keepalive_seconds: float = KEEPALIVE_SECONDS) 
     return aio.insecure_channel(str(address), options=_channel_options(keepalive_seconds))
 
 
+def _named(kind: type[FedPftError]) -> tuple[tuple[str, str]]:
+    """Metadata by which the caller knows the error's class, and that it comes from a handler at all."""
+    return ((_ERROR_KEY, kind.__name__),)
+
+
 def _begin(method: Callable[..., Any], context: aio.ServicerContext[Any, Any]) -> None:
     """The fault points of a call."""
     if armed():
@@ -185,10 +198,10 @@ def answers(method: Callable[..., Any]) -> Callable[..., Any]:
 
     async def fail(context: aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
         if isinstance(error, FedPftError):
-            metadata = ((_ERROR_KEY, type(error).__name__),)
-            await context.abort(STATUS[type(error)], str(error), metadata)
+            await context.abort(STATUS[type(error)], str(error), _named(type(error)))
         log.error("%s failed", method.__name__, exc_info=error)
-        await context.abort(StatusCode.INTERNAL, "internal error; the coordinator's log says more")
+        told = "internal error; the coordinator's log says more"
+        await context.abort(StatusCode.INTERNAL, told, _named(PeerError))
 
     # An abort itself travels as an exception that must pass: it is no Exception of ours.
     if inspect.isasyncgenfunction(method):

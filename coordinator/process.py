@@ -187,17 +187,16 @@ class _Service:
     async def _dismiss(self) -> None:
         """The run was finished when its process died: its workers may not know."""
         self._campaign.finished_before()
+
+    async def _farewell(self) -> None:
+        """Until every worker has heard of the end and said goodbye, but not for ever.
+
+        Workers of the last round that have not joined since this process began may still come.
+        """
         expected = set(self._store.last_selected())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FAREWELL_SECONDS):
-                while expected - {s.worker for s in self._sessions.all()}:
-                    await self._sessions.changed.wait()
-
-    async def _farewell(self) -> None:
-        """Until every worker has said goodbye, but not for ever."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FAREWELL_SECONDS):
-                while self._sessions.present():
+                while self._sessions.present() or expected - {s.worker for s in self._sessions.all()}:
                     await self._sessions.changed.wait()
         reach(Point.STEP, "farewell")
         self._journal.record("workers_dismissed", "workers know that the run is over")

@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
@@ -148,18 +148,19 @@ class Federation:
     ) -> None:
         """Until every process has ended well; those that die by SIGKILL are started again.
 
-        `each` is called again and again meanwhile. The processes named in `forgive` may end with any code.
+        `each` is called again and again meanwhile. The processes in `forgive` may end as they like, or not.
         """
         ends = time.monotonic() + seconds
         while True:
             each()
             for name, process in list(self.processes.items()):
-                if process.exitcode == -signal.SIGKILL:
+                code = process.exitcode
+                if code == -signal.SIGKILL:
                     self.kills[name] += 1
                     self.start(name)
-                elif process.exitcode not in (None, 0) and name not in forgive:
-                    raise AssertionError(f"{name} ended with {process.exitcode}\n{self.logs()}")
-            if all(process.exitcode is not None for process in self.processes.values()):
+                elif code not in (None, 0) and name not in forgive:
+                    raise AssertionError(f"{name} ended with {code}\n{self.logs()}")
+            if all(p.exitcode is not None for name, p in self.processes.items() if name not in forgive):
                 return
             if time.monotonic() > ends:
                 raise AssertionError(f"not done after {seconds} s\n{self.logs()}")

@@ -15,8 +15,6 @@ import torch
 import transformers.models.bert.modeling_bert
 import transformers.models.bert.tokenization_bert  # noqa: F401
 
-import coordinator.cli
-import coordinator.process
 import worker.cli
 import worker.process  # noqa: F401
 
