@@ -64,7 +64,7 @@ def test_a_status_is_what_the_store_knows(tmp_path: Path) -> None:
     for score in SCORES:
         store.commit_evaluation(score)
     store.remember_worker("w", 7, "test")
-    store.save_traffic("w", Traffic(1, "adapter", 10, 20))
+    store.save_traffic([("w", Traffic(1, "adapter", 10, 20))])
     store.end_run("finished", "all rounds are done")
     store.close()
 
