@@ -2,11 +2,12 @@
 
 import typer
 
+from cli.certs import certs
 from cli.datasets import datasets, split
 from cli.demo import demo
 from cli.experiment import experiment
 from cli.report import report
-from coordinator.cli import build, coordinator, export, init, status
+from coordinator.cli import build, coordinator, export, init, status, stop
 from worker.cli import worker
 
 app = typer.Typer(
@@ -22,9 +23,11 @@ app.command()(report)
 app.command()(datasets)
 app.command()(split)
 app.command()(build)
+app.add_typer(certs, name="certs")
 app.command()(coordinator)
 app.command()(worker)
 app.command()(status)
+app.command()(stop)
 app.command()(export)
 
 

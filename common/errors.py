@@ -32,6 +32,10 @@ class AddressError(FedPftError):
     """An address cannot be used: taken, malformed, or not allowed without TLS."""
 
 
+class CertificateError(FedPftError):
+    """A certificate, its key or a list of revoked ones is missing, broken, or does not fit."""
+
+
 # What a run can come to.
 
 
@@ -56,6 +60,10 @@ class Unreachable(FedPftError):
 
 class ProtocolMismatch(FedPftError):
     """No protocol version is common to both sides."""
+
+
+class NotAllowed(FedPftError):
+    """The caller's certificate does not give it the right to this."""
 
 
 class BadMessage(FedPftError):

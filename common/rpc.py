@@ -5,7 +5,7 @@ import inspect
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -16,6 +16,7 @@ from common import errors
 from common.chunks import MAX_CHUNK_BYTES
 from common.errors import AddressError, FedPftError, PeerError, Unreachable
 from common.faultpoints import Point, armed, reach
+from common.tls import Tls
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +84,13 @@ STATUS: dict[type[FedPftError], StatusCode] = {
     errors.ModelError: StatusCode.INVALID_ARGUMENT,
     errors.UnsupportedFamily: StatusCode.INVALID_ARGUMENT,
     errors.AddressError: StatusCode.INVALID_ARGUMENT,
+    errors.CertificateError: StatusCode.INVALID_ARGUMENT,
     errors.RunFailed: StatusCode.FAILED_PRECONDITION,
     errors.StoreError: StatusCode.RESOURCE_EXHAUSTED,
     errors.Stopped: StatusCode.CANCELLED,
     errors.Unreachable: StatusCode.UNAVAILABLE,
     errors.ProtocolMismatch: StatusCode.FAILED_PRECONDITION,
+    errors.NotAllowed: StatusCode.PERMISSION_DENIED,
     errors.BadMessage: StatusCode.INVALID_ARGUMENT,
     errors.UnknownSession: StatusCode.UNAUTHENTICATED,
     errors.SessionReplaced: StatusCode.ABORTED,
@@ -110,6 +113,14 @@ _TRANSIENT = {
     StatusCode.DEADLINE_EXCEEDED,
     StatusCode.CANCELLED,
     StatusCode.INTERNAL,
+}
+
+
+# What gRPC says of a handshake that this side broke off, and what it means.
+_HANDSHAKES = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate has expired, or the authority in ca.crt did not issue it",
+    "Hostname Verification Check failed": "its certificate is for another host; issue it with --san HOST",
+    "WRONG_VERSION_NUMBER": "it speaks plain text, not TLS",
 }
 
 
@@ -147,18 +158,28 @@ def require_loopback(address: Address, insecure: bool) -> None:
     if not (address.loopback or insecure):
         raise AddressError(
             f"{address} can be reached from other machines in plain text; "
-            "listen on 127.0.0.1, or say --insecure (server.insecure = true)"
+            "use certificates (`fedpft certs`), stay on 127.0.0.1, or say --insecure (server.insecure = true)"
         )
+    if not address.loopback:
+        log.warning("%s is in plain text: whoever reaches it can read and change everything", address)
 
 
-def new_server(address: Address, keepalive_seconds: float = KEEPALIVE_SECONDS) -> tuple[aio.Server, Address]:
+def new_server(
+    address: Address,
+    keepalive_seconds: float = KEEPALIVE_SECONDS,
+    tls: Tls | None = None,
+    interceptors: Sequence[aio.ServerInterceptor] = (),
+) -> tuple[aio.Server, Address]:
     """A server that will listen on `address`, and where it really does (port 0 takes a free one).
 
     Raises AddressError when the address is taken or not this machine's.
     """
-    server = aio.server(options=_server_options(keepalive_seconds))
+    server = aio.server(options=_server_options(keepalive_seconds), interceptors=interceptors)
     try:
-        port = server.add_insecure_port(str(address))
+        if tls is None:
+            port = server.add_insecure_port(str(address))
+        else:
+            port = server.add_secure_port(str(address), tls.server_credentials())
     except RuntimeError:
         raise AddressError(f"cannot listen on {address}: {_bind_problem(address)}") from None
     return server, Address(address.host, port)
@@ -175,14 +196,24 @@ def _bind_problem(address: Address) -> str:
     return "it was taken for a moment; try again"
 
 
-def new_channel(address: Address, keepalive_seconds: float = KEEPALIVE_SECONDS) -> aio.Channel:
+def new_channel(
+    address: Address, keepalive_seconds: float = KEEPALIVE_SECONDS, tls: Tls | None = None
+) -> aio.Channel:
     """A channel to `address`; connects lazily."""
-    return aio.insecure_channel(str(address), options=_channel_options(keepalive_seconds))
+    options = _channel_options(keepalive_seconds)
+    if tls is None:
+        return aio.insecure_channel(str(address), options=options)
+    return aio.secure_channel(str(address), tls.channel_credentials(), options=options)
 
 
 def _named(kind: type[FedPftError]) -> tuple[tuple[str, str]]:
     """Metadata by which the caller knows the error's class, and that it comes from a handler at all."""
     return ((_ERROR_KEY, kind.__name__),)
+
+
+async def refuse(context: aio.ServicerContext[Any, Any], error: FedPftError) -> NoReturn:
+    """Answer a call with a domain error, which arrives as the same class."""
+    await context.abort(STATUS[type(error)], str(error), _named(type(error)))
 
 
 def _begin(method: Callable[..., Any], context: aio.ServicerContext[Any, Any]) -> None:
@@ -198,7 +229,7 @@ def answers(method: Callable[..., Any]) -> Callable[..., Any]:
 
     async def fail(context: aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
         if isinstance(error, FedPftError):
-            await context.abort(STATUS[type(error)], str(error), _named(type(error)))
+            await refuse(context, error)
         log.error("%s failed", method.__name__, exc_info=error)
         told = "internal error; the coordinator's log says more"
         await context.abort(StatusCode.INTERNAL, told, _named(PeerError))
@@ -245,6 +276,9 @@ def domain_error(error: grpc.RpcError) -> FedPftError:
     if isinstance(named, str) and named in _BY_NAME:
         return _BY_NAME[named](details)
     if error.code() in _TRANSIENT:
+        for sign, meaning in _HANDSHAKES.items():
+            if sign in details:
+                return Unreachable(meaning)
         return Unreachable(f"{error.code().name.lower().replace('_', ' ')}: {details}")
     return PeerError(f"{error.code().name}: {details}")
 

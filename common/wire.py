@@ -12,6 +12,7 @@ from typing import TypeVar
 from fedpft.v1 import admin_pb2, federation_pb2, types_pb2
 
 from common.errors import BadMessage
+from common.identity import NAME
 from common.records import (
     Activity,
     AdapterSpec,
@@ -45,7 +46,7 @@ from common.records import (
 )
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(NAME)
 
 Member = TypeVar("Member", bound=StrEnum)
 
