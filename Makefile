@@ -8,7 +8,7 @@ BUF := npx --yes --package=@bufbuild/buf@1.75.0 -- buf
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-faults lint types imports proto proto-check proto-lint docs docs-check clean
+.PHONY: help demo test test-faults test-security lint types imports proto proto-check proto-lint docs docs-check clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ demo: $(VENV)/installed ## Run the whole method on this machine, on a real model
 
 test: $(VENV)/installed ## Run the tests
 	$(BIN)/pytest
+
+test-security: $(VENV)/installed ## Every call by every kind of caller, TLS from outside, renewal and revocation
+	$(BIN)/pytest tests/security -m '' -q
 
 test-faults: $(VENV)/installed ## Kill, cut off and fill up services at every point of a run; about 15 minutes
 	$(BIN)/pytest tests/faults -m '' --dist=worksteal -q

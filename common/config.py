@@ -19,10 +19,12 @@ from common.choices import (
     Saliency,
     ServerOptimizer,
 )
+from common.identity import NAME
 from common.records import AdapterTargets, TaskKind
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+WorkerName = Annotated[str, Field(pattern=NAME)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -289,13 +291,42 @@ class ServerSection(Section):
     metrics: str | None = "127.0.0.1:7071"
     """HOST:PORT of the Prometheus metrics; port 0 takes a free one, unset serves none."""
     insecure: bool = False
-    """Allow plain text on addresses other machines can reach."""
+    """Allow plain text on addresses other machines can reach, of the metrics also beside [tls]."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Workers report this often; one silent for three intervals counts as lost."""
     keepalive_seconds: Annotated[float, Field(ge=1)] = 20.0
     """A connection silent for so long is probed; without an answer for as long again it counts as dead."""
     max_transfers: Positive = 8
     """Artifact downloads served at the same time; more wait their turn."""
+
+
+class TlsSection(Section):
+    """Mutual TLS, with the files that `fedpft certs issue` writes; files that change are read anew."""
+
+    certificate: Path | None = None
+    """The coordinator's certificate, tls.crt; unset speaks plain text."""
+    key: Path | None = None
+    """Its key, tls.key."""
+    ca: Path | None = None
+    """Certificate of the authority whose workers and admins are let in, ca.crt."""
+    revoked: Path | None = None
+    """The authority's list of revoked certificates, revoked.pem; unset knows of none."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "TlsSection":
+        given = [path is not None for path in (self.certificate, self.key, self.ca)]
+        if any(given) and not all(given):
+            raise ValueError("certificate, key and ca must be set together")
+        if self.revoked is not None and not all(given):
+            raise ValueError("revoked needs certificate, key and ca")
+        return self
+
+
+class AdmissionSection(Section):
+    """Who may take part in the run."""
+
+    workers: tuple[WorkerName, ...] | None = None
+    """Names of the workers that may join; unset admits any, under TLS any that has a worker's certificate."""
 
 
 class ComputeSection(Section):
@@ -336,6 +367,10 @@ class RunConfig(Section):
     """The federated rounds."""
     server: ServerSection = ServerSection()
     """Where the coordinator listens."""
+    tls: TlsSection = TlsSection()
+    """Mutual TLS, with the files that `fedpft certs issue` writes; files that change are read anew."""
+    admission: AdmissionSection = AdmissionSection()
+    """Who may take part in the run."""
     compute: ComputeSection = ComputeSection()
     """Where the coordinator computes."""
 
@@ -354,6 +389,9 @@ class RunConfig(Section):
             raise ValueError("realignment.drift needs gradient_gap.batches >= 1")
         if self.rounds.minimum > (self.rounds.sample or self.rounds.workers):
             raise ValueError("rounds.minimum must not exceed the workers of a round")
+        admitted = self.admission.workers
+        if admitted is not None and len(set(admitted)) < self.rounds.workers:
+            raise ValueError("rounds.workers must not exceed the workers that admission.workers names")
         if self.rounds.over_select and self.rounds.sample is None:
             raise ValueError("rounds.over_select needs rounds.sample: without it all workers are asked")
         if self.task.kind is TaskKind.CAUSAL_LM and self.adapter.targets is AdapterTargets.NONE:

@@ -86,6 +86,9 @@ def _anchored(config: RunConfig, folder: Path) -> RunConfig:
             "data": DataSection(
                 root=anchored(config.data.root), public=data(config.data.public), test=data(config.data.test)
             ),
+            "tls": config.tls.model_copy(
+                update={name: anchored(getattr(config.tls, name)) for name in type(config.tls).model_fields}
+            ),
             "sub_fm": sub_fm.model_copy(update={"path": anchored(sub_fm.path)}),
         }
     )

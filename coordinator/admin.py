@@ -10,6 +10,7 @@ from grpc import aio
 from common import wire
 from common.records import Event, RunStatus
 from common.rpc import Address, call, domain_error, new_channel
+from common.tls import Tls
 
 _CALL_SECONDS = 10.0
 
@@ -17,8 +18,8 @@ _CALL_SECONDS = 10.0
 class Admin:
     """A connection to a coordinator's AdminService; an async context. Calls raise domain errors."""
 
-    def __init__(self, address: Address) -> None:
-        self._channel = new_channel(address)
+    def __init__(self, address: Address, tls: Tls | None = None) -> None:
+        self._channel = new_channel(address, tls=tls)
         self._stub: Any = admin_pb2_grpc.AdminServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:

@@ -1,14 +1,17 @@
-"""`fedpft coordinator` (also `fedpft-coordinator`), `fedpft init`, `fedpft status`, `fedpft export`."""
+"""`fedpft coordinator` (also `fedpft-coordinator`), and the owner's init, build, status, stop and export."""
 
 import json
 import signal
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from common.console import plain_errors, run_async
+
+if TYPE_CHECKING:
+    from coordinator.admin import Admin
 
 app = typer.Typer(add_completion=False)
 
@@ -145,26 +148,52 @@ def build(
         build_ahead(loaded, out)
 
 
+CoordinatorAddress = Annotated[
+    str, typer.Option("--coordinator", metavar="HOST:PORT", help="Address of a running coordinator.")
+]
+AdminTls = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls",
+        envvar="FEDPFT_TLS",
+        help="Folder with tls.crt, tls.key and ca.crt, as `fedpft certs issue --role admin` writes it. "
+        "[default: plain text]",
+    ),
+]
+AllowPlainText = Annotated[bool, typer.Option("--insecure", help="Allow plain text to another machine.")]
+
+
+def _admin(coordinator: str, tls: Path | None, insecure: bool) -> "Admin":
+    """A connection to the coordinator. Raises AddressError, CertificateError."""
+    from common.identity import Role
+    from common.rpc import Address, require_loopback
+    from common.tls import open_tls
+    from coordinator.admin import Admin
+
+    address = Address.parse(coordinator)
+    if tls is None:
+        require_loopback(address, insecure)
+    return Admin(address, open_tls(tls, Role.ADMIN))
+
+
 def status(
-    coordinator: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Address of a running coordinator.")
-    ] = "127.0.0.1:7070",
+    coordinator: CoordinatorAddress = "127.0.0.1:7070",
     run: Annotated[
         Path | None, typer.Option(help="Read a run's directory instead; works after its end.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay and follow the run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    tls: AdminTls = None,
+    insecure: AllowPlainText = False,
 ) -> None:
     """Show where a run stands and what it waits for."""
     import asyncio
 
     from common.records import RunStatus
-    from common.rpc import Address
-    from coordinator.admin import Admin
     from coordinator.live import follow, show
 
     async def main() -> RunStatus:
-        async with Admin(Address.parse(coordinator)) as admin:
+        async with _admin(coordinator, tls, insecure) as admin:
             if watch and not as_json:
                 return await follow(admin)
             return await admin.status()
@@ -180,6 +209,23 @@ def status(
             typer.echo(json.dumps(asdict(current), indent=2))
         else:
             show(current)
+
+
+def stop(
+    coordinator: CoordinatorAddress = "127.0.0.1:7070",
+    tls: AdminTls = None,
+    insecure: AllowPlainText = False,
+) -> None:
+    """End a running coordinator in order; started again, it goes on from the last committed step."""
+    import asyncio
+
+    async def main() -> None:
+        async with _admin(coordinator, tls, insecure) as admin:
+            await admin.stop()
+
+    with plain_errors():
+        asyncio.run(main())
+        typer.echo("the coordinator stops; the same command starts it again")
 
 
 def export(

@@ -18,14 +18,17 @@ from grpc_reflection.v1alpha import reflection
 
 from common import faultpoints
 from common.compute import Compute
-from common.config import RunConfig
+from common.config import RunConfig, TlsSection
 from common.errors import FedPftError, Stopped, StoreError
 from common.faultpoints import Point, reach
 from common.files import locked, write_atomically
+from common.identity import Role
 from common.records import Phase, RunSpec, TaskSpec, TrainingSpec
 from common.rpc import Address, new_server, require_loopback
 from common.telemetry import open_metrics
+from common.tls import Tls, TlsFiles
 from coordinator import retention
+from coordinator.access import Admission, Gate
 from coordinator.campaign import Campaign
 from coordinator.inbox import Inbox
 from coordinator.journal import Journal
@@ -58,13 +61,15 @@ class Ending:
 async def serve(config: RunConfig) -> Ending:
     """Run the coordinator until the run ends or a signal comes.
 
-    Raises AddressError, StoreError, ModelError, DataError, RunFailed.
+    Raises AddressError, CertificateError, StoreError, ModelError, DataError, RunFailed.
     """
     faultpoints.arm(os.environ)
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
     address = Address.parse(config.server.listen)
-    require_loopback(address, config.server.insecure)
+    tls = _tls(config.tls)
+    if tls is None:
+        require_loopback(address, config.server.insecure)
     with contextlib.ExitStack() as resources:
         resources.enter_context(locked(config.run.directory, "a coordinator"))
         store = Store(config.run.directory)
@@ -73,7 +78,8 @@ async def serve(config: RunConfig) -> Ending:
         if store.outcome() == Phase.FINISHED and store.dismissed():
             log.info("the run in %s is finished; nothing to do", config.run.directory)
             return Ending()
-        server, address = new_server(address, config.server.keepalive_seconds)
+        gates = [Gate(tls)] if tls else []
+        server, address = new_server(address, config.server.keepalive_seconds, tls, gates)
         metrics = Metrics()
         endpoint = open_metrics(config.server.metrics, metrics.registry, config.server.insecure)
         resources.callback(endpoint.close)
@@ -101,7 +107,13 @@ class _Service:
         self._sessions, self._inbox = Sessions(config.server.heartbeat_seconds), Inbox(store)
         shared = (store, self._sessions, self._inbox, self._journal, meter, metrics)
         self._campaign = Campaign(config, *shared, compute)
-        self._federation = FederationService(run_spec(run_id, config), *shared, config.server.max_transfers)
+        names = config.admission.workers
+        self._federation = FederationService(
+            run_spec(run_id, config),
+            *shared,
+            config.server.max_transfers,
+            Admission(None if names is None else frozenset(names)),
+        )
         self._ending = Ending()
 
     async def serve(self, address: Address, metrics_port: int) -> Ending:
@@ -227,12 +239,21 @@ async def _register(server: aio.Server, federation: FederationService, admin: Ad
     reflection.enable_server_reflection(reflected, server)
 
 
+def _tls(section: TlsSection) -> Tls | None:
+    """The coordinator's end of TLS, where the configuration names its files."""
+    if section.certificate is None or section.key is None or section.ca is None:
+        return None
+    return Tls(TlsFiles(section.certificate, section.key, section.ca, section.revoked), Role.COORDINATOR)
+
+
 def identity(config: RunConfig) -> str:
-    """What makes a run this run: all but where it listens and where its directory is.
+    """What makes a run this run: all but where its directory is, where it listens, and for whom.
 
     The threads count: another number of them gives other bits.
     """
-    return config.model_dump_json(exclude={"server": True, "run": {"directory"}})
+    return config.model_dump_json(
+        exclude={"server": True, "tls": True, "admission": True, "run": {"directory"}}
+    )
 
 
 def run_spec(run_id: str, config: RunConfig) -> RunSpec:

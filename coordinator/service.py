@@ -15,6 +15,7 @@ from common.errors import BadMessage, BrokenTransfer, FedPftError, UnknownArtifa
 from common.faultpoints import Point, reach
 from common.records import ArtifactKind, JoinReply, RunSpec, RunStatus, UpdateHeader
 from common.rpc import FRAME_BYTES, STALL_SECONDS, answers
+from coordinator.access import Admission
 from coordinator.inbox import Inbox
 from coordinator.journal import Journal
 from coordinator.meter import Meter
@@ -25,8 +26,18 @@ from coordinator.store import Store
 
 log = logging.getLogger(__name__)
 
-# Only these ever leave; the plan, other workers' updates and the server optimiser's state do not.
-_PUBLISHED = frozenset(ArtifactKind) - {ArtifactKind.PLAN, ArtifactKind.UPDATE, ArtifactKind.SERVER_STATE}
+# Only these ever leave; the plan, other workers' updates and the server optimiser's state do not. A kind
+# that is new stays until somebody adds it here.
+_PUBLISHED = frozenset(
+    {
+        ArtifactKind.SUB_MODEL,
+        ArtifactKind.NEURON_PATCH,
+        ArtifactKind.ADAPTER,
+        ArtifactKind.TOKENIZER,
+        ArtifactKind.TOKENIZER_CONFIG,
+        ArtifactKind.IMAGE_PROCESSOR,
+    }
+)
 
 
 class FederationService(federation_pb2_grpc.FederationServiceServicer):
@@ -42,16 +53,19 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         meter: Meter,
         metrics: Metrics,
         max_transfers: int,
+        admission: Admission | None = None,
     ) -> None:
         self._run, self._store = run, store
         self._sessions, self._inbox = sessions, inbox
         self._journal, self._meter, self._metrics = journal, meter, metrics
+        self._admission = admission or Admission()
         # Memory grows with concurrent streams, so their number is capped and the rest waits.
         self._transfers = asyncio.Semaphore(max_transfers)
 
     @answers
     async def Join(self, request: federation_pb2.JoinRequest, context: Any) -> federation_pb2.JoinResponse:
         joining = wire.join_request_from_pb(request)
+        self._admission.require(joining.worker, context)
         session, version = self._sessions.join(joining)
         self._store.remember_worker(joining.worker, joining.examples, joining.software)
         self._inbox.note(Returned(joining.worker))
@@ -73,7 +87,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
     async def WatchTasks(
         self, request: federation_pb2.WatchTasksRequest, context: Any
     ) -> AsyncIterator[federation_pb2.WatchTasksResponse]:
-        session = self._sessions.find(request.session)
+        session = self._session(request.session, context)
         self._count(session, "control", request)
         async for task in self._sessions.tasks(session):
             message = wire.task_to_pb(task)
@@ -84,7 +98,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
     async def Heartbeat(
         self, request: federation_pb2.HeartbeatRequest, context: Any
     ) -> federation_pb2.HeartbeatResponse:
-        session = self._sessions.find(request.session)
+        session = self._session(request.session, context)
         reply = federation_pb2.HeartbeatResponse()
         self._count(session, "control", request, reply)
         if self._sessions.report(session, wire.progress_from_pb(request.progress)):
@@ -101,7 +115,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
     async def DownloadArtifact(
         self, request: federation_pb2.DownloadArtifactRequest, context: Any
     ) -> AsyncIterator[federation_pb2.DownloadArtifactResponse]:
-        session = self._sessions.find(request.session)
+        session = self._session(request.session, context)
         artifact = self._store.artifact(request.sha256)
         if artifact.kind not in _PUBLISHED:
             raise UnknownArtifact(f"there is no artifact {request.sha256[:12]}…")
@@ -120,7 +134,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self, request: federation_pb2.OfferUpdateRequest, context: Any
     ) -> federation_pb2.OfferUpdateResponse:
         header = wire.header_from_pb(request.header)
-        session = self._sessions.find(header.session)
+        session = self._session(header.session, context)
         reply = federation_pb2.OfferUpdateResponse()
         with self._refusals(session, header):
             if self._inbox.admit(session.worker, session.examples, header):
@@ -141,7 +155,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         if first is None or first.WhichOneof("part") != "header":
             raise BadMessage("a submission begins with its header")
         header = wire.header_from_pb(first.header)
-        session = self._sessions.find(header.session)
+        session = self._session(header.session, context)
         self._count(session, "update", first)
         async with self._inbox.turn(session.worker):
             with self._refusals(session, header):
@@ -205,7 +219,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
 
     @answers
     async def Leave(self, request: federation_pb2.LeaveRequest, context: Any) -> federation_pb2.LeaveResponse:
-        session = self._sessions.find(request.session)
+        session = self._session(request.session, context)
         reply = federation_pb2.LeaveResponse()
         self._count(session, "control", request, reply)
         self._sessions.leave(session)
@@ -217,6 +231,12 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
             session.worker,
         )
         return reply
+
+    def _session(self, token: str, context: Any) -> Session:
+        """The caller's session. Raises UnknownSession, SessionReplaced, NotAllowed for another worker's."""
+        session = self._sessions.find(token)
+        self._admission.require(session.worker, context)
+        return session
 
     def _count(self, session: Session, kind: str, up: Message | None, down: Message | None = None) -> None:
         if up is not None:

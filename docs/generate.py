@@ -16,12 +16,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo, OptionInfo
 
+from cli.certs import certs
 from cli.datasets import datasets, split
 from cli.demo import demo
 from common.config import RunConfig
 from common.config_file import explain
 from common.console import EXIT_FAILED, EXIT_USAGE
-from coordinator.cli import build, coordinator, export, init, status
+from coordinator.cli import build, coordinator, export, init, status, stop
 from worker.cli import worker
 
 OUT = Path(__file__).with_name("configuration.md")
@@ -38,7 +39,7 @@ what it does. Relative paths are relative to the file. An unknown key is an erro
 the file, the key, the rule and the value.
 
 A run's directory remembers its configuration. The same directory with other settings is refused,
-except for `run.directory` and everything in `[server]`.
+except for `run.directory` and everything in `[server]`, `[tls]` and `[admission]`.
 """
 
 COMMANDS: tuple[Callable[..., None], ...] = (
@@ -47,6 +48,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     init,
     build,
     status,
+    stop,
     export,
     datasets,
     split,
@@ -86,6 +88,9 @@ BREAKING: tuple[dict[str, Any], ...] = (
         "adapter": {"targets": "attention+ffn"},
         "realignment": {"every": 1},
     },
+    ALLOWED | {"admission": {"workers": ["a"]}},
+    ALLOWED | {"tls": {"key": "tls.key"}},
+    ALLOWED | {"tls": {"revoked": "revoked.pem"}},
 )
 
 
@@ -110,7 +115,7 @@ def rule(annotation: Any, metadata: list[Any]) -> str:
     elif inspect.isclass(annotation) and issubclass(annotation, Enum):
         kind = " or ".join(f'`"{member.value}"`' for member in annotation)
     elif origin is tuple:
-        kind = f"list of {NAMES[inner[0]]}"
+        kind = f"list of {rule(inner[0], [])}"
     else:
         kind = NAMES[annotation]
     return ", ".join([kind, *told])
@@ -170,13 +175,13 @@ def relations() -> Iterator[str]:
             raise AssertionError(f"no longer against a rule: {broken}")
 
 
-def command(function: Callable[..., None]) -> Iterator[str]:
-    """A command: what it does, and a table of its options."""
+def command(function: Callable[..., None], called: str) -> Iterator[str]:
+    """A command by the name that it is called by: what it does, and a table of its options."""
     parameters = inspect.signature(function).parameters
     app = typer.Typer(add_completion=False)
     app.command()(function)
     spelled = {str(p.name): p.opts for p in typer.main.get_command(app).params}
-    yield f"\n### `fedpft {function.__name__}`\n\n{inspect.getdoc(function)}"
+    yield f"\n### `{called}`\n\n{inspect.getdoc(function)}"
     if not parameters:
         return
     yield "\n| option | type and rule | default | what it is |\n|---|---|---|---|"
@@ -217,7 +222,10 @@ def page() -> str:
     lines.append("\n`fedpft-coordinator` and `fedpft-worker` are the same as `fedpft coordinator` and")
     lines.append("`fedpft worker`, for hosts that run only one of them.")
     for function in COMMANDS:
-        lines += command(function)
+        lines += command(function, f"fedpft {function.__name__}")
+    for known in certs.registered_commands:
+        assert known.callback is not None
+        lines += command(known.callback, f"fedpft certs {known.name or known.callback.__name__}")
     return "\n".join([*lines, *exit_codes()]) + "\n"
 
 

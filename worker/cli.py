@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from common.console import run_async
+from common.console import plain_errors, run_async
 
 app = typer.Typer(add_completion=False)
 
@@ -31,7 +31,17 @@ def worker(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(help="Name in the run, the same after a restart. [default: the host's name]"),
+        typer.Option(
+            help="Name in the run, the same after a restart. [default: the certificate's, else the host's]"
+        ),
+    ] = None,
+    tls: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FEDPFT_TLS",
+            help="Folder with tls.crt, tls.key and ca.crt, as `fedpft certs issue --role worker` writes it. "
+            "[default: plain text]",
+        ),
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     pair_column: Annotated[
@@ -69,7 +79,9 @@ def worker(
     """Join a run and fine-tune its sub-FM on private data, until the run is over."""
     # torch takes seconds to import; --help should not.
     from common.examples import Columns
+    from common.identity import Role
     from common.telemetry import set_up_logging
+    from common.tls import open_tls
     from worker.data import Source
     from worker.process import WorkerOptions, work
 
@@ -77,6 +89,10 @@ def worker(
         raise typer.BadParameter("give exactly one of --data and --preset")
     columns = Columns(text_column, pair_column, label_column or None, image_column)
 
+    with plain_errors():
+        opened = open_tls(tls, Role.WORKER)
+    if name is None and opened is not None:
+        name = opened.identity.name
     name = name or socket.gethostname().partition(".")[0]
     set_up_logging(f"worker[{name}]", verbose=verbose)
     run_async(
@@ -92,6 +108,7 @@ def worker(
                 device=device,
                 threads=threads,
                 keepalive=keepalive,
+                tls=opened,
             )
         )
     )

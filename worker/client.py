@@ -19,6 +19,7 @@ from common.errors import (
     BadDigest,
     BrokenTransfer,
     FedPftError,
+    NotAllowed,
     RunFailed,
     StoreError,
     UnknownSession,
@@ -42,6 +43,7 @@ from common.rpc import (
     domain_error,
     new_channel,
 )
+from common.tls import Tls
 from worker.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -122,11 +124,12 @@ class Coordinator:
         patience: float,
         metrics: Metrics,
         keepalive_seconds: float = KEEPALIVE_SECONDS,
+        tls: Tls | None = None,
     ) -> None:
         self._address, self._joining, self._patience = address, joining, patience
-        self._metrics = metrics
-        self._channel = new_channel(address, keepalive_seconds)
-        self._stub: Any = federation_pb2_grpc.FederationServiceStub(self._channel)
+        self._metrics, self._keepalive_seconds, self._tls = metrics, keepalive_seconds, tls
+        self._channels: list[aio.Channel] = []
+        self._connect()
         self._session = ""
         self._run_id = ""
         self._protocol = PROTOCOL_MIN
@@ -134,10 +137,29 @@ class Coordinator:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._channel.close()
+        for channel in self._channels:
+            await channel.close()
+
+    def _connect(self) -> None:
+        self._shown = self._tls.version() if self._tls else None
+        channel = new_channel(self._address, self._keepalive_seconds, self._tls)
+        # An earlier one stays open: calls may be under way on it, and closing would cancel their tasks.
+        self._channels.append(channel)
+        self._newest: Any = federation_pb2_grpc.FederationServiceStub(channel)
+
+    @property
+    def _stub(self) -> Any:
+        """The stub to call by: after a renewal of the certificate, one that shows the new."""
+        self._renew()
+        return self._newest
+
+    def _renew(self) -> None:
+        if self._tls is not None and self._tls.version() != self._shown:
+            log.info("the certificate was renewed; connecting anew")
+            self._connect()
 
     async def join(self) -> JoinReply:
-        """Enter the run. Raises ProtocolMismatch, and Unreachable after `patience` seconds."""
+        """Enter the run. Raises ProtocolMismatch, NotAllowed, and Unreachable after `patience` seconds."""
         return await self._persist(lambda _: self._join())
 
     async def _call(self, name: str, kind: str, request: Message, seconds: float = _CALL_SECONDS) -> Any:
@@ -168,7 +190,7 @@ class Coordinator:
         """Tasks as the coordinator pushes them, across reconnections, up to the last."""
         outage = Outage()
         while True:
-            session = self._session
+            session, shown = self._session, self._shown
             try:
                 request = federation_pb2.WatchTasksRequest(session=session)
                 self._count("control", request, None)
@@ -181,7 +203,7 @@ class Coordinator:
                 return
             except aio.AioRpcError as error:
                 if error.code() is not StatusCode.DEADLINE_EXCEEDED:
-                    await self._recover(domain_error(error), session, outage, told=True)
+                    await self._recover(domain_error(error), session, shown, outage, told=True)
 
     async def heartbeat(self, progress: Progress) -> None:
         """Say "alive"; a failure is for the other calls to notice."""
@@ -272,21 +294,27 @@ class Coordinator:
         """Try until it works; each try makes its call anew, and tells the outage what came through."""
         outage = Outage()
         while True:
-            session = self._session
+            session, shown = self._session, self._shown
             try:
                 return await attempt(outage)
             except aio.AioRpcError as error:
-                await self._recover(domain_error(error), session, outage, told=True)
+                await self._recover(domain_error(error), session, shown, outage, told=True)
             except (BadDigest, BrokenTransfer) as error:
-                await self._recover(error, session, outage)
+                await self._recover(error, session, shown, outage)
 
-    async def _recover(self, error: FedPftError, session: str, outage: Outage, told: bool = False) -> None:
+    async def _recover(
+        self, error: FedPftError, session: str, shown: object, outage: Outage, told: bool = False
+    ) -> None:
         """Wait, or join anew, as the error asks; raise it when it is not one that passes.
 
         `told` by the coordinator: a disk of its that is full may be freed again.
         """
         if isinstance(error, UnknownSession):
             await self._rejoin(session)
+            return
+        self._renew()
+        if isinstance(error, NotAllowed) and shown != self._shown:
+            # The old certificate was refused, and there is a new one by now.
             return
         passes = isinstance(error, Unreachable | BrokenTransfer | BadDigest)
         if not (passes or (told and isinstance(error, StoreError))):

@@ -13,11 +13,12 @@ import torch
 
 from common import faultpoints
 from common.compute import Compute
-from common.errors import Stopped
+from common.errors import CertificateError, Stopped
 from common.files import locked
 from common.records import PROTOCOL_MAX, PROTOCOL_MIN, JoinRequest
 from common.rpc import KEEPALIVE_SECONDS, Address, require_loopback
 from common.telemetry import open_metrics
+from common.tls import Tls
 from common.wire import worker_name
 from worker.client import Coordinator
 from worker.data import PrivateData, Source
@@ -41,19 +42,26 @@ class WorkerOptions:
     device: str = "cpu"
     threads: int | None = None
     keepalive: float = KEEPALIVE_SECONDS
+    tls: Tls | None = None
 
 
 async def work(options: WorkerOptions) -> signal.Signals | None:
     """Run a worker until its run is over; returns the signal that ended it before, if one did.
 
-    Raises DataError, AddressError, StoreError, Unreachable, ProtocolMismatch, SessionReplaced, RunFailed.
+    Raises DataError, AddressError, CertificateError, NotAllowed, StoreError, Unreachable, ProtocolMismatch,
+    SessionReplaced, RunFailed.
     """
     faultpoints.arm(os.environ)
     if options.threads:
         torch.set_num_threads(options.threads)
     address = Address.parse(options.coordinator)
-    require_loopback(address, options.insecure)
     name = worker_name(options.name)
+    if options.tls is None:
+        require_loopback(address, options.insecure)
+    elif options.tls.identity.name != name:
+        raise CertificateError(
+            f"the certificate is {options.tls.identity}'s, not worker/{name}'s; leave out --name"
+        )
     with locked(options.folder, f"worker {name}"):
         return await _work_in_folder(options, name, address)
 
@@ -65,7 +73,7 @@ async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -
     metrics = Metrics()
     endpoint = open_metrics(options.metrics, metrics.registry, options.insecure)
     compute = Compute()
-    coordinator = Coordinator(address, joining, options.join_timeout, metrics, options.keepalive)
+    coordinator = Coordinator(address, joining, options.join_timeout, metrics, options.keepalive, options.tls)
     place = Place(options.folder, torch.device(options.device))
     worker = Worker(name, coordinator, data, place, compute, metrics)
     ended_by: signal.Signals | None = None

@@ -1,0 +1,136 @@
+"""A coordinator's services behind mutual TLS on a real socket, and certificates of every kind for callers."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from unittest.mock import patch
+
+import grpc
+import torch
+from grpc import aio
+
+from common import authority as authority_module
+from common.authority import REVOKED, Authority
+from common.identity import Identity, Role
+from common.records import (
+    AdapterSpec,
+    AdapterTargets,
+    ArtifactKind,
+    JoinRequest,
+    Phase,
+    RunSpec,
+    RunStatus,
+    TaskKind,
+    TaskSpec,
+    TrainingSpec,
+)
+from common.rpc import Address, new_server
+from common.tls import Tls, TlsFiles, open_tls
+from coordinator.access import Admission, Gate
+from coordinator.inbox import Inbox
+from coordinator.journal import Journal
+from coordinator.meter import Meter
+from coordinator.metrics import Metrics
+from coordinator.process import _register
+from coordinator.service import AdminService, FederationService
+from coordinator.sessions import Sessions
+from coordinator.store import Store
+from worker.client import Coordinator
+from worker.metrics import Metrics as WorkerMetrics
+
+RUN = RunSpec(
+    "run",
+    TaskSpec(TaskKind.TEXT_CLASSIFICATION, ("no", "yes"), 16, False),
+    AdapterSpec(AdapterTargets.ATTENTION, 8, 32.0, 0.1),
+    TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0),
+    7,
+)
+
+COORDINATOR = Identity(Role.COORDINATOR, "hub")
+
+
+class Certificates:
+    """An authority and the folders that it filled, by ROLE-NAME."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority = Authority.create(folder / "authority", "test")
+
+    @property
+    def revoked(self) -> Path:
+        """The revocation list."""
+        return self.folder / "authority" / REVOKED
+
+    def issue(self, role: Role, name: str, out: str | None = None, lived: bool = False) -> Path:
+        """A new key and certificate; `lived`: one whose time is over."""
+        folder = self.folder / (out or f"{role}-{name}")
+        now = datetime.now(UTC)
+        past = (now - timedelta(days=2), now - timedelta(seconds=1))
+        period = past if lived else (now - timedelta(minutes=5), now + timedelta(days=1))
+        with patch.object(authority_module, "_period", lambda _: period):
+            self.authority.issue(Identity(role, name), folder)
+        return folder
+
+    def server_files(self, folder: Path) -> TlsFiles:
+        """What a coordinator is configured with."""
+        files = TlsFiles.in_folder(folder)
+        return TlsFiles(files.certificate, files.key, files.authority, self.revoked)
+
+
+class Guarded:
+    """The services of a coordinator that admits workers a and b, listening with TLS."""
+
+    def __init__(self, certificates: Certificates, files: TlsFiles) -> None:
+        self.certificates = certificates
+        self.tls = Tls(files, Role.COORDINATOR)
+        self.stops: list[str] = []
+
+    async def start(self, folder: Path) -> None:
+        self.store = Store(folder / "run")
+        self.store.open_run("run", "{}")
+        self.adapter = self.store.add_tensors(ArtifactKind.ADAPTER, {"x": torch.zeros(4)})
+        metrics, self.sessions = Metrics(), Sessions(1.0)
+        self.inbox, self.journal = Inbox(self.store), Journal(self.store)
+        meter = Meter(self.store, metrics)
+        self.server, self.address = new_server(
+            Address("127.0.0.1", 0), tls=self.tls, interceptors=[Gate(self.tls)]
+        )
+        federation = FederationService(
+            RUN,
+            self.store,
+            self.sessions,
+            self.inbox,
+            self.journal,
+            meter,
+            metrics,
+            2,
+            Admission(frozenset({"a", "b"})),
+        )
+        admin = AdminService(self._status, self.journal, self.stops.append)
+        await _register(self.server, federation, admin)
+        await self.server.start()
+
+    def _status(self) -> RunStatus:
+        return RunStatus("run", Phase.WAITING, 0, 1, "", 0, 0, (), (), (), None, "", "")
+
+    async def stop(self) -> None:
+        self.sessions.close()
+        self.journal.close()
+        await self.server.stop(0.2)
+        self.store.close()
+
+    def channel(self, folder: Path) -> aio.Channel:
+        """A channel that shows the certificate in `folder`, whatever that is worth."""
+        files = TlsFiles.in_folder(folder)
+        credentials = grpc.ssl_channel_credentials(
+            (self.certificates.folder / "authority" / "ca.crt").read_bytes(),
+            files.key.read_bytes(),
+            files.certificate.read_bytes(),
+        )
+        return aio.secure_channel(str(self.address), credentials)
+
+    def worker(self, folder: Path, name: str, patience: float = 1.0) -> Coordinator:
+        """A real worker's connection."""
+        joining = JoinRequest(name, 1, 2, "test", 5)
+        return Coordinator(
+            self.address, joining, patience, WorkerMetrics(), tls=open_tls(folder, Role.WORKER)
+        )
