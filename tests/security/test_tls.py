@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
@@ -12,19 +13,25 @@ from unittest.mock import patch
 
 import grpc
 import pytest
-from fedpft.v1 import federation_pb2_grpc
+import torch
+from fedpft.v1 import federation_pb2, federation_pb2_grpc
 from grpc import aio
 
 from common import tls as tls_module
+from common import wire
 from common.certificates import AUTHORITY, CERTIFICATE, KEY
 from common.errors import CertificateError, NotAllowed, Unreachable
 from common.identity import Role
-from common.records import ArtifactKind, StopTask, WaitTask
-from common.rpc import Address, new_channel
+from common.records import ArtifactKind, Chunk, StopTask, UpdateHeader, WaitTask
+from common.rpc import Address, call, new_channel
+from common.schema import schema_of
+from common.tensors import to_bytes
 from common.tls import Tls, TlsFiles, open_tls
 from coordinator.admin import Admin
+from coordinator.inbox import Expected, update_schema
+from coordinator.rounds import RoundState
 from coordinator.sessions import Assignment
-from tests.security.guarded import COORDINATOR, Certificates, Guarded
+from tests.security.guarded import COORDINATOR, RUN, Certificates, Guarded
 
 
 @pytest.fixture
@@ -202,6 +209,31 @@ async def test_a_stream_that_is_open_tells_a_revoked_worker_nothing_more(
     guarded.sessions.assign("a", Assignment(WaitTask("a secret")))
     with pytest.raises(NotAllowed, match="is revoked"):
         await anext(tasks)
+    await worker.close()
+
+
+async def test_an_upload_under_way_ends_when_its_worker_is_revoked(
+    guarded: Guarded, certificates: Certificates
+) -> None:
+    expected = Expected(guarded.adapter, update_schema(schema_of({"x": torch.zeros(4)}), RUN.adapter, {}))
+    guarded.inbox.open(RoundState(1, frozenset({"a"}), 1, closes_at=1e12), expected)
+    worker = guarded.worker(certificates.issue(Role.WORKER, "a"), "a")
+    await worker.join()
+    content = to_bytes({"delta.x": torch.ones(4)})
+    digest = hashlib.sha256(content).hexdigest()
+    header = UpdateHeader(worker._session, 1, guarded.adapter.sha256, len(content), digest, 5, 0.5, 1.0)
+
+    async def messages() -> AsyncIterator[federation_pb2.SubmitUpdateRequest]:
+        yield federation_pb2.SubmitUpdateRequest(header=wire.header_to_pb(header))
+        async with asyncio.timeout(10):
+            while not list((guarded.store.directory / "spool").iterdir()):
+                await asyncio.sleep(0.01)
+        certificates.authority.revoke("worker/a")
+        yield federation_pb2.SubmitUpdateRequest(chunk=wire.chunk_to_pb(Chunk(0, content)))
+
+    with pytest.raises(NotAllowed, match="is revoked"):
+        await call(worker._stub.SubmitUpdate(messages(), timeout=20))
+    assert guarded.store.updates(1) == []
     await worker.close()
 
 
