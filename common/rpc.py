@@ -72,6 +72,8 @@ def _channel_options(keepalive_seconds: float) -> Options:
         ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
+        # Several workers in one process have a connection each, as in processes of their own.
+        ("grpc.use_local_subchannel_pool", 1),
         # Peers are addressed directly; a proxy from the environment would only get in the way.
         ("grpc.enable_http_proxy", 0),
     ]
