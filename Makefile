@@ -28,7 +28,7 @@ test-security: $(VENV)/installed ## Every call by every kind of caller, TLS from
 	$(BIN)/pytest tests/security -m '' -q
 
 test-faults: $(VENV)/installed ## Kill, cut off and fill up services at every point of a run; about 15 minutes
-	$(BIN)/pytest tests/faults -m '' --dist=worksteal -q
+	$(BIN)/pytest tests/faults -m '' --numprocesses=3 --dist=worksteal -q
 
 lint: $(VENV)/installed ## Check style and format
 	$(BIN)/ruff check .

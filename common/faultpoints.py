@@ -118,6 +118,20 @@ def reach(point: Point, subject: str, lose: Callable[[], object] | None = None) 
         _act(_armed.action, name, lose)
 
 
+def undoing_rename(temporary: Path, final: Path) -> Callable[[], object] | None:
+    """What a power loss after the rename that is about to come would do; None unless one is armed."""
+    if _armed is None or _armed.action is not Action.POWER:
+        return None
+    before = final.read_bytes() if final.exists() else None
+
+    def undo() -> None:
+        final.rename(temporary)
+        if before is not None:
+            final.write_bytes(before)
+
+    return undo
+
+
 def _act(action: Action, name: str, lose: Callable[[], object] | None) -> None:
     match action:
         case Action.POWER:

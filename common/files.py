@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from common.errors import StoreError
-from common.faultpoints import Point, reach
+from common.faultpoints import Point, reach, undoing_rename
 
 _READ = 1 << 20
 
@@ -43,8 +43,9 @@ def publish(temporary: Path, final: Path, subject: str | None = None) -> None:
     if not final.parent.is_dir():
         final.parent.mkdir(parents=True, exist_ok=True)
         sync_folder(final.parent.parent)
+    undo = undoing_rename(temporary, final)
     temporary.replace(final)
-    reach(Point.FILE_RENAMED, subject, lambda: final.rename(temporary))
+    reach(Point.FILE_RENAMED, subject, undo)
     sync_folder(final.parent)
     reach(Point.FOLDER_SYNCED, subject)
 

@@ -71,8 +71,9 @@ class Inbox:
         """Until the open round closes."""
         assert self.state is not None
         while self.state.phase is RoundPhase.OPEN:
+            until = self.state.next_change(asyncio.get_running_loop().time())
             try:
-                async with asyncio.timeout_at(self.state.next_change):
+                async with asyncio.timeout_at(until):
                     await self._changed.wait()
             except TimeoutError:
                 self.note(Tick())

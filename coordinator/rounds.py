@@ -42,10 +42,10 @@ class RoundState:
         """Those of them for whom the round stays open."""
         return frozenset(w for w in self.missing if w not in self.lost or now < self.lost[w])
 
-    @property
-    def next_change(self) -> float:
-        """When time alone may close it: the deadline, or before it the end of a lost worker's grace."""
-        return min([self.closes_at, *(self.lost[w] for w in self.missing if w in self.lost)])
+    def next_change(self, now: float) -> float:
+        """When time alone may next change it: its deadline, or the end of a lost worker's grace."""
+        graces = (until for worker, until in self.lost.items() if worker in self.missing and until > now)
+        return min([self.closes_at, *graces])
 
 
 @dataclass(frozen=True)
