@@ -1,5 +1,6 @@
 """The services as their callers meet them, over real sockets."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -8,21 +9,36 @@ from typing import Any
 
 import pytest
 import torch
+from fedpft.v1 import federation_pb2
+from grpc.aio import AioRpcError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from common import wire
 from common.chunks import CHUNK_BYTES
-from common.errors import BadUpdate, PeerError, StaleRound, UnknownArtifact
+from common.errors import (
+    BadUpdate,
+    LateUpdate,
+    NotSelected,
+    PeerError,
+    StaleRound,
+    UnknownArtifact,
+    UnknownRound,
+)
 from common.records import (
     AdapterSpec,
     AdapterTargets,
     ArtifactKind,
     ArtifactRef,
+    Chunk,
     JoinRequest,
     RunSpec,
+    SubModelRef,
     TaskKind,
     TaskSpec,
     TrainingSpec,
+    TrainTask,
     UpdateHeader,
+    WaitTask,
 )
 from common.rpc import Address, new_channel, new_server
 from common.schema import schema_of
@@ -35,7 +51,7 @@ from coordinator.metrics import Metrics
 from coordinator.process import _register
 from coordinator.rounds import RoundPhase, RoundState
 from coordinator.service import AdminService, FederationService
-from coordinator.sessions import Sessions
+from coordinator.sessions import Assignment, Sessions
 from coordinator.store import Store
 from worker.client import Coordinator
 from worker.metrics import Metrics as WorkerMetrics
@@ -57,6 +73,7 @@ class Served:
         self.store.open_run("run", "{}")
         self.adapter = self.store.add_tensors(ArtifactKind.ADAPTER, {"x": torch.zeros(4)})
         metrics, self.sessions = Metrics(), Sessions(1.0)
+        self.metrics = metrics
         self.inbox, self.journal = Inbox(self.store), Journal(self.store)
         meter = Meter(self.store, metrics)
         self.server, self.address = new_server(Address("127.0.0.1", 0))
@@ -68,7 +85,7 @@ class Served:
         state = RoundState(1, frozenset({"w", "v"}), 1, closes_at=1e12)
         schema = schema_of({"x": torch.zeros(4)})
         self.inbox.open(state, Expected(self.adapter, update_schema(schema, RUN.adapter, {})))
-        self.worker = Coordinator(self.address, JoinRequest("w", 1, 1, "test", 5), 0.5, WorkerMetrics())
+        self.worker = Coordinator(self.address, JoinRequest("w", 1, 2, "test", 5), 0.5, WorkerMetrics())
         await self.worker.join()
 
     async def stop(self) -> None:
@@ -166,11 +183,137 @@ async def test_a_closed_round_takes_no_more(served: Served, tmp_path: Path) -> N
         await served.worker.submit(header, path)
 
 
-async def test_an_upload_that_broke_off_can_be_sent_again(served: Served, tmp_path: Path) -> None:
+def chunks_sent(worker: Coordinator) -> float:
+    """Bytes of update messages that the worker has sent."""
+    (family,) = worker._metrics.transferred.collect()
+    labels = {"kind": "update", "direction": "up"}
+    return sum(s.value for s in family.samples if s.name.endswith("_total") and s.labels == labels)
+
+
+async def test_an_upload_goes_on_where_it_broke_off(served: Served, tmp_path: Path) -> None:
     header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
-    name = f"{header.round}-w-{header.sha256}.part"
-    served.store.spool(name).write_bytes(path.read_bytes()[:20])
+    with served.inbox.receive("w", header) as writer:
+        writer.write(Chunk(0, path.read_bytes()[:60]))
+    assert served.inbox.held("w", header) == 60
     assert await served.worker.submit(header, path) is False
+    # The header twice, offered and sent, and the rest of the file.
+    overhead = chunks_sent(served.worker) - (header.size - 60)
+    assert 0 < overhead < 500
+    assert served.store.path(header.sha256).read_bytes() == path.read_bytes()
+
+
+async def test_an_upload_that_was_complete_when_the_coordinator_died_is_not_sent_again(
+    served: Served, tmp_path: Path
+) -> None:
+    header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
+    with served.inbox.receive("w", header) as writer:
+        writer.write(Chunk(0, path.read_bytes()))
+        writer.commit()
+    assert await served.worker.submit(header, path) is False
+    assert chunks_sent(served.worker) < 500
+    assert served.store.spooled() == []
+
+
+async def test_a_worker_of_protocol_1_sends_from_the_first_byte(served: Served, tmp_path: Path) -> None:
+    header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
+    with served.inbox.receive("w", header) as writer:
+        writer.write(Chunk(0, path.read_bytes()[:60]))
+    old = Coordinator(served.address, JoinRequest("w", 1, 1, "old", 5), 0.5, WorkerMetrics())
+    assert (await old.join()).protocol == 1
+    assert await old.submit(header, path) is False
+    assert served.store.path(header.sha256).read_bytes() == path.read_bytes()
+    await old.close()
+
+
+async def test_damage_to_what_an_upload_left_is_found_at_its_end(served: Served, tmp_path: Path) -> None:
+    header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
+    with served.inbox.receive("w", header) as writer:
+        writer.write(Chunk(0, bytes(60)))
+    # The first try meets the wrong digest and drops what was there, the second begins anew.
+    assert await served.worker.submit(header, path) is False
+    assert served.store.path(header.sha256).read_bytes() == path.read_bytes()
+
+
+async def test_a_newer_submission_takes_over_from_one_whose_connection_is_dead(
+    served: Served, tmp_path: Path
+) -> None:
+    header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
+    going_on = asyncio.Event()
+
+    async def stuck() -> AsyncIterator[federation_pb2.SubmitUpdateRequest]:
+        named = wire.header_to_pb(replace(header, session=served.worker._session))
+        yield federation_pb2.SubmitUpdateRequest(header=named)
+        chunk = wire.chunk_to_pb(Chunk(0, path.read_bytes()[:60]))
+        yield federation_pb2.SubmitUpdateRequest(chunk=chunk)
+        await going_on.wait()
+
+    old = served.worker._stub.SubmitUpdate(stuck(), timeout=30)
+    while served.inbox.held("w", header) < 60:
+        await asyncio.sleep(0.01)
+    assert await served.worker.submit(header, path) is False
+    with pytest.raises(AioRpcError):
+        await old
+    assert [u.sha256 for u in served.store.updates(1)] == [header.sha256]
+
+
+@pytest.mark.parametrize(
+    ("number", "worker", "phase", "error"),
+    [
+        (1, "w", RoundPhase.CLOSED, LateUpdate),
+        (0, "w", RoundPhase.OPEN, StaleRound),
+        (2, "w", RoundPhase.OPEN, UnknownRound),
+        (1, "stranger", RoundPhase.OPEN, NotSelected),
+        (1, "w", None, StaleRound),
+    ],
+)
+async def test_why_an_update_is_refused_has_a_status_and_a_count_of_its_own(
+    served: Served,
+    tmp_path: Path,
+    number: int,
+    worker: str,
+    phase: RoundPhase | None,
+    error: type[StaleRound],
+) -> None:
+    assert served.inbox.state is not None
+    served.inbox.state = replace(served.inbox.state, phase=phase) if phase is not None else None
+    header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
+    sender = Coordinator(served.address, JoinRequest(worker, 1, 2, "test", 5), 0.5, WorkerMetrics())
+    await sender.join()
+    with pytest.raises(StaleRound) as caught:
+        await sender.submit(replace(header, round=number), path)
+    assert type(caught.value) is error
+    counts = {
+        s.labels["result"]: s.value
+        for f in served.metrics.updates.collect()
+        for s in f.samples
+        if s.name.endswith("_total")
+    }
+    assert {result for result, count in counts.items() if count} == {error.__name__}
+    await sender.close()
+
+
+async def test_an_update_that_comes_too_late_to_count_leaves_no_file(served: Served, tmp_path: Path) -> None:
+    header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
+    with served.inbox.receive("w", header) as writer:
+        writer.write(Chunk(0, path.read_bytes()))
+        writer.commit()
+    served.inbox.keep("w", header)
+    assert served.inbox.state is not None
+    served.inbox.state = replace(served.inbox.state, phase=RoundPhase.CLOSED)
+    with pytest.raises(LateUpdate):
+        served.inbox.commit("w", header)
+    assert not served.store.path(header.sha256).exists()
+
+
+async def test_a_receipt_for_an_old_round_leaves_the_present_task(served: Served) -> None:
+    base = ArtifactRef(ArtifactKind.SUB_MODEL, "0" * 64, 1)
+    task = TrainTask(2, SubModelRef("{}", (8,), base, (), ()), base, 1.0, (), 60.0, 1)
+    served.sessions.assign("w", Assignment(task))
+    session = served.sessions.join(JoinRequest("w", 1, 2, "test", 5))[0]
+    served.sessions.release("w", 1)
+    assert await anext(served.sessions.tasks(session)) == task
+    served.sessions.release("w", 2)
+    assert await anext(served.sessions.tasks(session)) == WaitTask("round 2 waits for other workers")
 
 
 async def test_a_download_goes_on_from_what_is_there(served: Served, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from common.records import (
     WaitTask,
     ZeroRule,
 )
-from coordinator.sessions import Assignment, Session, Sessions
+from coordinator.sessions import REMEMBERED_REPLACEMENTS, Assignment, Session, Sessions
 
 
 class Clock:
@@ -124,3 +124,33 @@ async def test_a_training_task_is_given_as_it_is_but_for_the_time_that_is_left(
     clock.now = now
     given = await anext(sessions.tasks(join(sessions)))
     assert given == replace(task, seconds_left=left)
+
+
+async def test_a_stream_that_this_process_wakes_does_not_keep_a_silent_worker_alive(
+    sessions: Sessions, clock: Clock
+) -> None:
+    tasks = list[Task]()
+    watching = asyncio.create_task(collect(sessions, join(sessions), tasks))
+    for second in range(4):
+        clock.now = float(second)
+        sessions.assign_all(WaitTask(str(second)))
+        await asyncio.sleep(0)
+    clock.now = 3.1
+    assert sessions.sweep() == ["w"]
+    watching.cancel()
+
+
+async def test_replaced_sessions_leave_memory_and_flapping_is_news_once_an_interval(
+    sessions: Sessions, clock: Clock
+) -> None:
+    news = 0
+    first = join(sessions)
+    for _ in range(3 * REMEMBERED_REPLACEMENTS):
+        clock.now += 0.01
+        news += join(sessions).first_for_a_while
+    assert len(sessions._by_token) == 1
+    assert len(sessions._replaced) == REMEMBERED_REPLACEMENTS
+    assert 28 <= news <= 30
+    # Long forgotten, it is told to join, and then learns that the name is taken.
+    with pytest.raises(UnknownSession):
+        sessions.find(first.token)
