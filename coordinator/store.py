@@ -112,8 +112,10 @@ class Store:
         return None if value is None else str(value)
 
     def dismissed(self) -> bool:
-        """Whether the workers were told that the run is over."""
-        return self._row("SELECT 1 FROM events WHERE kind = 'workers_dismissed'") is not None
+        """Whether the workers were told of the run's end, since it last entered a phase."""
+        query = "SELECT kind FROM events WHERE kind IN ('phase_entered', 'workers_dismissed') "
+        row = self._row(query + "ORDER BY sequence DESC LIMIT 1")
+        return row is not None and row[0] == "workers_dismissed"
 
     # --- artifacts ---
 

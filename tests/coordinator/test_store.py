@@ -154,3 +154,32 @@ def test_an_unusable_directory_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be used"):
         Store(tmp_path / "file")
+
+
+def test_what_a_round_accepted_is_recorded_with_its_end(store: Store) -> None:
+    updates = [StoredUpdate(name, letter * 64, 5, 0.1, 2.0) for name, letter in (("v", "e"), ("w", "f"))]
+    for update in updates:
+        store.commit_update(1, update, size=9)
+    assert store.open_try(1, ["v", "w"]) == 1
+    assert store.interrupted_try(1) == ["v", "w"]
+    store.close_try(1, 1, "short")
+    assert (store.interrupted_try(1), store.accepted(1)) == (None, None)
+    assert store.open_try(1, ["w"]) == 2
+    store.close_try(1, 2, "closed", ["w"])
+    again = reopened(store)
+    assert again.accepted(1) == updates[1:]
+    assert again.updates(1) == updates
+    assert again.last_selected() == ["w"]
+    again.close()
+
+
+def test_workers_count_as_dismissed_until_the_run_goes_on(store: Store) -> None:
+    told = []
+    for number, kind in enumerate(("phase_entered", "workers_dismissed", "worker_left", "phase_entered"), 1):
+        store.add_event(Event(number, 1.0, kind, "text"))
+        told.append(store.dismissed())
+    assert told == [False, True, True, False]
+
+
+def test_a_setting_that_came_with_a_later_version_does_not_make_another_run(store: Store) -> None:
+    assert store.open_run("other", '{"a": {"b": 1, "new": 3}}') == "run"
