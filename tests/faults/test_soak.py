@@ -91,6 +91,8 @@ def test_fifty_rounds_with_deaths_end_as_without_and_leave_nothing_behind(
     deaths = ", ".join(f"{name} {count}" for name, count in sorted(federation.kills.items()))
     record_property("figures", f"soak, until round {coordinator_until} anybody: killed {deaths}; {figures}")
     if coordinator_until <= 5:
-        # One and the same process since before round 6.
-        for before, after in zip(then, now, strict=True):
-            assert after <= 1.05 * before, figures
+        # One and the same process since before round 6. gRPC's own threads, and with them sockets, come and
+        # go by one; a leak of one a death or round would be dozens.
+        slack = (1, 1, 0)
+        for before, after, one in zip(then, now, slack, strict=True):
+            assert after <= max(1.05 * before, before + one), figures
