@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from common.chunks import ChunkWriter
-from common.errors import BadUpdate, LateUpdate, NotSelected, StaleRound, UnknownRound
+from common.errors import BadUpdate, BrokenTransfer, LateUpdate, NotSelected, StaleRound, UnknownRound
 from common.model.adapter import trained
 from common.model.apoz import from_tensors
 from common.records import AdapterSpec, ArtifactRef, UpdateHeader
@@ -55,6 +55,7 @@ class Inbox:
         self.state: RoundState | None = None
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._receiving: dict[str, asyncio.Task[Any]] = {}
+        self._superseded: set[asyncio.Task[Any]] = set()
 
     def open(self, state: RoundState, expected: Expected) -> None:
         """Begin to take updates."""
@@ -87,13 +88,20 @@ class Inbox:
         """
         task = asyncio.current_task()
         assert task is not None
-        if (receiving := self._receiving.get(worker)) is not None:
+        if (receiving := self._receiving.pop(worker, None)) is not None:
+            self._superseded.add(receiving)
             receiving.cancel()
         async with self._turns[worker]:
             self._receiving[worker] = task
             try:
                 yield
+            except asyncio.CancelledError:
+                if task not in self._superseded:
+                    raise
+                task.uncancel()
+                raise BrokenTransfer("a newer submission of this worker took over") from None
             finally:
+                self._superseded.discard(task)
                 if self._receiving.get(worker) is task:
                     del self._receiving[worker]
 

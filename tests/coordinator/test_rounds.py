@@ -195,7 +195,7 @@ class Round(RuleBasedStateMachine):
 
 
 TestRound = Round.TestCase
-TestRound.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+TestRound.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
 
 
 @given(st.permutations(list(WORKERS)), st.integers(1, 3))

@@ -251,8 +251,10 @@ async def test_a_newer_submission_takes_over_from_one_whose_connection_is_dead(
     while served.inbox.held("w", header) < 60:
         await asyncio.sleep(0.01)
     assert await served.worker.submit(header, path) is False
-    with pytest.raises(AioRpcError):
-        await old
+    with pytest.raises(AioRpcError) as ended:
+        async with asyncio.timeout(5):
+            await old
+    assert "took over" in str(ended.value.details())
     assert [u.sha256 for u in served.store.updates(1)] == [header.sha256]
 
 
