@@ -79,7 +79,7 @@ class Federation:
     def endpoint(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
         """What a coordinator writes once it listens."""
         path = self.run / "endpoint.json"
-        for _ in until(30, f"coordinator listens; {self.log('coordinator')}"):
+        for _ in until(90, f"coordinator listens; {self.log('coordinator')}"):
             assert process.poll() is None, self.log("coordinator")
             if path.exists() and (found := json.loads(path.read_text()))["pid"] == process.pid:
                 return dict(found)
