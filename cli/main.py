@@ -2,6 +2,7 @@
 
 import typer
 
+from cli.audit import audit
 from cli.certs import certs
 from cli.datasets import datasets, split
 from cli.demo import demo
@@ -29,6 +30,7 @@ app.command()(worker)
 app.command()(status)
 app.command()(stop)
 app.command()(export)
+app.command()(audit)
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ CREATE TABLE IF NOT EXISTS artifacts (
 );
 -- Artifacts whose files are gone, because nothing needs them any more.
 CREATE TABLE IF NOT EXISTS collected (sha256 TEXT PRIMARY KEY REFERENCES artifacts);
+-- Artifacts of which a worker has asked for a part, and when first. What an audit goes by.
+CREATE TABLE IF NOT EXISTS served (sha256 TEXT PRIMARY KEY REFERENCES artifacts, first REAL NOT NULL);
 -- The sub-FM before the first round: its description as JSON, the plan it was cut by, sizes.
 CREATE TABLE IF NOT EXISTS sub_model (
     one INTEGER PRIMARY KEY CHECK (one = 1), reference TEXT NOT NULL,

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # Only these ever leave; the plan, other workers' updates and the server optimiser's state do not. A kind
 # that is new stays until somebody adds it here.
-_PUBLISHED = frozenset(
+PUBLISHED = frozenset(
     {
         ArtifactKind.SUB_MODEL,
         ArtifactKind.NEURON_PATCH,
@@ -117,8 +117,9 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
     ) -> AsyncIterator[federation_pb2.DownloadArtifactResponse]:
         session = self._session(request.session, context)
         artifact = self._store.artifact(request.sha256)
-        if artifact.kind not in _PUBLISHED:
+        if artifact.kind not in PUBLISHED:
             raise UnknownArtifact(f"there is no artifact {request.sha256[:12]}…")
+        self._store.record_served(artifact.sha256)
         self._count(session, artifact.kind, request)
         async with self._transfers:
             for chunk in read_chunks(self._store.path(artifact.sha256), request.offset):

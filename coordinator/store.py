@@ -171,6 +171,16 @@ class Store:
         with self.database.transaction("collection") as db:
             db.executemany("INSERT OR IGNORE INTO collected VALUES (?)", [(d,) for d in digests])
 
+    def record_served(self, sha256: str) -> None:
+        """Record, before its first byte leaves, that a worker gets an artifact."""
+        if self._row("SELECT 1 FROM served WHERE sha256 = ?", sha256) is None:
+            self._write("served", "INSERT OR IGNORE INTO served VALUES (?, ?)", sha256, time.time())
+
+    def served(self) -> dict[str, ArtifactRef]:
+        """Every artifact that a worker has asked for, by digest, also those deleted since."""
+        rows = self._rows("SELECT kind, sha256, size FROM artifacts JOIN served USING (sha256)")
+        return {sha256: ArtifactRef(ArtifactKind(kind), sha256, size) for kind, sha256, size in rows}
+
     # --- the sub-FM ---
 
     def commit_sub_model(self, reference: SubModelRef, plan: ArtifactRef, facts: ModelFacts) -> None:

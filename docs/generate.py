@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo, OptionInfo
 
+from cli.audit import audit
 from cli.certs import certs
 from cli.datasets import datasets, split
 from cli.demo import demo
@@ -50,6 +51,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     status,
     stop,
     export,
+    audit,
     datasets,
     split,
     demo,

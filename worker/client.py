@@ -45,6 +45,7 @@ from common.rpc import (
 )
 from common.tls import Tls
 from worker.metrics import Metrics
+from worker.sent import SentLog
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,9 @@ class Coordinator:
         metrics: Metrics,
         keepalive_seconds: float = KEEPALIVE_SECONDS,
         tls: Tls | None = None,
+        sent: SentLog | None = None,
     ) -> None:
+        self._sent = sent
         self._address, self._joining, self._patience = address, joining, patience
         self._metrics, self._keepalive_seconds, self._tls = metrics, keepalive_seconds, tls
         self._channels: list[aio.Channel] = []
@@ -164,6 +167,7 @@ class Coordinator:
 
     async def _call(self, name: str, kind: str, request: Message, seconds: float = _CALL_SECONDS) -> Any:
         """One call that is neither repeated nor translated."""
+        self._about_to_send(name, kind, request)
         reach(Point.CALL_MADE, name)
         reply = await getattr(self._stub, name)(request, timeout=seconds)
         reach(Point.REPLY_RECEIVED, name)
@@ -193,6 +197,7 @@ class Coordinator:
             session, shown = self._session, self._shown
             try:
                 request = federation_pb2.WatchTasksRequest(session=session)
+                self._about_to_send("WatchTasks", "control", request)
                 self._count("control", request, None)
                 reach(Point.CALL_MADE, "WatchTasks")
                 async for message in self._stub.WatchTasks(request, timeout=_WATCH_SECONDS):
@@ -232,6 +237,7 @@ class Coordinator:
                 request = federation_pb2.DownloadArtifactRequest(
                     session=self._session, sha256=artifact.sha256, offset=writer.offset
                 )
+                self._about_to_send("DownloadArtifact", artifact.kind, request)
                 self._count(artifact.kind, request, None)
                 reach(Point.CALL_MADE, "DownloadArtifact")
                 call = self._stub.DownloadArtifact(request, timeout=_TRANSFER_SECONDS)
@@ -266,10 +272,12 @@ class Coordinator:
 
             async def stream() -> AsyncIterator[federation_pb2.SubmitUpdateRequest]:
                 first = federation_pb2.SubmitUpdateRequest(header=named)
+                self._about_to_send("SubmitUpdate", "update", first, header.sha256)
                 self._count("update", first, None)
                 yield first
                 for chunk in read_chunks(path, offset):
                     message = federation_pb2.SubmitUpdateRequest(chunk=wire.chunk_to_pb(chunk))
+                    self._about_to_send("SubmitUpdate", "update", message)
                     self._count("update", message, None)
                     reach(Point.CHUNK_SENT, "update")
                     yield message
@@ -339,6 +347,12 @@ class Coordinator:
         )
         self._metrics.reconnects.inc()
         await asyncio.sleep(delay)
+
+    def _about_to_send(self, call: str, kind: str, message: Message, update: str = "") -> None:
+        """Enter a message in the worker's own log. Raises StoreError; then it must not go out."""
+        if self._sent is not None:
+            content = message.SerializeToString()
+            self._sent.record(call, kind, content, len(content) + FRAME_BYTES, update)
 
     def _count(self, kind: str, up: Message | None, down: Message | None) -> None:
         if up is not None:

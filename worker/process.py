@@ -24,6 +24,7 @@ from worker.client import Coordinator
 from worker.data import PrivateData, Source
 from worker.loop import Place, Worker
 from worker.metrics import Metrics
+from worker.sent import SentLog
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,10 @@ async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -
     metrics = Metrics()
     endpoint = open_metrics(options.metrics, metrics.registry, options.insecure)
     compute = Compute()
-    coordinator = Coordinator(address, joining, options.join_timeout, metrics, options.keepalive, options.tls)
+    sent = SentLog(options.folder)
+    coordinator = Coordinator(
+        address, joining, options.join_timeout, metrics, options.keepalive, options.tls, sent
+    )
     place = Place(options.folder, torch.device(options.device))
     worker = Worker(name, coordinator, data, place, compute, metrics)
     ended_by: signal.Signals | None = None
@@ -96,5 +100,6 @@ async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -
     finally:
         compute.close()
         await coordinator.close()
+        sent.close()
         endpoint.close()
     return ended_by

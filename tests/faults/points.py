@@ -34,7 +34,10 @@ CoordinatorPoint = StrEnum(
         _names(_DURABLE, ("alignment-checkpoint.safetensors", "endpoint.json")),
         _names(_DECIDED, (f"artifact-{kind}" for kind in _ARTIFACTS)),
         _names(_DECIDED, ("run", "sub-model", "adapter", "gap", "evaluation", "alignment", "outcome")),
-        _names(_DECIDED, ("worker", "try-opened", "update", "try-closed", "collection", "traffic", "event")),
+        _names(
+            _DECIDED,
+            ("worker", "try-opened", "update", "try-closed", "collection", "traffic", "event", "served"),
+        ),
         _names(_ANSWERED, _CALLS),
         _names([Point.CHUNK_SENT], _SERVED),
         _names([Point.CHUNK_RECEIVED], ["upload"]),

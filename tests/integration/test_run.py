@@ -1,5 +1,6 @@
 """A whole run with real processes over real sockets, on a small random BERT."""
 
+import shutil
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,11 @@ from cli.main import app
 from common.model.submodel import SubModelPlan
 from common.records import ArtifactKind, Phase
 from common.tensors import TensorFile
+from coordinator.audit import audit_run
 from coordinator.store import Store
 from tests.conftest import LAYERS
 from tests.integration.federation import Federation, federation
+from worker.sent import audit_worker
 
 
 def complete_run(running: Federation, metrics: bool = False) -> str:
@@ -183,3 +186,76 @@ def test_nothing_private_reaches_the_logs(finished: Federation) -> None:
     logs = "".join(finished.log(name) for name in finished.processes)
     text = (finished.folder / "worker-1.csv").read_text().splitlines()[1].partition(",")[0]
     assert text not in logs
+
+
+def test_the_audit_finds_nothing_that_was_cut_in_what_was_served(finished: Federation, store: Store) -> None:
+    found = audit_run(finished.run)
+    assert not found.leaks
+    cut = sum(64 - len(layer.neurons) for layer in _plan(store).layers if layer.neurons is not None)
+    assert found.withheld_vectors == 2 * cut > 0
+    fetched = {looked.artifact.kind for looked in found.looked if looked.served}
+    assert fetched == {
+        ArtifactKind.SUB_MODEL,
+        ArtifactKind.NEURON_PATCH,
+        ArtifactKind.ADAPTER,
+        ArtifactKind.TOKENIZER,
+        ArtifactKind.TOKENIZER_CONFIG,
+    }
+    assert {looked.compared for looked in found.looked if looked.artifact.kind is ArtifactKind.SUB_MODEL} == {
+        "compared"
+    }
+    assert {e.layer for e in found.exposures if e.withheld} == {1, 2}
+    assert any(e.aligned for e in found.exposures if e.kind == "FFN")
+    assert {e.model for e in found.evaluations} == {"fm", "sub_fm"}
+    result = CliRunner().invoke(app, ["audit", str(finished.run)])
+    assert result.exit_code == 0 and "none was found" in result.output
+
+
+@pytest.mark.parametrize("how", ["neuron", "plan", "kind"])
+def test_a_planted_leak_makes_the_audit_fail(
+    finished: Federation, model_folder: Path, tmp_path: Path, how: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    opened = Store.existing(run)
+    plan = _plan(opened)
+    neurons = plan.layers[1].neurons
+    assert neurons is not None
+    neuron = next(n for n in range(64) if n not in neurons)
+    fm = TensorFile(model_folder / "model.safetensors")
+    row = fm["bert.encoder.layer.1.intermediate.dense.weight"][neuron : neuron + 1]
+    planted = {
+        "neuron": (ArtifactKind.NEURON_PATCH, {"1.neurons": torch.tensor([0]), "1.in.0.weight": row}),
+        "plan": (ArtifactKind.NEURON_PATCH, {"1.neurons": neurons}),
+        "kind": (ArtifactKind.PLAN, plan.to_tensors()),
+    }[how]
+    opened.record_served(opened.add_tensors(*planted).sha256)
+    opened.close()
+    result = CliRunner().invoke(app, ["audit", str(run)])
+    assert result.exit_code == 1
+    assert "something that was cut got out" in result.output
+    if how == "neuron":
+        assert f"layer 1, neuron {neuron}" in result.output
+
+
+def test_a_workers_log_says_what_the_coordinator_got_from_it(finished: Federation, store: Store) -> None:
+    for name in ("worker-1", "worker-2", "worker-3"):
+        sent = audit_worker(finished.folder / name)
+        own: dict[str, int] = {}
+        for total in sent.totals:
+            own[total.kind] = own.get(total.kind, 0) + total.bytes
+        counted: dict[str, int] = {}
+        for traffic in store.traffic()[name]:
+            counted[traffic.kind] = counted.get(traffic.kind, 0) + traffic.bytes_up
+        # The goodbye comes after the last count was made durable; heartbeats may cross with the end.
+        control = own.pop("control"), counted.pop("control")
+        assert 0 <= control[0] - control[1] < 500
+        assert own == counted
+        received = [u.sha256 for n in (1, 2) for u in store.updates(n) if u.worker == name]
+        assert list(sent.updates) == received
+
+
+def _plan(store: Store) -> SubModelPlan:
+    stored = store.sub_model()
+    assert stored is not None
+    return SubModelPlan.from_tensors(TensorFile(store.path(stored[1].sha256)))
