@@ -6,6 +6,7 @@ from cli.audit import audit
 from cli.certs import certs
 from cli.datasets import datasets, split
 from cli.demo import demo
+from cli.demo_files import demo_files
 from cli.experiment import experiment
 from cli.report import report
 from coordinator.cli import build, coordinator, export, init, status, stop
@@ -18,6 +19,7 @@ app = typer.Typer(
     "by people who never see the model.",
 )
 app.command()(demo)
+app.command()(demo_files)
 app.command()(init)
 app.command()(experiment)
 app.command()(report)

@@ -20,6 +20,7 @@ from cli.audit import audit
 from cli.certs import certs
 from cli.datasets import datasets, split
 from cli.demo import demo
+from cli.demo_files import demo_files
 from common.config import RunConfig
 from common.config_file import explain
 from common.console import EXIT_FAILED, EXIT_USAGE
@@ -55,6 +56,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     datasets,
     split,
     demo,
+    demo_files,
 )
 
 NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
@@ -116,7 +118,7 @@ def rule(annotation: Any, metadata: list[Any]) -> str:
         kind = " or ".join(f'`"{value}"`' for value in inner)
     elif inspect.isclass(annotation) and issubclass(annotation, Enum):
         kind = " or ".join(f'`"{member.value}"`' for member in annotation)
-    elif origin is tuple:
+    elif origin in (list, tuple):
         kind = f"list of {rule(inner[0], [])}"
     else:
         kind = NAMES[annotation]
