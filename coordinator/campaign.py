@@ -58,8 +58,9 @@ class Campaign:
         await self._clear_up()
         await self._evaluate(models, done)
         while (number := done + 1) <= self._config.rounds.count:
-            updates = await self._gathering.gather(models, number, adapter)
-            adapter = await self._aggregate(models, number, adapter, updates)
+            with self._metrics.round_seconds.time():
+                updates = await self._gathering.gather(models, number, adapter)
+                adapter = await self._aggregate(models, number, adapter, updates)
             await self._measure(models, number)
             await self._realign(models, number, updates)
             await self._evaluate(models, number)

@@ -1,15 +1,24 @@
 """The coordinator's Prometheus metrics."""
 
+import shutil
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from common.errors import BadUpdate, LateUpdate, NotSelected, StaleRound, UnknownRound
 from common.records import Activity, Evaluation, GradientGap, Phase
 
 # Why an update is refused, whoever is right; other errors get their series when they occur.
 _REFUSALS = (LateUpdate, StaleRound, UnknownRound, NotSelected, BadUpdate)
+# From a test on one machine to a day: a round lasts as long as its slowest worker.
+ROUND_SECONDS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400)
+# From a head alone to a dense residual of a large model.
+UPDATE_BYTES = tuple(float(4**i) for i in range(6, 17))
+# From a heartbeat on loopback to a transfer over a slow line.
+CALL_SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300, 1800)
 
 
 class Metrics:
@@ -17,6 +26,41 @@ class Metrics:
 
     def __init__(self) -> None:
         r = self.registry = CollectorRegistry()
+        ProcessCollector(registry=r)
+        self._build = Info("fedpft_build", "Version of the software", registry=r)
+        self._build.info({"version": version("fedpft")})
+        self._run = Info("fedpft_run", "The run that is served", registry=r)
+        self._progressed = Gauge(
+            "fedpft_progress_timestamp_seconds",
+            "Unix time at which the run last moved: a phase, a step of a computation, an update",
+            registry=r,
+        )
+        self._deadline = Gauge(
+            "fedpft_round_deadline_seconds", "How long a try at a round may take at most", registry=r
+        )
+        self.round_seconds = Histogram(
+            "fedpft_round_seconds",
+            "From a round's opening to its committed adapter",
+            buckets=ROUND_SECONDS,
+            registry=r,
+        )
+        self._trained = Histogram(
+            "fedpft_update_training_seconds",
+            "How long workers trained for the updates that were accepted",
+            buckets=ROUND_SECONDS,
+            registry=r,
+        )
+        self._sizes = Histogram(
+            "fedpft_update_size_bytes", "Sizes of accepted updates", buckets=UPDATE_BYTES, registry=r
+        )
+        self._calls = Histogram(
+            "fedpft_rpc_seconds",
+            "Duration of calls by method and gRPC status; WatchTasks lasts as long as a worker listens",
+            ["method", "code"],
+            buckets=CALL_SECONDS,
+            registry=r,
+        )
+        self._free = Gauge("fedpft_disk_free_bytes", "Free space where the run's directory lies", registry=r)
         self.round = Gauge("fedpft_round", "Present round; 0 before the first", registry=r)
         self.rounds = Gauge("fedpft_rounds_planned", "Rounds in all", registry=r)
         self._phase = Gauge(
@@ -88,8 +132,30 @@ class Metrics:
         for result in ("closed", "short"):
             self.tries.labels(result)
 
+    def serves(self, run_id: str, directory: Path, deadline_seconds: float) -> None:
+        """Which run, where it is kept, and how long a try at a round may take."""
+        self._run.info({"run_id": run_id})
+        self._deadline.set(deadline_seconds)
+        self._free.set_function(lambda: shutil.disk_usage(directory).free)
+
+    def called(self, method: str, code: str, seconds: float) -> None:
+        """A call ended."""
+        self._calls.labels(method, code).observe(seconds)
+
+    def progressed(self) -> None:
+        """The run moved. May be called from any thread."""
+        self._progressed.set_to_current_time()
+
+    def received(self, loss: float, worker: str, seconds: float, size: int) -> None:
+        """An update was accepted; loss in nats, size in bytes."""
+        self.progressed()
+        self.training_loss.labels(worker).set(loss)
+        self._trained.observe(seconds)
+        self._sizes.observe(size)
+
     def entered(self, phase: Phase) -> None:
         """The run enters a phase."""
+        self.progressed()
         now = time.monotonic()
         if self._current is not None:
             self._phase.labels(self._current).set(0)

@@ -29,6 +29,7 @@ from common.telemetry import open_metrics
 from common.tls import Tls, TlsFiles
 from coordinator import retention
 from coordinator.access import Admission, Gate
+from coordinator.calls import MeasuredCalls
 from coordinator.campaign import Campaign
 from coordinator.inbox import Inbox
 from coordinator.journal import Journal
@@ -78,9 +79,11 @@ async def serve(config: RunConfig) -> Ending:
         if store.outcome() == Phase.FINISHED and store.dismissed():
             log.info("the run in %s is finished; nothing to do", config.run.directory)
             return Ending()
-        gates = [Gate(tls)] if tls else []
-        server, address = new_server(address, config.server.keepalive_seconds, tls, gates)
         metrics = Metrics()
+        calls = MeasuredCalls(metrics.called)
+        # Outermost: what a gate refuses is counted, too.
+        interceptors = [calls, Gate(tls)] if tls else [calls]
+        server, address = new_server(address, config.server.keepalive_seconds, tls, interceptors)
         endpoint = open_metrics(config.server.metrics, metrics.registry, config.server.insecure)
         resources.callback(endpoint.close)
         compute = Compute()

@@ -168,7 +168,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
         self._sessions.release(session.worker, header.round)
         if not duplicate:
-            self._metrics.training_loss.labels(session.worker).set(header.loss)
+            self._metrics.received(header.loss, session.worker, header.seconds, header.size)
             self._journal.record(
                 "update_received",
                 f"round {header.round}: update of worker {session.worker}, training loss {header.loss:.3f}",

@@ -39,6 +39,7 @@ class Standing:
         self.waiting_for = ""
         self._progress = (0, 0)
         metrics.rounds.set(config.rounds.count)
+        metrics.serves(store.run_id(), store.directory, config.rounds.deadline_seconds)
 
     def enter(self, phase: Phase, waiting_for: str) -> None:
         """The run enters a phase, or waits for something else in it."""
@@ -55,6 +56,7 @@ class Standing:
     def on_progress(self, step: int, steps: int) -> None:
         """From the compute thread."""
         self._progress = (step, steps)
+        self._metrics.progressed()
         self._compute.check()
 
     def status(self) -> RunStatus:

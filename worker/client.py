@@ -217,6 +217,7 @@ class Coordinator:
         )
         try:
             await self._call("Heartbeat", "control", request)
+            self._metrics.contact.set_to_current_time()
         except aio.AioRpcError as error:
             log.debug("heartbeat: %s", domain_error(error))
 

@@ -1,6 +1,8 @@
 """The worker's Prometheus metrics."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from importlib.metadata import version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from common.records import Activity, Progress
 
@@ -10,6 +12,14 @@ class Metrics:
 
     def __init__(self) -> None:
         r = self.registry = CollectorRegistry()
+        ProcessCollector(registry=r)
+        self._build = Info("fedpft_worker_build", "Version of the software", registry=r)
+        self._build.info({"version": version("fedpft")})
+        self.contact = Gauge(
+            "fedpft_worker_last_contact_timestamp_seconds",
+            "Unix time of the coordinator's last answer to a heartbeat; 0 before the first",
+            registry=r,
+        )
         self.round = Gauge("fedpft_worker_round", "Round it works for", registry=r)
         self._activity = Gauge(
             "fedpft_worker_activity",
@@ -23,7 +33,7 @@ class Metrics:
             "fedpft_worker_task_seconds",
             "Time spent on the parts of a training task",
             ["part"],
-            buckets=(0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600),
+            buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 7200, 21600, 86400),
             registry=r,
         )
         self.updates = Counter(
@@ -43,6 +53,12 @@ class Metrics:
             "Calls tried again because the coordinator was gone",
             registry=r,
         )
+        for activity in Activity:
+            self._activity.labels(activity).set(activity is Activity.IDLE)
+        for result in ("accepted", "duplicate", "refused"):
+            self.updates.labels(result)
+        for part in ("download", "train", "upload"):
+            self.seconds.labels(part)
 
     def progressed(self, progress: Progress) -> None:
         """What the worker does now."""
