@@ -295,7 +295,7 @@ async def _federation(
     from coordinator.admin import Admin
     from coordinator.live import follow
 
-    await processes.start("coordinator", "coordinator", "--config", str(config))
+    await processes.start("coordinator", "coordinator", "--config", str(config), "--log", "human")
     endpoint = await processes.endpoint("coordinator", folder / "endpoint.json")
     address = str(endpoint["address"])
     console.print(f"coordinator on {address}, metrics on http://127.0.0.1:{endpoint['metrics_port']}/metrics")
@@ -307,6 +307,7 @@ async def _federation(
             "--folder": str(folder / f"worker-{i}"),
             "--metrics": "127.0.0.1:0",
             "--threads": "1",
+            "--log": "human",
             **extra,
         }
         await processes.start(f"worker-{i}", "worker", *itertools.chain(*options.items()))

@@ -1,8 +1,6 @@
-"""Logs, and the Prometheus metrics endpoint."""
+"""The Prometheus metrics endpoint."""
 
 import logging
-import sys
-from typing import TextIO
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -11,17 +9,6 @@ from common.errors import AddressError
 from common.rpc import Address, require_loopback
 
 log = logging.getLogger(__name__)
-
-
-def set_up_logging(service: str, stream: TextIO | None = None, verbose: bool = False) -> None:
-    """One line per record on standard error; libraries only when they warn."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {service} %(levelname)-7s %(message)s", "%H:%M:%S"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    for ours in ("coordinator", "worker", "common", "cli"):
-        logging.getLogger(ours).setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 class MetricsEndpoint:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.console import plain_errors, run_async
+from common.logs import LogFormat
 
 if TYPE_CHECKING:
     from coordinator.admin import Admin
@@ -23,6 +24,10 @@ def coordinator(
         bool, typer.Option("--insecure", help="Allow plain text to and from other machines.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option("--log", help="How lines look. [default: human on a terminal, else JSON]"),
+    ] = None,
 ) -> None:
     """Run the coordinator: build the sub-FM, serve workers, end with a tuned foundation model.
 
@@ -36,10 +41,10 @@ def coordinator(
             server = loaded.server.model_copy(update={"insecure": True})
             loaded = loaded.model_copy(update={"server": server})
         # torch takes seconds to import; --help and a mistake in the file should not.
-        from common.telemetry import set_up_logging
+        from common.logs import set_up_logging
         from coordinator.process import serve
 
-        set_up_logging("coordinator", verbose=verbose)
+        set_up_logging("coordinator", verbose=verbose, form=log_format)
 
     async def main() -> signal.Signals | None:
         return (await serve(loaded)).by

@@ -24,7 +24,7 @@ class Journal:
     def record(self, kind: str, text: str, round: int = 0, worker: str = "", **values: float) -> None:
         """Something happened; `text` is one line for people, `values` its figures."""
         self._last += 1
-        log.info("%s", text)
+        log.info("%s", text, extra={"event": kind, "round": round, "worker": worker})
         try:
             self._store.add_event(Event(self._last, time.time(), kind, text, round, worker, values))
         except StoreError as error:

@@ -23,6 +23,7 @@ from common.errors import FedPftError, Stopped, StoreError
 from common.faultpoints import Point, reach
 from common.files import locked, write_atomically
 from common.identity import Role
+from common.logs import log_about
 from common.records import Phase, RunSpec, TaskSpec, TrainingSpec
 from common.rpc import Address, new_server, require_loopback
 from common.telemetry import open_metrics
@@ -76,6 +77,7 @@ async def serve(config: RunConfig) -> Ending:
         store = Store(config.run.directory)
         resources.callback(store.close)
         run_id = store.open_run(uuid4().hex[:12], identity(config))
+        log_about(run=run_id)
         if store.outcome() == Phase.FINISHED and store.dismissed():
             log.info("the run in %s is finished; nothing to do", config.run.directory)
             return Ending()

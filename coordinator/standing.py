@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from common.compute import Compute
 from common.config import RunConfig
+from common.logs import log_about
 from common.records import Activity, Phase, RunStatus
 from coordinator.inbox import Inbox
 from coordinator.journal import Journal
@@ -52,6 +53,7 @@ class Standing:
         """The run comes to a round."""
         self.round = self._meter.round = number
         self._metrics.round.set(number)
+        log_about(round=number)
 
     def on_progress(self, step: int, steps: int) -> None:
         """From the compute thread."""

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from common.console import plain_errors, run_async
+from common.logs import LogFormat
 
 app = typer.Typer(add_completion=False)
 
@@ -75,12 +76,16 @@ def worker(
         int | None, typer.Option(min=1, help="CPU threads of torch. [default: all cores]")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option("--log", help="How lines look. [default: human on a terminal, else JSON]"),
+    ] = None,
 ) -> None:
     """Join a run and fine-tune its sub-FM on private data, until the run is over."""
     # torch takes seconds to import; --help should not.
     from common.examples import Columns
     from common.identity import Role
-    from common.telemetry import set_up_logging
+    from common.logs import set_up_logging
     from common.tls import open_tls
     from worker.data import Source
     from worker.process import WorkerOptions, work
@@ -94,7 +99,7 @@ def worker(
     if name is None and opened is not None:
         name = opened.identity.name
     name = name or socket.gethostname().partition(".")[0]
-    set_up_logging(f"worker[{name}]", verbose=verbose)
+    set_up_logging("worker", verbose=verbose, worker=name, form=log_format)
     run_async(
         work(
             WorkerOptions(

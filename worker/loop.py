@@ -13,6 +13,7 @@ import torch
 from common.compute import Compute
 from common.errors import BadUpdate, RunFailed, StaleRound, Stopped, UnknownArtifact
 from common.faultpoints import Point, reach
+from common.logs import log_about
 from common.model import apoz
 from common.records import (
     Activity,
@@ -70,6 +71,7 @@ class Worker:
         the connection raises for good.
         """
         reply = await self._coordinator.join()
+        log_about(run=reply.run.run_id)
         log.info("joined run %s", reply.run.run_id)
         reason = "stopped"
         try:
@@ -130,6 +132,7 @@ class Worker:
 
     async def _train(self, bench: Workbench, task: TrainTask) -> None:
         """One round: fetch what is missing, fine-tune, deliver the change."""
+        log_about(round=task.round)
         reach(Point.STEP, "task-taken")
         question = question_of(bench.run, self._name, len(self._data), task)
         finished = await asyncio.to_thread(self._outbox.find, question)

@@ -1,8 +1,5 @@
-"""Logs on one line each, and the metrics endpoint."""
+"""The metrics endpoint."""
 
-import io
-import logging
-from collections.abc import Iterator
 from urllib.request import urlopen
 
 import pytest
@@ -10,7 +7,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from common.errors import AddressError
 from common.rpc import Address
-from common.telemetry import MetricsEndpoint, open_metrics, set_up_logging
+from common.telemetry import MetricsEndpoint, open_metrics
 
 
 @pytest.fixture
@@ -18,18 +15,6 @@ def registry() -> CollectorRegistry:
     registry = CollectorRegistry()
     Gauge("fedpft_round", "Round", registry=registry).set(3)
     return registry
-
-
-@pytest.fixture
-def logs() -> Iterator[io.StringIO]:
-    """A stream to log to; the process's loggers are put back afterwards."""
-    root = logging.getLogger()
-    before = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in ("coordinator", "worker", "common", "cli")}
-    yield io.StringIO()
-    root.handlers[:], root.level = before[0], before[1]
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
 
 
 def read(endpoint: MetricsEndpoint) -> str:
@@ -69,29 +54,3 @@ def test_without_an_address_nothing_is_served(registry: CollectorRegistry, liste
 def test_metrics_are_not_shown_to_others_unasked(registry: CollectorRegistry) -> None:
     with pytest.raises(AddressError, match="--insecure"):
         open_metrics("0.0.0.0:0", registry, insecure=False)
-
-
-def test_our_lines_name_the_service_and_libraries_are_quiet(logs: io.StringIO) -> None:
-    set_up_logging("worker[alice]", logs)
-    logging.getLogger("worker.loop").info("round %d", 3)
-    logging.getLogger("worker.loop").debug("not shown")
-    logging.getLogger("some.library").info("not shown")
-    logging.getLogger("some.library").warning("shown")
-    first, second = logs.getvalue().splitlines()
-    assert first.endswith("worker[alice] INFO    round 3")
-    assert second.endswith("WARNING shown")
-
-
-def test_verbose_shows_our_details_only(logs: io.StringIO) -> None:
-    set_up_logging("coordinator", logs, verbose=True)
-    logging.getLogger("coordinator.store").debug("shown")
-    logging.getLogger("grpc").debug("not shown")
-    (line,) = logs.getvalue().splitlines()
-    assert line.endswith("DEBUG   shown")
-
-
-def test_setting_up_twice_writes_every_line_once(logs: io.StringIO) -> None:
-    set_up_logging("coordinator", logs)
-    set_up_logging("coordinator", logs)
-    logging.getLogger("coordinator").info("once")
-    assert len(logs.getvalue().splitlines()) == 1
