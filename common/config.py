@@ -292,6 +292,10 @@ class ServerSection(Section):
     """HOST:PORT of the Prometheus metrics; port 0 takes a free one, unset serves none."""
     insecure: bool = False
     """Allow plain text on addresses other machines can reach, of the metrics also beside [tls]."""
+    health: str | None = None
+    """HOST:PORT of gRPC's health service alone, in plain text also beside [tls], for probes of containers."""
+    linger_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """After the run's end go on serving its status and metrics this long, for what scrapes and watches."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Workers report this often; one silent for three intervals counts as lost."""
     keepalive_seconds: Annotated[float, Field(ge=1)] = 20.0

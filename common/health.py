@@ -5,6 +5,8 @@ nor typer: a check runs every few seconds.
 """
 
 import sys
+import tomllib
+from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
@@ -12,7 +14,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 _SECONDS = 5.0
-_USAGE = "usage: fedpft-health HOST:PORT | http://HOST:PORT/metrics"
+_USAGE = "usage: fedpft-health HOST:PORT | RUN.toml | http://HOST:PORT/metrics"
+# What a service listens on and what reaches it from the same host.
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
 def problem(target: str) -> str | None:
@@ -24,6 +28,11 @@ def problem(target: str) -> str | None:
         except OSError as error:
             return str(error)
         return None
+    if target.endswith(".toml"):
+        try:
+            target = probed(tomllib.loads(Path(target).read_text()))
+        except (OSError, ValueError) as error:
+            return str(error)
     options = [("grpc.enable_http_proxy", 0)]
     with grpc.insecure_channel(target, options=options) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
@@ -35,6 +44,15 @@ def problem(target: str) -> str | None:
     if status == health_pb2.HealthCheckResponse.SERVING:
         return None
     return f"it reports {health_pb2.HealthCheckResponse.ServingStatus.Name(status)}"
+
+
+def probed(config: dict[str, Any]) -> str:
+    """HOST:PORT where a run's coordinator can be asked from its own host. Raises ValueError."""
+    server = config.get("server", {})
+    if "health" not in server and config.get("tls"):
+        raise ValueError("with [tls] a check needs server.health, such as 127.0.0.1:7073")
+    host, _, port = server.get("health", server.get("listen", "127.0.0.1:7070")).rpartition(":")
+    return f"{_EVERYWHERE.get(host, host)}:{port}"
 
 
 def main() -> None:

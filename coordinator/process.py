@@ -37,6 +37,7 @@ from coordinator.journal import Journal
 from coordinator.meter import Meter
 from coordinator.metrics import Metrics
 from coordinator.models import adapter_spec
+from coordinator.probe import Probe
 from coordinator.rounds import Lost
 from coordinator.service import AdminService, FederationService
 from coordinator.sessions import Sessions
@@ -88,9 +89,10 @@ async def serve(config: RunConfig) -> Ending:
         server, address = new_server(address, config.server.keepalive_seconds, tls, interceptors)
         endpoint = open_metrics(config.server.metrics, metrics.registry, config.server.insecure)
         resources.callback(endpoint.close)
+        probe = Probe(config.server.health) if config.server.health else None
         compute = Compute()
         resources.callback(compute.close)
-        service = _Service(config, run_id, store, metrics, compute, server)
+        service = _Service(config, run_id, store, metrics, compute, server, probe)
         return await service.serve(address, endpoint.port)
 
 
@@ -105,9 +107,11 @@ class _Service:
         metrics: Metrics,
         compute: Compute,
         server: aio.Server,
+        probe: Probe | None,
     ) -> None:
         self._config, self._store, self._metrics, self._compute = config, store, metrics, compute
-        self._server = server
+        self._server, self._probe = server, probe
+        self._stopping = asyncio.Event()
         self._journal, meter = Journal(store), Meter(store, metrics)
         self._sessions, self._inbox = Sessions(config.server.heartbeat_seconds), Inbox(store)
         shared = (store, self._sessions, self._inbox, self._journal, meter, metrics)
@@ -131,12 +135,15 @@ class _Service:
         def stop(reason: str) -> None:
             log.info("stopping: %s", reason)
             self._ending.asked = True
+            self._stopping.set()
             self._compute.stop()
             task.cancel()
 
         admin = AdminService(self._campaign.status, self._journal, stop)
         await _register(self._server, self._federation, admin)
         await self._server.start()
+        if self._probe:
+            await self._probe.start()
         directory = self._config.run.directory
         about = {"address": str(address), "metrics_port": metrics_port, "pid": os.getpid()}
         write_atomically(directory / ENDPOINT_FILE, json.dumps(about).encode())
@@ -149,12 +156,23 @@ class _Service:
         finally:
             if not self._ending.asked and self._campaign.over:
                 await self._farewell()
+                await self._linger()
             watch.cancel()
             (directory / ENDPOINT_FILE).unlink(missing_ok=True)
             self._sessions.close()
             self._journal.close()
+            if self._probe:
+                await self._probe.stop()
             await self._server.stop(_GRACE_SECONDS)
         return self._ending
+
+    async def _linger(self) -> None:
+        """Let the last figures be read."""
+        if seconds := self._config.server.linger_seconds:
+            log.info("answering for another %.0f s", seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._stopping.wait()
 
     def _recover(self) -> None:
         """Find out what an earlier process left, and whether it is whole. Raises StoreError."""

