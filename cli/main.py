@@ -7,6 +7,7 @@ from cli.certs import certs
 from cli.datasets import datasets, split
 from cli.demo import demo
 from cli.demo_files import demo_files
+from cli.doctor import doctor
 from cli.experiment import experiment
 from cli.report import report
 from coordinator.cli import build, coordinator, export, init, status, stop
@@ -29,6 +30,7 @@ app.command()(build)
 app.add_typer(certs, name="certs")
 app.command()(coordinator)
 app.command()(worker)
+app.command()(doctor)
 app.command()(status)
 app.command()(stop)
 app.command()(export)

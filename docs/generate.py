@@ -21,6 +21,7 @@ from cli.certs import certs
 from cli.datasets import datasets, split
 from cli.demo import demo
 from cli.demo_files import demo_files
+from cli.doctor import doctor
 from common.config import RunConfig
 from common.config_file import explain
 from common.console import EXIT_FAILED, EXIT_USAGE
@@ -57,6 +58,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     split,
     demo,
     demo_files,
+    doctor,
 )
 
 NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
