@@ -8,7 +8,7 @@ BUF := npx --yes --package=@bufbuild/buf@1.75.0 -- buf
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-faults test-security lint types imports proto proto-check proto-lint docs docs-check clean
+.PHONY: help demo test test-containers test-faults test-security lint types imports proto proto-check proto-lint docs docs-check clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ test-security: $(VENV)/installed ## Every call by every kind of caller, TLS from
 
 test-faults: $(VENV)/installed ## Kill, cut off and fill up services at every point of a run; about 15 minutes
 	$(BIN)/pytest tests/faults -m '' --numprocesses=3 --dist=worksteal -q
+
+test-containers: $(VENV)/installed ## Build the images and run the compose file; about 15 minutes
+	$(BIN)/pytest tests/containers -m containers -n0 -q
 
 lint: $(VENV)/installed ## Check style and format
 	$(BIN)/ruff check .
