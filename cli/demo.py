@@ -275,6 +275,7 @@ def _settings(wanted: _Wanted) -> dict[str, Any]:
         "rounds.minimum": wanted.workers,
         "server.listen": "127.0.0.1:0",
         "server.metrics": "127.0.0.1:0",
+        "server.page": "127.0.0.1:0",
         "server.heartbeat_seconds": 1.0,
         "compute.threads": 2,
     }
@@ -299,6 +300,7 @@ async def _federation(
     endpoint = await processes.endpoint("coordinator", folder / "endpoint.json")
     address = str(endpoint["address"])
     console.print(f"coordinator on {address}, metrics on http://127.0.0.1:{endpoint['metrics_port']}/metrics")
+    console.print(f"status page: http://127.0.0.1:{endpoint['page_port']}/")
     for i, data in enumerate(workers, start=1):
         options = {
             "--coordinator": address,

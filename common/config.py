@@ -292,6 +292,9 @@ class ServerSection(Section):
     """HOST:PORT of the Prometheus metrics; port 0 takes a free one, unset serves none."""
     insecure: bool = False
     """Allow plain text on addresses other machines can reach, of the metrics also beside [tls]."""
+    page: str | None = None
+    """HOST:PORT of a read-only web page that shows the run; plain text, so that addresses that other machines
+    can reach need insecure."""
     health: str | None = None
     """HOST:PORT of gRPC's health service alone, in plain text also beside [tls], for probes of containers."""
     linger_seconds: Annotated[float, Field(ge=0)] = 0.0

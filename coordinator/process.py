@@ -37,6 +37,7 @@ from coordinator.journal import Journal
 from coordinator.meter import Meter
 from coordinator.metrics import Metrics
 from coordinator.models import adapter_spec
+from coordinator.page.server import Page
 from coordinator.probe import Probe
 from coordinator.rounds import Lost
 from coordinator.service import AdminService, FederationService
@@ -126,7 +127,8 @@ class _Service:
         self._ending = Ending()
 
     async def serve(self, address: Address, metrics_port: int) -> Ending:
-        """Until the run ends or a signal comes."""
+        """Until the run ends or a signal comes. Raises AddressError."""
+        page = self._open_page()
         self._recover()
         finished = self._store.outcome() == Phase.FINISHED
         work = self._dismiss() if finished else self._campaign.run()
@@ -146,6 +148,7 @@ class _Service:
             await self._probe.start()
         directory = self._config.run.directory
         about = {"address": str(address), "metrics_port": metrics_port, "pid": os.getpid()}
+        about |= {"page_port": page.port} if page else {}
         write_atomically(directory / ENDPOINT_FILE, json.dumps(about).encode())
         log.info("listening on %s, run directory %s", address, directory)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -161,10 +164,19 @@ class _Service:
             (directory / ENDPOINT_FILE).unlink(missing_ok=True)
             self._sessions.close()
             self._journal.close()
+            if page:
+                await asyncio.to_thread(page.close)
             if self._probe:
                 await self._probe.stop()
             await self._server.stop(_GRACE_SECONDS)
         return self._ending
+
+    def _open_page(self) -> Page | None:
+        """The status page, when the configuration has one. Raises AddressError."""
+        server = self._config.server
+        if server.page is None:
+            return None
+        return Page(server.page, server.insecure, self._campaign.status, self._store.events)
 
     async def _linger(self) -> None:
         """Let the last figures be read."""

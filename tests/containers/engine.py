@@ -61,7 +61,7 @@ class Federation:
     ports: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("FEDPFT_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT"):
+        for name in ("FEDPFT_PORT", "PAGE_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT"):
             with socket.create_server(("127.0.0.1", 0)) as free:
                 self.ports[name] = free.getsockname()[1]
 

@@ -1,0 +1,149 @@
+// Draws what run.json tells, once a second, until the run is over. Text is set as text, never as markup.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const PRESENT = new Set(["idle", "downloading", "training", "uploading"]);
+const MODELS = ["fm", "sub_fm"];
+const SHOWN_EVENTS = 200;
+let after = 0;
+
+function element(name, attributes = {}, text = null) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  if (text !== null) made.textContent = text;
+  return made;
+}
+
+function drawn(name, attributes, text = null) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  if (text !== null) made.textContent = text;
+  return made;
+}
+
+function bytes(count) {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  while (count >= 1000 && unit < units.length - 1) { count /= 1000; unit += 1; }
+  return `${count.toFixed(unit === 0 || count >= 100 ? 0 : 1)} ${units[unit]}`;
+}
+
+// A step of 1, 2 or 5 times a power of ten that gives about five lines.
+function niceStep(span) {
+  const raw = span / 5, power = 10 ** Math.floor(Math.log10(raw));
+  return [1, 2, 5, 10].map((factor) => factor * power).find((step) => step >= raw * 0.999);
+}
+
+function chart(svg, series, rounds, low, high, label) {
+  const left = 48, right = 12, top = 12, bottom = 34, width = 520, height = 240;
+  svg.replaceChildren();
+  const values = Object.values(series).flat().map((point) => point.value);
+  if (values.length === 0) {
+    svg.append(drawn("text", { x: width / 2, y: height / 2, "text-anchor": "middle", class: "empty" }, "not evaluated yet"));
+    return;
+  }
+  const most = high ?? Math.max(...values) * 1.1, step = niceStep(most - low || 1);
+  const x = (round) => left + (width - left - right) * (rounds ? round / rounds : 0);
+  const y = (value) => height - bottom - (height - top - bottom) * (value - low) / (most - low || 1);
+  for (let tick = low; tick <= most + step / 1000; tick += step) {
+    svg.append(drawn("line", { x1: left, x2: width - right, y1: y(tick), y2: y(tick), class: "grid" }));
+    svg.append(drawn("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, label(tick, step)));
+  }
+  const every = Math.max(1, Math.ceil(rounds / 10));
+  for (let round = 0; round <= rounds; round += every) {
+    svg.append(drawn("text", { x: x(round), y: height - bottom + 18, "text-anchor": "middle" }, round === 0 ? "start" : round));
+  }
+  for (const model of [...MODELS].reverse()) {
+    const points = series[model];
+    svg.append(drawn("polyline", { class: `line ${model}`, points: points.map((p) => `${x(p.round)},${y(p.value)}`).join(" ") }));
+    for (const point of points) {
+      const dot = drawn("circle", { cx: x(point.round), cy: y(point.value), r: 3.5, class: model });
+      dot.append(drawn("title", {}, `round ${point.round}: ${point.value.toFixed(4)}`));
+      svg.append(dot);
+    }
+  }
+  svg.setAttribute("aria-label", MODELS.map((m) => `${m}: ${series[m].map((p) => p.value.toFixed(3)).join(", ")}`).join("; "));
+}
+
+function seriesOf(evaluations, value) {
+  return Object.fromEntries(MODELS.map((model) => [model, evaluations
+    .filter((e) => e.model === model && value(e) !== null)
+    .map((e) => ({ round: e.round, value: value(e) }))
+    .sort((a, b) => a.round - b.round)]));
+}
+
+function workerRow(worker) {
+  const row = element("tr");
+  row.append(element("td", {}, worker.name));
+  row.append(element("td", { class: "number" }, worker.examples.toLocaleString("en")));
+  row.append(element("td", { class: worker.activity }, worker.activity));
+  const progress = element("td", { class: "progress" });
+  if (worker.activity === "training" && worker.steps) {
+    progress.append(element("progress", { max: worker.steps, value: worker.step, title: `step ${worker.step} of ${worker.steps}` }));
+  }
+  row.append(progress);
+  row.append(element("td", { class: "number" }, worker.loss ? worker.loss.toFixed(3) : ""));
+  row.append(element("td", { class: "number" }, bytes(worker.down)));
+  row.append(element("td", { class: "number" }, bytes(worker.up)));
+  return row;
+}
+
+function eventRow(event) {
+  const row = element("li", { class: event.kind });
+  const when = new Date(event.time * 1000);
+  row.append(element("time", { datetime: when.toISOString() }, when.toLocaleTimeString("en-GB")));
+  row.append(element("span", {}, event.text));
+  return row;
+}
+
+function draw(run) {
+  document.title = `FedPFT: ${run.phase}, round ${run.round} of ${run.rounds}`;
+  $("run").textContent = run.run;
+  $("phase").textContent = run.phase;
+  $("phase").className = run.phase;
+  $("steps").hidden = !run.steps;
+  if (run.steps) { $("steps").max = run.steps; $("steps").value = run.step; }
+  $("round").textContent = `${run.round} of ${run.rounds}`;
+  $("rounds").max = run.rounds;
+  $("rounds").value = run.phase === "finished" ? run.rounds : Math.max(0, run.round - 1);
+  const language = run.task === "causal-lm";
+  const value = language ? (e) => (e.loss === null ? null : Math.exp(Math.min(e.loss, 50))) : (e) => e.accuracy;
+  const readings = seriesOf(run.evaluations, value), newest = readings.fm.at(-1);
+  $("reading-name").textContent = `${language ? "perplexity" : "accuracy"} of the FM`;
+  $("reading").textContent = newest === undefined ? "–" : language ? newest.value.toFixed(2) : `${(100 * newest.value).toFixed(1)} %`;
+  $("present").textContent = `${run.workers.filter((w) => PRESENT.has(w.activity)).length} of ${run.workers.length}`;
+  $("down").textContent = bytes(run.workers.reduce((sum, w) => sum + w.down, 0));
+  $("up").textContent = bytes(run.workers.reduce((sum, w) => sum + w.up, 0));
+  $("waiting").hidden = !run.waiting_for || run.over;
+  $("waiting").textContent = `Waiting for ${run.waiting_for}.`;
+  $("accuracy-title").textContent = language ? "Perplexity" : "Accuracy";
+  const plain = (tick, step) => tick.toFixed(Math.max(0, -Math.floor(Math.log10(step))));
+  chart($("accuracy"), readings, run.rounds, 0, language ? null : 1, language ? plain : (tick) => `${Math.round(100 * tick)} %`);
+  chart($("loss"), seriesOf(run.evaluations, (e) => e.loss), run.rounds, 0, null, plain);
+  $("workers").replaceChildren(...run.workers.map(workerRow));
+  for (const event of run.events) {
+    after = Math.max(after, event.sequence);
+    $("events").prepend(eventRow(event));
+  }
+  while ($("events").children.length > SHOWN_EVENTS) $("events").lastChild.remove();
+}
+
+async function follow() {
+  let seconds = 1;
+  try {
+    const reply = await fetch(`run.json?after=${after}`);
+    if (!reply.ok) throw new Error(await reply.text());
+    const run = await reply.json();
+    draw(run);
+    $("contact").textContent = run.over ? `the run is ${run.phase}` : "live";
+    $("contact").className = "";
+    if (run.over) seconds = 5;
+  } catch (error) {
+    $("contact").textContent = "the coordinator does not answer; trying again";
+    $("contact").className = "lost";
+    seconds = 3;
+  }
+  setTimeout(follow, 1000 * seconds);
+}
+
+follow();
