@@ -137,7 +137,7 @@ class Federation:
 
     def owner(self, *command: str) -> str:
         """A command of the run's owner."""
-        return self.compose("run", "--rm", "-T", "owner", *command)
+        return self.compose("--profile", "owner", "run", "--rm", "-T", "owner", *command)
 
     def logs(self) -> str:
         """The ends of all logs, for a failure."""
