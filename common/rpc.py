@@ -59,6 +59,10 @@ def _limits(keepalive_seconds: float) -> Options:
 def _server_options(keepalive_seconds: float) -> Options:
     return [
         *_limits(keepalive_seconds),
+        # More calls than these one connection of an honest caller never has under way; a new one must come
+        # to its first call soon.
+        ("grpc.max_concurrent_streams", 128),
+        ("grpc.server_handshake_timeout_ms", 10_000),
         # A second server on the same port must fail, not share it.
         ("grpc.so_reuseport", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * _LEAST_KEEPALIVE_SECONDS)),

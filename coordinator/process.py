@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from common import faultpoints
 from common.compute import Compute
 from common.config import RunConfig, TlsSection
+from common.decoding import Decoding
 from common.errors import FedPftError, Stopped, StoreError
 from common.faultpoints import Point, reach
 from common.files import locked, write_atomically
@@ -86,7 +87,7 @@ async def serve(config: RunConfig) -> Ending:
         metrics = Metrics()
         calls = MeasuredCalls(metrics.called)
         # Outermost: what a gate refuses is counted, too.
-        interceptors = [calls, Gate(tls)] if tls else [calls]
+        interceptors = [calls, Gate(tls), Decoding()] if tls else [calls, Decoding()]
         server, address = new_server(address, config.server.keepalive_seconds, tls, interceptors)
         endpoint = open_metrics(config.server.metrics, metrics.registry, config.server.insecure)
         resources.callback(endpoint.close)

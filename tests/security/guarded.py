@@ -10,6 +10,7 @@ from grpc import aio
 
 from common import authority as authority_module
 from common.authority import REVOKED, Authority
+from common.decoding import Decoding
 from common.identity import Identity, Role
 from common.records import (
     AdapterSpec,
@@ -92,7 +93,7 @@ class Guarded:
         self.inbox, self.journal = Inbox(self.store), Journal(self.store)
         meter = Meter(self.store, metrics)
         self.server, self.address = new_server(
-            Address("127.0.0.1", 0), tls=self.tls, interceptors=[Gate(self.tls)]
+            Address("127.0.0.1", 0), tls=self.tls, interceptors=[Gate(self.tls), Decoding()]
         )
         federation = FederationService(
             RUN,
