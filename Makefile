@@ -8,7 +8,7 @@ BUF := npx --yes --package=@bufbuild/buf@1.75.0 -- buf
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-containers test-faults test-security lint types imports proto proto-check proto-lint docs docs-check clean
+.PHONY: help demo test test-containers test-faults test-security lint types imports proto proto-check proto-lint docs docs-check dependencies clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,8 +24,8 @@ demo: $(VENV)/installed ## Run the whole method on this machine, on a real model
 test: $(VENV)/installed ## Run the tests
 	$(BIN)/pytest
 
-test-security: $(VENV)/installed ## Every call by every kind of caller, TLS from outside, renewal and revocation
-	$(BIN)/pytest tests/security -m '' -q
+test-security: $(VENV)/installed ## Every call by every kind of caller, TLS, revocation, bad workers, 10,000 bad streams
+	FEDPFT_FLOOD_STREAMS=10000 $(BIN)/pytest tests/security tests/experiments/test_bad_clients.py -m '' -q
 
 test-faults: $(VENV)/installed ## Kill, cut off and fill up services at every point of a run; about 15 minutes
 	$(BIN)/pytest tests/faults -m '' --numprocesses=3 --dist=worksteal -q
@@ -61,5 +61,8 @@ docs: $(VENV)/installed ## Write the generated parts of the documentation anew
 docs-check: docs ## Check that the generated parts of the documentation are current
 	git diff --exit-code -- docs
 
+dependencies: $(VENV)/installed ## Write a bill of materials, and look the packages up among known vulnerabilities
+	$(BIN)/python .ci/dependencies.py $(VENV) build/sbom.cyclonedx.json
+
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-audit build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
