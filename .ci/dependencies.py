@@ -15,15 +15,19 @@ import venv
 from pathlib import Path
 
 TOOLS = ("pip-audit==2.10.1", "cyclonedx-bom==7.5.0")
+_SECONDS = 120
 ROOT = Path(__file__).parents[1]
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    """A command's result, whatever it is."""
+    """A command's result, whatever it is; 124 when it takes longer than two minutes, as it may offline."""
     # The project's pins are not the tools'.
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
     parts = [str(part) for part in command]
-    return subprocess.run(parts, capture_output=True, text=True, timeout=600, env=environment)
+    try:
+        return subprocess.run(parts, capture_output=True, text=True, timeout=_SECONDS, env=environment)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(parts, 124, "", f"no answer within {_SECONDS} s")
 
 
 def tools(folder: Path) -> Path | None:
@@ -31,7 +35,7 @@ def tools(folder: Path) -> Path | None:
     programs = folder / "bin"
     if not (programs / "pip-audit").exists():
         venv.create(folder, with_pip=True, clear=True)
-        done = run(programs / "python", "-m", "pip", "install", "--quiet", *TOOLS)
+        done = run(programs / "python", "-m", "pip", "install", "--quiet", "--retries", "1", *TOOLS)
         if done.returncode:
             print(f"skipped: {', '.join(TOOLS)} cannot be installed here: {done.stderr.strip()[-300:]}")
             return None
