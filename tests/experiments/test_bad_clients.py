@@ -1,5 +1,6 @@
 """One of five clients does harm: the mean suffers, the robust rules do not."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,8 @@ from common.examples import Columns, Examples, read_examples
 from experiments.bad_clients import BOOST, Attack, SomeBadClients, flip_labels, poison
 from experiments.engine import simulate
 from tests.conftest import LABELS, write_model, write_table
+
+log = logging.getLogger(__name__)
 
 # What the project promises: with a robust rule no more accuracy is lost than this.
 MOST_LOST = 0.05
@@ -61,11 +64,13 @@ def accuracy(tmp_path_factory: pytest.TempPathFactory) -> Accuracy:
             trained_by = None if attack is None else SomeBadClients(frozenset({BAD}), attack)
             scores = simulate(config, own, trained_by=trained_by).evaluations
             seen[rule, attack] = next(e.accuracy for e in scores if e.model == "fm")
+            log.info("%s, %s: %.4f", rule, attack or "clean", seen[rule, attack])
         return seen[rule, attack]
 
     return measure
 
 
+@pytest.mark.timeout(600)
 def test_the_clean_run_learns_and_an_attack_on_the_mean_undoes_it(accuracy: Accuracy) -> None:
     """Otherwise the figures below would say nothing."""
     clean = accuracy("mean", None)
