@@ -15,13 +15,13 @@ from tests.integration.federation import Federation
 
 
 def write_qnli(root: Path) -> Path:
-    """The second sentence answers the first when both are of one kind."""
+    """A sentence answers its question when it speaks of animals: the second text of a pair decides."""
     folder = root / "nyu-mll" / "glue" / "qnli"
     folder.mkdir(parents=True)
     for split, seed in (("train", 1), ("validation", 2)):
-        questions, kinds = sentences(60, seed)
-        answers, others = sentences(60, seed + 10)
-        labels = [int(a != b) for a, b in zip(kinds, others, strict=True)]
+        questions, _ = sentences(60, seed)
+        answers, kinds = sentences(60, seed + 10)
+        labels = [int(kind != "animals") for kind in kinds]
         table = pyarrow.table({"question": questions, "sentence": answers, "label": labels})
         parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet")
     return root
@@ -51,7 +51,7 @@ def test_a_run_on_pairs_from_a_preset(tmp_path: Path, model_folder: Path) -> Non
         "data.test.preset": "qnli",
         "rounds.workers": 2,
         "rounds.minimum": 2,
-        "rounds.count": 1,
+        "rounds.count": 3,
     }
     running = OnQnli(tmp_path, model_folder, settings)
     try:
@@ -65,7 +65,7 @@ def test_a_run_on_pairs_from_a_preset(tmp_path: Path, model_folder: Path) -> Non
     assert status.phase is Phase.FINISHED
     assert [w.examples for w in status.workers] == [60, 60]
     losses = [e.loss for e in status.evaluations if e.model == "fm"]
-    assert losses[1] < losses[0]
+    assert losses[-1] < losses[0], losses
 
 
 def test_single_texts_do_not_join_a_run_on_pairs(tmp_path: Path, model_folder: Path) -> None:
