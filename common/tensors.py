@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Self
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from common.errors import BadUpdate
+from common.schema import TensorSpec
+from common.tensor_header import MAX_HEADER_BYTES, PREFIX_BYTES, read_header
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -28,6 +31,15 @@ class TensorFile(Mapping[str, Tensor]):
             raise BadUpdate(f"{path.name} is not a valid safetensors file: {error}") from error
         self._names = list(self._file.keys())
 
+    @classmethod
+    def foreign(cls, path: Path) -> Self:
+        """A file that came from somebody else: its header is judged before the library sees it.
+
+        Raises BadUpdate.
+        """
+        header_of(path)
+        return cls(path)
+
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
@@ -47,6 +59,15 @@ class TensorFile(Mapping[str, Tensor]):
     def load(self) -> dict[str, Tensor]:
         """All tensors at once."""
         return dict(self)
+
+
+def header_of(path: Path) -> dict[str, TensorSpec]:
+    """What a file from somebody else says it holds. Raises BadUpdate when it cannot be true."""
+    try:
+        with path.open("rb") as file:
+            return read_header(file.read(PREFIX_BYTES + MAX_HEADER_BYTES), path.stat().st_size)
+    except OSError as error:
+        raise BadUpdate(f"{path.name} cannot be read: {error.strerror or error}") from error
 
 
 class Prefixed(Mapping[str, Tensor]):

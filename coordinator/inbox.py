@@ -180,7 +180,7 @@ class Inbox:
         assert self._expected is not None
         received = self._places(worker, header)[1]
         try:
-            tensors = TensorFile(received)
+            tensors = TensorFile.foreign(received)
             check(tensors, self._expected.schema)
             for layer, c in from_tensors(Prefixed(tensors, APOZ)).items():
                 if c.zeros.min() < 0 or c.zeros.max() > c.tokens:

@@ -61,7 +61,7 @@ class Workbench:
         else:
             task = self.run.task
             config = config_from_wire(wanted.config_json, task)
-            weights = TensorFile(files[wanted.base.sha256]).load()
+            weights = TensorFile.foreign(files[wanted.base.sha256]).load()
             module = build(config, task.kind, wanted.ffn_widths, weights, self.device)
             self._adapted = Adapted(module, task.kind, self.run.adapter)
             contents = {ref.kind: files[ref.sha256].read_bytes() for ref in wanted.processor}
@@ -69,7 +69,7 @@ class Workbench:
             self._dataset = self.data.encoded(processor, task)
             self._base, missing = wanted.base, wanted.patches
         for patch in missing:
-            apply_patch(ffns_of(self._adapted.base), TensorFile(files[patch.sha256]))
+            apply_patch(ffns_of(self._adapted.base), TensorFile.foreign(files[patch.sha256]))
         self._patches = wanted.patches
 
     def train(self, task: TrainTask, adapter: Path, on_step: OnStep) -> LocalUpdate:
@@ -81,7 +81,7 @@ class Workbench:
         counted = {layer: ffns[layer] for layer in task.apoz_layers}
         return fine_tune(
             self._adapted,
-            TensorFile(adapter).load(),
+            TensorFile.foreign(adapter).load(),
             self._dataset,
             self.run.training,
             factor=task.learning_rate_factor,
