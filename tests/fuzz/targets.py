@@ -1,0 +1,140 @@
+"""What is fuzzed: every decoder of bytes from the other side. Each takes bytes, and may only refuse them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from fedpft.v1 import federation_pb2
+from google.protobuf.message import DecodeError
+
+from common import wire
+from common.errors import BadMessage, BadUpdate
+from common.records import (
+    Activity,
+    AdapterSpec,
+    AdapterTargets,
+    ArtifactKind,
+    ArtifactRef,
+    Chunk,
+    JoinReply,
+    JoinRequest,
+    Progress,
+    RunSpec,
+    SubModelRef,
+    TaskKind,
+    TaskSpec,
+    TrainingSpec,
+    TrainTask,
+    UpdateHeader,
+)
+from common.tensor_header import read_header
+from common.tensors import TensorFile, to_bytes
+
+Target = Callable[[bytes], None]
+
+_REF = ArtifactRef(ArtifactKind.ADAPTER, "ab" * 32, 1234)
+_RUN = RunSpec(
+    "run",
+    TaskSpec(TaskKind.TEXT_CLASSIFICATION, ("no", "yes"), 16, False),
+    AdapterSpec(AdapterTargets.ATTENTION, 8, 32.0, 0.1),
+    TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0),
+    7,
+)
+_TASK = TrainTask(3, SubModelRef("{}", (64, 16), _REF, (_REF,), (_REF,)), _REF, 1.0, (1,), 60.0, 1)
+_UPDATE = UpdateHeader("session", 1, "ab" * 32, 99, "cd" * 32, 5, 0.5, 1.0)
+
+# Both directions: what a coordinator decodes from workers, and a worker from its coordinator.
+_DECODERS: list[tuple[Any, Callable[[Any], object], Any]] = [
+    (
+        federation_pb2.JoinRequest,
+        wire.join_request_from_pb,
+        wire.join_request_to_pb(JoinRequest("w", 1, 2, "0.1", 5)),
+    ),
+    (
+        federation_pb2.JoinResponse,
+        wire.join_reply_from_pb,
+        wire.join_reply_to_pb(JoinReply("token", 2, _RUN, 5.0)),
+    ),
+    (federation_pb2.WatchTasksResponse, wire.task_from_pb, wire.task_to_pb(_TASK)),
+    (
+        federation_pb2.HeartbeatRequest,
+        lambda m: wire.progress_from_pb(m.progress),
+        federation_pb2.HeartbeatRequest(
+            session="token", progress=wire.progress_to_pb(Progress(Activity.TRAINING, 1, 2, 3, 0.5))
+        ),
+    ),
+    (
+        federation_pb2.OfferUpdateRequest,
+        lambda m: wire.header_from_pb(m.header),
+        federation_pb2.OfferUpdateRequest(header=wire.header_to_pb(_UPDATE)),
+    ),
+    (
+        federation_pb2.SubmitUpdateRequest,
+        lambda m: wire.chunk_from_pb(m.chunk) if m.WhichOneof("part") == "chunk" else m.header,
+        federation_pb2.SubmitUpdateRequest(chunk=wire.chunk_to_pb(Chunk(0, bytes(40)))),
+    ),
+    (
+        federation_pb2.DownloadArtifactResponse,
+        lambda m: wire.chunk_from_pb(m.chunk),
+        federation_pb2.DownloadArtifactResponse(chunk=wire.chunk_to_pb(Chunk(7, b"content"))),
+    ),
+]
+
+
+def decode_message(content: bytes) -> None:
+    """The first byte says which message the others are."""
+    if not content:
+        return
+    message, decode, _ = _DECODERS[content[0] % len(_DECODERS)]
+    try:
+        decode(message.FromString(content[1:]))
+    except (DecodeError, BadMessage):
+        return
+
+
+def judge_header(content: bytes) -> None:
+    """As if the bytes were a whole file; what passes fills the file exactly."""
+    try:
+        read_header(content, len(content))
+    except BadUpdate:
+        return
+
+
+def opener(folder: Path) -> Target:
+    """Judges, and reads all tensors of a file that passes with the library itself."""
+    path = folder / "fuzzed"
+
+    def open_file(content: bytes) -> None:
+        try:
+            expected = read_header(content, len(content))
+        except BadUpdate:
+            return
+        # What our check lets through the library must take, and see alike.
+        path.write_bytes(content)
+        found = {name: (tuple(t.shape), t.dtype) for name, t in TensorFile.foreign(path).items()}
+        assert found == {name: (spec.shape, spec.dtype) for name, spec in expected.items()}
+
+    return open_file
+
+
+def message_seeds() -> list[bytes]:
+    """A valid message of every kind."""
+    return [bytes([i]) + whole.SerializeToString() for i, (_, _, whole) in enumerate(_DECODERS)]
+
+
+def header_seeds() -> list[bytes]:
+    """Valid files, and fragments that matter to the format."""
+    files = [
+        to_bytes({}),
+        to_bytes({"x": torch.zeros(2, 3)}),
+        to_bytes({"x": torch.zeros(2, dtype=torch.int64), "delta.y": torch.zeros((), dtype=torch.bool)}),
+        to_bytes({f"layer.{i}.weight": torch.zeros(i, dtype=torch.bfloat16) for i in range(8)}),
+    ]
+    odd = {
+        "x": {"dtype": "F32", "shape": [1e308, -1], "data_offsets": [0, 2**70]},
+        "__metadata__": {"a": "b"},
+    }
+    text = json.dumps(odd).encode()
+    return [*files, len(text).to_bytes(8, "little") + text]
