@@ -15,8 +15,8 @@ from common.errors import BadUpdate, BrokenTransfer, LateUpdate, NotSelected, St
 from common.model.adapter import trained
 from common.model.apoz import from_tensors
 from common.records import AdapterSpec, ArtifactRef, UpdateHeader
-from common.schema import Schema, TensorSpec, check, content_bytes
-from common.tensors import Prefixed, TensorFile
+from common.schema import Schema, TensorSpec, check_finite, check_specs, content_bytes
+from common.tensors import Prefixed, TensorFile, header_of
 from common.wakeup import Wakeup
 from coordinator.rounds import Event, Received, RoundPhase, RoundState, Tick, step
 from coordinator.store import Store, StoredUpdate
@@ -180,8 +180,9 @@ class Inbox:
         assert self._expected is not None
         received = self._places(worker, header)[1]
         try:
+            check_specs(header_of(received), self._expected.schema)
             tensors = TensorFile.foreign(received)
-            check(tensors, self._expected.schema)
+            check_finite(tensors)
             for layer, c in from_tensors(Prefixed(tensors, APOZ)).items():
                 if c.zeros.min() < 0 or c.zeros.max() > c.tokens:
                     raise BadUpdate(f"APoZ counts of layer {layer} are not within 0 and the tokens")

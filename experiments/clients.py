@@ -14,9 +14,9 @@ from common.model.adapter import Adapted
 from common.model.apoz import ZeroCounter
 from common.model.families import ffns_of
 from common.model.submodel import apply_patch, build
+from common.model.wire_config import read_config
 from common.records import AdapterSpec, TaskSpec, TrainingSpec, ZeroRule
 from worker.train import LocalUpdate, fine_tune
-from worker.workbench import config_from_wire
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SubModel:
 
     def adapted(self) -> Adapted:
         """The module with an adapter, made as a worker makes it, on the CPU."""
-        config = config_from_wire(self.config_json, self.task)
+        config = read_config(self.config_json, self.task)
         # Where the weights come from, they may be shared and read-only.
         weights = {name: tensor.clone() for name, tensor in self.weights.items()}
         adapted = Adapted(

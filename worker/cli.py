@@ -64,6 +64,10 @@ def worker(
         float,
         typer.Option(min=1, help="Probe a connection that is silent for so many seconds."),
     ] = 20.0,
+    max_download: Annotated[
+        float,
+        typer.Option(metavar="GB", min=0, help="Refuse a run whose files take more than this."),
+    ] = 20.0,
     metrics: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Serve Prometheus metrics; port 0 takes a free one."),
@@ -113,6 +117,7 @@ def worker(
                 device=device,
                 threads=threads,
                 keepalive=keepalive,
+                max_download=int(max_download * 1e9),
                 tls=opened,
             )
         )

@@ -28,6 +28,7 @@ from common.records import (
 )
 from common.tensors import Prefixed, to_bytes
 from common.wakeup import Wakeup
+from worker.announced import MOST_DOWNLOAD_BYTES, named
 from worker.client import Coordinator
 from worker.data import PrivateData
 from worker.metrics import Metrics
@@ -39,10 +40,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker works: its folder for artifacts and updates, and its torch device."""
+    """Where a worker works: its folder, its torch device, and how many bytes the files of a task may take."""
 
     folder: Path
     device: torch.device
+    most_download: int = MOST_DOWNLOAD_BYTES
 
 
 class Worker:
@@ -90,7 +92,8 @@ class Worker:
 
     async def _accompanied(self, reply: JoinReply) -> StopTask:
         """Work, with the watch for tasks and the heartbeat beside it."""
-        bench = Workbench(self._name, reply.run, self._data, self._place.folder, self._place.device)
+        place = self._place
+        bench = Workbench(self._name, reply.run, self._data, place.folder, place.device, place.most_download)
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._watch())
@@ -149,6 +152,7 @@ class Worker:
 
     async def _fine_tune(self, bench: Workbench, task: TrainTask, question: str) -> tuple[UpdateHeader, Path]:
         """Fetch what is missing, train, and keep the update."""
+        await self._compute.run(bench.judge, task)
         self._report(Progress(Activity.DOWNLOADING, task.round))
         with self._timed("download"):
             files = await self._fetch(task, bench.lacks(task.sub_model))
@@ -188,9 +192,7 @@ class Worker:
         folder = self._place.folder / "artifacts"
         wanted = [*lacking, task.adapter]
         files = {a.sha256: await self._coordinator.download(a, folder) for a in wanted}
-        sub_model = task.sub_model
-        named = [sub_model.base, *sub_model.patches, *sub_model.processor, task.adapter]
-        kept = {a.sha256 for a in named}
+        kept = {a.sha256 for a in named(task)}
         for path in folder.iterdir():
             if path.name not in kept:
                 path.unlink()

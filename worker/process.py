@@ -20,6 +20,7 @@ from common.rpc import KEEPALIVE_SECONDS, Address, require_loopback
 from common.telemetry import open_metrics
 from common.tls import Tls
 from common.wire import worker_name
+from worker.announced import MOST_DOWNLOAD_BYTES
 from worker.client import Coordinator
 from worker.data import PrivateData, Source
 from worker.loop import Place, Worker
@@ -44,6 +45,7 @@ class WorkerOptions:
     threads: int | None = None
     keepalive: float = KEEPALIVE_SECONDS
     tls: Tls | None = None
+    max_download: int = MOST_DOWNLOAD_BYTES
 
 
 async def work(options: WorkerOptions) -> signal.Signals | None:
@@ -78,7 +80,7 @@ async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -
     coordinator = Coordinator(
         address, joining, options.join_timeout, metrics, options.keepalive, options.tls, sent
     )
-    place = Place(options.folder, torch.device(options.device))
+    place = Place(options.folder, torch.device(options.device), options.max_download)
     worker = Worker(name, coordinator, data, place, compute, metrics)
     ended_by: signal.Signals | None = None
     task = asyncio.create_task(worker.run())

@@ -1,25 +1,25 @@
 """The sub-FM on the worker, kept at the version that the task names. Blocking: runs in the compute thread."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
 
 from common import seeds
 from common.batches import Dataset
 from common.errors import ModelError
 from common.model.adapter import Adapted
 from common.model.apoz import ZeroCounter
-from common.model.families import family_named, ffns_of
+from common.model.families import ffns_of
 from common.model.submodel import apply_patch, build
+from common.model.wire_config import read_config
 from common.processors import write_processor
-from common.records import ArtifactRef, RunSpec, SubModelRef, TaskKind, TaskSpec, TrainTask
-from common.tensors import TensorFile
+from common.records import ArtifactRef, RunSpec, SubModelRef, TrainTask
+from common.schema import Schema, check_specs
+from common.tensors import TensorFile, header_of
+from worker.announced import MOST_DOWNLOAD_BYTES, Limits, judge, limits_of
 from worker.data import PrivateData
 from worker.train import LocalUpdate, OnStep, fine_tune
 
@@ -35,10 +35,12 @@ class Workbench:
     data: PrivateData
     folder: Path
     device: torch.device
+    most_download: int = MOST_DOWNLOAD_BYTES
     _adapted: Adapted | None = None
     _dataset: Dataset | None = None
     _base: ArtifactRef | None = None
     _patches: tuple[ArtifactRef, ...] = ()
+    _limits: tuple[object, Limits] | None = None
 
     def lacks(self, wanted: SubModelRef) -> list[ArtifactRef]:
         """Artifacts to fetch before `equip` can bring the sub-FM to the version wanted."""
@@ -50,6 +52,24 @@ class Workbench:
         known = self._patches
         return self._base == wanted.base and wanted.patches[: len(known)] == known
 
+    def judge(self, task: TrainTask) -> None:
+        """Before anything is fetched: raise BadMessage or ModelError when what is announced cannot be."""
+        judge(task, self._limits_of(task.sub_model), self.most_download)
+
+    def _limits_of(self, wanted: SubModelRef) -> Limits:
+        shape = (wanted.config_json, wanted.ffn_widths)
+        if self._limits is None or self._limits[0] != shape:
+            self._limits = shape, limits_of(self.run, wanted)
+        return self._limits[1]
+
+    def _require_weights(self, found: Schema, wanted: SubModelRef) -> None:
+        """By the file's header: raise BadUpdate unless it holds this model's weights, and no others.
+
+        Those that the model ties to others may be there.
+        """
+        limits = self._limits_of(wanted)
+        check_specs({name: spec for name, spec in found.items() if name not in limits.tied}, limits.weights)
+
     def equip(self, wanted: SubModelRef, files: Files) -> None:
         """Bring the sub-FM to the version wanted; `files` maps digests of what `lacks` named to files.
 
@@ -60,7 +80,8 @@ class Workbench:
             missing = wanted.patches[len(self._patches) :]
         else:
             task = self.run.task
-            config = config_from_wire(wanted.config_json, task)
+            config = read_config(wanted.config_json, task)
+            self._require_weights(header_of(files[wanted.base.sha256]), wanted)
             weights = TensorFile.foreign(files[wanted.base.sha256]).load()
             module = build(config, task.kind, wanted.ffn_widths, weights, self.device)
             self._adapted = Adapted(module, task.kind, self.run.adapter)
@@ -94,17 +115,3 @@ class Workbench:
         """The adapter in the model now."""
         assert self._adapted is not None
         return self._adapted.tensors()
-
-
-def config_from_wire(config_json: str, task: TaskSpec) -> PretrainedConfig:
-    """The sub-FM's configuration. Raises ModelError when it is unreadable or does not fit the task."""
-    try:
-        fields: dict[str, Any] = json.loads(config_json)
-        model_type = str(fields.pop("model_type"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"the run's model configuration is not readable: {error}") from error
-    family_named(model_type)
-    config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
-    if task.kind is not TaskKind.CAUSAL_LM and len(task.labels) != config.num_labels:
-        raise ModelError(f"the model has {config.num_labels} classes, the task {len(task.labels)}")
-    return config

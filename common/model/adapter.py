@@ -26,6 +26,7 @@ from common.errors import BadUpdate, UnsupportedFamily
 from common.model.families import Family, Projection, family_of
 from common.model.tasks import peft_type
 from common.records import AdapterSpec, AdapterTargets, TaskKind
+from common.schema import TensorSpec, schema_of
 
 Tensors = Mapping[str, Tensor]
 
@@ -100,15 +101,22 @@ class Adapted:
 
     def tensors(self) -> dict[str, Tensor]:
         """The adapter's values, detached copies."""
+        state = self._state() | self._residuals
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def schema(self) -> dict[str, TensorSpec]:
+        """Names, shapes and dtypes of an adapter without residuals; also of a model without values."""
+        return schema_of(self._state())
+
+    def _state(self) -> dict[str, Tensor]:
         if isinstance(self.model, PeftModel):
-            state = get_peft_model_state_dict(self.model)
-        else:
-            state = {
-                f"{PEFT_PREFIX}{head}.{name}": tensor
-                for head in self._heads
-                for name, tensor in self.model.get_submodule(head).state_dict().items()
-            }
-        return {name: tensor.detach().cpu().clone() for name, tensor in (state | self._residuals).items()}
+            found: dict[str, Tensor] = get_peft_model_state_dict(self.model)
+            return found
+        return {
+            f"{PEFT_PREFIX}{head}.{name}": tensor
+            for head in self._heads
+            for name, tensor in self.model.get_submodule(head).state_dict().items()
+        }
 
     def load(self, tensors: Tensors) -> None:
         """Plug an adapter in. Raises BadUpdate when it is not of this model."""

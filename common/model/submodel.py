@@ -61,13 +61,7 @@ def build(
     that the model ties to others need not be there. Raises ModelError when the family cannot do the
     task, or widths or weights do not fit the configuration.
     """
-    with init_empty_weights():
-        model = from_config(config, kind)
-        layers = layers_of(model)
-        if len(layers) != len(ffn_widths):
-            raise ModelError(f"{len(ffn_widths)} FFN widths given for {len(layers)} layers")
-        for layer, width in zip(layers, ffn_widths, strict=True):
-            set_ffn_width(layer, family_of(config), width)
+    model = empty(config, kind, ffn_widths)
     tied = tied_names(model)
     own = {name: tensor.to(device) for name, tensor in weights.items() if name not in tied}
     try:
@@ -82,6 +76,23 @@ def build(
         # Buffers that no file holds, such as rotary frequencies.
         model.to(device)  # type: ignore[arg-type]  # mistyped in transformers 5
     model.eval()
+    return model
+
+
+def empty(
+    config: PretrainedConfig, kind: TaskKind, ffn_widths: Sequence[int], buffers: bool = False
+) -> PreTrainedModel:
+    """A sub-FM without values: parameters on the meta device, and `buffers` as well if asked for.
+
+    Raises ModelError when the family cannot do the task, or widths do not fit the configuration.
+    """
+    with init_empty_weights(include_buffers=buffers):
+        model = from_config(config, kind)
+        layers = layers_of(model)
+        if len(layers) != len(ffn_widths):
+            raise ModelError(f"{len(ffn_widths)} FFN widths given for {len(layers)} layers")
+        for layer, width in zip(layers, ffn_widths, strict=True):
+            set_ffn_width(layer, family_of(config), width)
     return model
 
 

@@ -182,7 +182,7 @@ def test_a_tokenizer_that_cannot_be_read_is_a_model_error(
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"[]", b"{}"])
 def test_an_image_processor_that_cannot_be_read_is_a_model_error(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(ModelError, match="image processor cannot be loaded"):
+    with pytest.raises(ModelError, match=r"cannot be (loaded|read)"):
         write_processor(tmp_path / "worker", {ArtifactKind.IMAGE_PROCESSOR: content}, IMAGES)
 
 
@@ -190,3 +190,46 @@ def test_files_for_another_kind_of_task_are_a_model_error(model_folder: Path, tm
     files = processor_files(tokenizer_at(model_folder))
     with pytest.raises(ModelError, match="holds no preprocessor_config"):
         write_processor(tmp_path / "worker", files, IMAGES)
+
+
+# --- from the other side ---
+
+
+def test_what_a_tokenizers_configuration_says_of_files_and_code_is_dropped(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "sent")
+    files = processor_files(tokenizer_at(tmp_path / "sent"))
+    fields = json.loads(files[ArtifactKind.TOKENIZER_CONFIG])
+    evil = {
+        "auto_map": {"AutoTokenizer": ["elsewhere--code.Tokenizer", None]},
+        "tokenizer_file": "/etc/hostname",
+        "vocab_file": "/etc/hostname",
+        "name_or_path": "elsewhere/model",
+        "chat_template": "{{ 1 }}",
+    }
+    files[ArtifactKind.TOKENIZER_CONFIG] = json.dumps(fields | evil).encode()
+    got = write_processor(tmp_path / "got", files, TEXT)
+    written = json.loads((tmp_path / "got" / "tokenizer_config.json").read_text())
+    assert not evil.keys() & written.keys()
+    assert {k: v for k, v in fields.items() if k in written} == written
+    assert isinstance(got, PreTrainedTokenizerBase)
+    texts, _ = sentences(20)
+    assert got(texts)["input_ids"] == tokenizer_at(tmp_path / "sent")(texts)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "reason"),
+    [
+        (ArtifactKind.TOKENIZER_CONFIG, b" " * (4 * 2**20 + 1), "allowed are"),
+        (ArtifactKind.IMAGE_PROCESSOR, b"{}" + b" " * 2**16, "allowed are"),
+        (ArtifactKind.TOKENIZER_CONFIG, b"[]", "cannot be read"),
+        (ArtifactKind.TOKENIZER_CONFIG, b"[" * 100_000, "cannot be read"),
+        (ArtifactKind.IMAGE_PROCESSOR, b'{"size": {"height": 100000, "width": 1}}', "pixels a side"),
+        (ArtifactKind.IMAGE_PROCESSOR, b'{"size": [1, [1e300]]}', "pixels a side"),
+        (ArtifactKind.ADAPTER, b"", "belongs to no tokenizer"),
+    ],
+)
+def test_a_file_that_is_too_large_or_asks_for_too_much_is_refused(
+    tmp_path: Path, kind: ArtifactKind, content: bytes, reason: str
+) -> None:
+    with pytest.raises(ModelError, match=reason):
+        write_processor(tmp_path, {kind: content}, TEXT)

@@ -1,0 +1,118 @@
+"""A model's configuration from the other side keeps what its family knows, within bounds, no more."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import FedPftError, ModelError, UnsupportedFamily
+from common.model.families import FAMILIES
+from common.model.tasks import from_config
+from common.model.wire_config import known_keys, read_config
+from common.records import TaskKind, TaskSpec
+from coordinator.foundation import wire_config
+from tests.conftest import LABELS
+from tests.families import small_config
+
+TASK = TaskSpec(TaskKind.TEXT_CLASSIFICATION, LABELS, 32, False)
+
+
+def told(model_type: str = "bert", **changes: Any) -> str:
+    """What a coordinator sends of a small model, with changes."""
+    return json.dumps(json.loads(wire_config(small_config(model_type))) | changes)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_an_honest_configuration_comes_through_unchanged(model_type: str) -> None:
+    kind = FAMILIES[model_type].tasks[0]
+    sent = small_config(model_type)
+    got = read_config(wire_config(sent), TaskSpec(kind, LABELS, 32, False))
+    # These are left to transformers' own choice, or say how the model was made.
+    free = {"architectures", "transformers_version", "dtype", "_name_or_path"}
+    for key, value in sent.to_dict().items():
+        assert key in free or got.to_dict()[key] == value, key
+    assert str(from_config(got, kind)) == str(from_config(sent, kind))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "experts_implementation",
+        "quantization_config",
+        "auto_map",
+        "custom_pipelines",
+        "_name_or_path",
+        "dtype",
+        "torch_dtype",
+        "num_labels",
+        "pruned_heads",
+        "base_model_tp_plan",
+        "sinusoidal_pos_embds",
+    ],
+)
+def test_what_could_name_code_or_files_is_not_looked_at(key: str) -> None:
+    config = read_config(told("bert", **{key: "elsewhere/kernels"}), TASK)
+    assert "elsewhere" not in json.dumps(config.to_dict(), default=str)
+    assert config._attn_implementation != "elsewhere/kernels"
+    assert key not in known_keys("bert") | known_keys("distilbert")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "not readable"),
+        ("[]", "not readable"),
+        ("{}", "not readable"),
+        ('{"model_type": "bert", "hidden_size": NaN}', "no number"),
+        ('{"model_type": "bert", "hidden_size": ' + "9" * 5000 + "}", "digits"),
+        ("[" * 100_000, "not readable"),
+        (told(num_hidden_layers=10**9), "out of bounds"),
+        (told("qwen2", num_hidden_layers=1025), "out of bounds"),
+        (told(hidden_size=2**18), "out of bounds"),
+        (told(hidden_size=-2), "out of bounds"),
+        (told(max_position_embeddings=2**40), "out of bounds"),
+        (told(vocab_size=2**60), "out of bounds"),
+        (told(hidden_act="x" * 2000), "out of bounds"),
+        (told(eos_token_id=[0] * 5000), "out of bounds"),
+        (told(eos_token_id=[[[0]]]), "out of bounds"),
+        (told(layer_norm_eps={"a": {"b": 1}}), "out of bounds"),
+        (told(hidden_size="32"), "cannot be used"),
+        (told(hidden_size=None), "cannot be used"),
+        (told(id2label={"0": "one"}), "1 classes, the task 2"),
+        (told(id2label={str(i): "" for i in range(2**16 + 1)}), "out of bounds"),
+    ],
+)
+def test_what_is_unreadable_or_out_of_bounds_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        read_config(text, TASK)
+
+
+def test_a_family_that_is_not_known_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedFamily, match="evil"):
+        read_config(told().replace('"bert"', '"evil"'), TASK)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(sorted(FAMILIES)), st.data())
+def test_whatever_stands_in_it_the_answer_is_a_configuration_or_a_clear_error(
+    model_type: str, data: st.DataObject
+) -> None:
+    key = data.draw(st.sampled_from(sorted(known_keys(model_type))))
+    text = told(model_type, **{key: data.draw(JSON)})
+    kind = FAMILIES[model_type].tasks[0]
+    try:
+        read_config(text, TaskSpec(kind, LABELS, 32, False))
+    except FedPftError as error:
+        assert "\n" not in str(error)
