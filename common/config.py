@@ -236,6 +236,9 @@ class AggregationSection(Section):
     """Share that "trimmed-mean" cuts off at either end."""
     byzantine: int = Field(default=1, ge=0)
     """How many bad workers "krum" and "multi-krum" reckon with; they need 2 * this + 3 updates."""
+    norm_limit: Annotated[float, Field(gt=1)] | None = None
+    """Set updates aside whose L2 norm is more than so many times the round's median, as long as
+    rounds.minimum stay; unset takes them all."""
     optimizer: ServerOptimizer = ServerOptimizer.NONE
     """How the change is applied: "none", "momentum" (FedAvgM), "adam" (FedAdam), "yogi" (FedYogi)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1.0
@@ -336,6 +339,27 @@ class AdmissionSection(Section):
     """Names of the workers that may join; unset admits any, under TLS any that has a worker's certificate."""
 
 
+class LimitsSection(Section):
+    """What workers may ask for. Who goes beyond is refused and told why; the run goes on."""
+
+    examples: Positive = 10_000_000
+    """Most examples that a worker may name: with the mean, its weight."""
+    workers: Positive = 10_000
+    """Most names under which workers may join."""
+    updates_per_round: Positive = 3
+    """Different updates of one worker that a round takes; each stays on disk until the round is over."""
+    calls_per_second: Annotated[float, Field(gt=0)] = 50.0
+    """Calls that a worker may make in the long run; those of ten seconds at once."""
+    streams: Positive = 8
+    """Streams that a worker may have open at the same time: tasks, downloads, uploads."""
+    calls: Positive = 30_000
+    """Calls and streams of all workers at the same time; more are turned away."""
+    upload_bytes_per_second: Annotated[float, Field(gt=0)] = 1024.0
+    """An upload slower than this on average, after a minute, is broken off; it may go on where it was."""
+    disk_gigabytes: Annotated[float, Field(gt=0)] | None = None
+    """While artifacts and uploads take more than this, no update is taken; workers try again. Unset: any."""
+
+
 class ComputeSection(Section):
     """Where the coordinator computes."""
 
@@ -378,6 +402,8 @@ class RunConfig(Section):
     """Mutual TLS, with the files that `fedpft certs issue` writes; files that change are read anew."""
     admission: AdmissionSection = AdmissionSection()
     """Who may take part in the run."""
+    limits: LimitsSection = LimitsSection()
+    """What workers may ask for. Who goes beyond is refused and told why; the run goes on."""
     compute: ComputeSection = ComputeSection()
     """Where the coordinator computes."""
 

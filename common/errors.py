@@ -66,6 +66,10 @@ class NotAllowed(FedPftError):
     """The caller's certificate does not give it the right to this."""
 
 
+class TooMany(FedPftError):
+    """The caller asks for more at once, or more often, than the other side allows; less or later may pass."""
+
+
 class BadMessage(FedPftError):
     """A message breaks a rule of the protocol."""
 

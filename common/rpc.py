@@ -97,6 +97,7 @@ STATUS: dict[type[FedPftError], StatusCode] = {
     errors.Unreachable: StatusCode.UNAVAILABLE,
     errors.ProtocolMismatch: StatusCode.FAILED_PRECONDITION,
     errors.NotAllowed: StatusCode.PERMISSION_DENIED,
+    errors.TooMany: StatusCode.RESOURCE_EXHAUSTED,
     errors.BadMessage: StatusCode.INVALID_ARGUMENT,
     errors.UnknownSession: StatusCode.UNAUTHENTICATED,
     errors.SessionReplaced: StatusCode.ABORTED,
@@ -119,6 +120,8 @@ _TRANSIENT = {
     StatusCode.DEADLINE_EXCEEDED,
     StatusCode.CANCELLED,
     StatusCode.INTERNAL,
+    # gRPC itself answers so when a server has as many calls as it takes.
+    StatusCode.RESOURCE_EXHAUSTED,
 }
 
 
@@ -175,12 +178,18 @@ def new_server(
     keepalive_seconds: float = KEEPALIVE_SECONDS,
     tls: Tls | None = None,
     interceptors: Sequence[aio.ServerInterceptor] = (),
+    most_calls: int | None = None,
 ) -> tuple[aio.Server, Address]:
     """A server that will listen on `address`, and where it really does (port 0 takes a free one).
 
+    `most_calls` are served at the same time; more are turned away before anything of them is read.
     Raises AddressError when the address is taken or not this machine's.
     """
-    server = aio.server(options=_server_options(keepalive_seconds), interceptors=interceptors)
+    server = aio.server(
+        options=_server_options(keepalive_seconds),
+        interceptors=interceptors,
+        maximum_concurrent_rpcs=most_calls,
+    )
     try:
         if tls is None:
             port = server.add_insecure_port(str(address))

@@ -1,15 +1,17 @@
 """A round's updates: choose workers, have them train, and try again when too few report."""
 
 import asyncio
+import statistics
 
 from common.config import RunConfig
 from common.errors import RunFailed
 from common.faultpoints import Point, reach
 from common.records import ArtifactRef, Phase, TrainTask, WaitTask
 from common.schema import schema_of
-from common.tensors import TensorFile
+from common.tensors import Prefixed, TensorFile
 from coordinator import schedule
-from coordinator.inbox import Expected, Inbox, update_schema
+from coordinator.algorithms.outliers import norm, outliers
+from coordinator.inbox import DELTA, Expected, Inbox, update_schema
 from coordinator.journal import Journal
 from coordinator.metrics import Metrics
 from coordinator.models import Models
@@ -157,6 +159,36 @@ class Gathering:
         state = await self._inbox.collect()
         reach(Point.STEP, "round-closed")
         self._sessions.assign_all(WaitTask(f"round {number} is being aggregated"))
-        accepted = state.received if state.phase is RoundPhase.CLOSED else None
+        accepted = None
+        if state.phase is RoundPhase.CLOSED:
+            accepted = state.received - await self._set_aside(number, state.received)
         self._store.close_try(number, attempt, state.phase, accepted)
         return state
+
+    async def _set_aside(self, number: int, received: frozenset[str]) -> frozenset[str]:
+        """Workers whose updates do not count, because they are far larger than the others'; they are told.
+
+        Judged when the round closes, not as updates come: which came first must not matter.
+        """
+        factor = self._config.aggregation.norm_limit
+        if factor is None:
+            return frozenset()
+        norms = await asyncio.to_thread(self._norms, number, received)
+        aside = outliers(norms, factor, self._rounds.minimum)
+        if not aside:
+            return frozenset()
+        median = statistics.median(norms.values())
+        for worker in aside:
+            reason = (
+                f"round {number}: the update of worker {worker} is set aside: its norm is "
+                f"{norms[worker]:.3g}, the median {median:.3g}; aggregation.norm_limit is {factor:g}"
+            )
+            self._metrics.updates.labels("set-aside").inc()
+            self._journal.record("update_set_aside", reason, number, worker, norm=norms[worker])
+            self._sessions.assign(worker, Assignment(WaitTask(reason)))
+        return frozenset(aside)
+
+    def _norms(self, number: int, received: frozenset[str]) -> dict[str, float]:
+        """L2 norms of the round's deltas; blocking."""
+        updates = [u for u in self._store.updates(number) if u.worker in received]
+        return {u.worker: norm(Prefixed(TensorFile(self._store.path(u.sha256)), DELTA)) for u in updates}

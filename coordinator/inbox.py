@@ -11,20 +11,31 @@ from typing import Any
 import torch
 
 from common.chunks import ChunkWriter
-from common.errors import BadUpdate, BrokenTransfer, LateUpdate, NotSelected, StaleRound, UnknownRound
+from common.config import LimitsSection
+from common.errors import (
+    BadUpdate,
+    BrokenTransfer,
+    LateUpdate,
+    NotSelected,
+    StaleRound,
+    StoreError,
+    UnknownRound,
+)
 from common.model.adapter import trained
 from common.model.apoz import from_tensors
 from common.records import AdapterSpec, ArtifactRef, UpdateHeader
 from common.schema import Schema, TensorSpec, check_finite, check_specs, content_bytes
+from common.tensor_header import PREFIX_BYTES, header_bytes, read_header, smallest_header_bytes
 from common.tensors import Prefixed, TensorFile, header_of
 from common.wakeup import Wakeup
+from coordinator import retention
 from coordinator.rounds import Event, Received, RoundPhase, RoundState, Tick, step
 from coordinator.store import Store, StoredUpdate
 
 DELTA, APOZ = "delta.", "apoz."
 
-# A safetensors header takes about 100 bytes a tensor; this is generous.
-_HEADER_BYTES = 256 * 1024
+# Headers of the same tensors differ in length: by their order, padding, and what a writer notes besides.
+_HEADER_SLACK, _HEADER_SLACK_PER_TENSOR = 1024, 24
 
 
 @dataclass(frozen=True)
@@ -48,17 +59,25 @@ def update_schema(adapter: Schema, spec: AdapterSpec, counted: Mapping[int, int]
 class Inbox:
     """The open round's updates. Lives on the event loop."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, limits: LimitsSection | None = None) -> None:
+        self._store, self._limits = store, limits or LimitsSection()
         self._changed = Wakeup()
         self._expected: Expected | None = None
         self.state: RoundState | None = None
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._receiving: dict[str, asyncio.Task[Any]] = {}
         self._superseded: set[asyncio.Task[Any]] = set()
+        # Of the open round, and which that is: each worker's updates by digest, and why some were refused.
+        self._admitted: defaultdict[str, set[str]] = defaultdict(set)
+        self._refused: dict[tuple[str, str], str] = {}
+        self._admitted_for = 0
 
     def open(self, state: RoundState, expected: Expected) -> None:
         """Begin to take updates."""
+        if state.number != self._admitted_for:
+            self._admitted.clear()
+            self._refused.clear()
+            self._admitted_for = state.number
         self.state, self._expected = state, expected
         self.note(Tick())
 
@@ -111,8 +130,8 @@ class Inbox:
         """Judge a submission by its header; False when the same update is already here.
 
         Raises StaleRound (LateUpdate, UnknownRound, NotSelected) when it is not of the open round or not
-        from one of its workers, BadUpdate when it is not the difference to the round's adapter, or of a
-        wrong size.
+        from one of its workers, BadUpdate when it is not the difference to the round's adapter, of a wrong
+        size, or one of too many; StoreError when the run has as much on disk as it may.
         """
         for stored in self._store.updates(header.round):
             if stored.worker == worker and stored.sha256 == header.sha256:
@@ -129,10 +148,33 @@ class Inbox:
             raise BadUpdate("the update is the difference to another adapter than this round's")
         if header.examples != examples:
             raise BadUpdate(f"the update names {header.examples} examples, the worker joined with {examples}")
-        least = content_bytes(self._expected.schema)
-        if not least < header.size <= least + _HEADER_BYTES:
-            raise BadUpdate(f"an update of this round has {least} bytes and a header, got {header.size}")
+        self._require_size(header, self._expected.schema)
+        self._require_room(worker, header)
+        if reason := self._refused.get((worker, header.sha256)):
+            # Its bytes need not come again to be refused; and who was cut off while sending may not know why.
+            raise BadUpdate(reason)
         return True
+
+    def _require_size(self, header: UpdateHeader, schema: Schema) -> None:
+        values, least = content_bytes(schema), smallest_header_bytes(schema)
+        slack = _HEADER_SLACK + _HEADER_SLACK_PER_TENSOR * len(schema)
+        if not values + least - slack <= header.size <= values + least + slack:
+            raise BadUpdate(
+                f"an update of this round has {values} bytes and a header of about {least}, got {header.size}"
+            )
+
+    def _require_room(self, worker: str, header: UpdateHeader) -> None:
+        """Bounds what a worker, and all together, can make this run keep on disk."""
+        digests, most = self._admitted[worker], self._limits.updates_per_round
+        if header.sha256 not in digests and len(digests) >= most:
+            raise BadUpdate(f"round {header.round} has {most} different updates of worker {worker} already")
+        if (gigabytes := self._limits.disk_gigabytes) is not None:
+            held = sum(retention.sizes(self._store).values())
+            if held + header.size > gigabytes * 1e9:
+                raise StoreError(
+                    f"the run has {held / 1e9:.2f} GB on disk, limits.disk_gigabytes allows {gigabytes:g}"
+                )
+        digests.add(header.sha256)
 
     def _require_open(self, state: RoundState, worker: str) -> None:
         if state.phase is not RoundPhase.OPEN:
@@ -168,6 +210,28 @@ class Inbox:
         partial, complete = map(self._store.spool, names)
         return partial, complete
 
+    def header_fits(self, worker: str, header: UpdateHeader) -> bool:
+        """Judge what has come of an update by its file's header; False while that is not complete.
+
+        Raises BadUpdate when its tensors are not what the round asked for: the rest need not come.
+        """
+        partial = self._places(worker, header)[0]
+        assert self._expected is not None
+        with partial.open("rb") as file:
+            begin = file.read(PREFIX_BYTES)
+            if len(begin) < PREFIX_BYTES:
+                return False
+            try:
+                begin += file.read(header_bytes(begin, header.size))
+                if len(begin) < PREFIX_BYTES + header_bytes(begin, header.size):
+                    return False
+                check_specs(read_header(begin, header.size), self._expected.schema)
+            except BadUpdate as error:
+                partial.unlink(missing_ok=True)
+                self._refused[worker, header.sha256] = str(error)
+                raise
+        return True
+
     def received(self, worker: str) -> None:
         """The bytes are here: from now on the worker's next submission waits instead of taking over."""
         self._receiving.pop(worker, None)
@@ -186,8 +250,9 @@ class Inbox:
             for layer, c in from_tensors(Prefixed(tensors, APOZ)).items():
                 if c.zeros.min() < 0 or c.zeros.max() > c.tokens:
                     raise BadUpdate(f"APoZ counts of layer {layer} are not within 0 and the tokens")
-        except BadUpdate:
+        except BadUpdate as error:
             received.unlink(missing_ok=True)
+            self._refused[worker, header.sha256] = str(error)
             raise
         self._store.place(received, header.sha256)
 

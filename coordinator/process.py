@@ -88,7 +88,9 @@ async def serve(config: RunConfig) -> Ending:
         calls = MeasuredCalls(metrics.called)
         # Outermost: what a gate refuses is counted, too.
         interceptors = [calls, Gate(tls), Decoding()] if tls else [calls, Decoding()]
-        server, address = new_server(address, config.server.keepalive_seconds, tls, interceptors)
+        server, address = new_server(
+            address, config.server.keepalive_seconds, tls, interceptors, config.limits.calls
+        )
         endpoint = open_metrics(config.server.metrics, metrics.registry, config.server.insecure)
         resources.callback(endpoint.close)
         probe = Probe(config.server.health) if config.server.health else None
@@ -115,7 +117,7 @@ class _Service:
         self._server, self._probe = server, probe
         self._stopping = asyncio.Event()
         self._journal, meter = Journal(store), Meter(store, metrics)
-        self._sessions, self._inbox = Sessions(config.server.heartbeat_seconds), Inbox(store)
+        self._sessions, self._inbox = Sessions(config.server.heartbeat_seconds), Inbox(store, config.limits)
         shared = (store, self._sessions, self._inbox, self._journal, meter, metrics)
         self._campaign = Campaign(config, *shared, compute)
         names = config.admission.workers
@@ -124,6 +126,7 @@ class _Service:
             *shared,
             config.server.max_transfers,
             Admission(None if names is None else frozenset(names)),
+            config.limits,
         )
         self._ending = Ending()
 
@@ -288,7 +291,7 @@ def identity(config: RunConfig) -> str:
     The threads count: another number of them gives other bits.
     """
     return config.model_dump_json(
-        exclude={"server": True, "tls": True, "admission": True, "run": {"directory"}}
+        exclude={"server": True, "tls": True, "admission": True, "limits": True, "run": {"directory"}}
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,20 +12,26 @@ from google.protobuf.message import Message
 
 from common import wire
 from common.chunks import read_chunks
-from common.errors import BadMessage, BrokenTransfer, FedPftError, UnknownArtifact
+from common.config import LimitsSection
+from common.errors import BadMessage, BrokenTransfer, FedPftError, TooMany, UnknownArtifact
 from common.faultpoints import Point, reach
-from common.records import ArtifactKind, JoinReply, RunSpec, RunStatus, UpdateHeader
+from common.records import ArtifactKind, JoinReply, JoinRequest, RunSpec, RunStatus, UpdateHeader
 from common.rpc import FRAME_BYTES, STALL_SECONDS, answers
 from coordinator.access import Admission
 from coordinator.inbox import Inbox
 from coordinator.journal import Journal
 from coordinator.meter import Meter
 from coordinator.metrics import Metrics
+from coordinator.pace import Pace
 from coordinator.rounds import Left, Returned
 from coordinator.sessions import Session, Sessions
 from coordinator.store import Store
+from coordinator.transfers import Transfers
 
 log = logging.getLogger(__name__)
+
+# Refused updates of a worker in a round that become events; all are counted.
+_REFUSALS_TOLD = 10
 
 # Only these ever leave; the plan, other workers' updates and the server optimiser's state do not. A kind
 # that is new stays until somebody adds it here.
@@ -54,18 +61,24 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         metrics: Metrics,
         max_transfers: int,
         admission: Admission | None = None,
+        limits: LimitsSection | None = None,
     ) -> None:
         self._run, self._store = run, store
         self._sessions, self._inbox = sessions, inbox
         self._journal, self._meter, self._metrics = journal, meter, metrics
         self._admission = admission or Admission()
+        self._limits = limits or LimitsSection()
+        self._pace = Pace(self._limits.calls_per_second, self._limits.streams)
         # Memory grows with concurrent streams, so their number is capped and the rest waits.
-        self._transfers = asyncio.Semaphore(max_transfers)
+        self._transfers = Transfers(max_transfers, STALL_SECONDS)
+        self._refused: Counter[tuple[str, int]] = Counter()
 
     @answers
     async def Join(self, request: federation_pb2.JoinRequest, context: Any) -> federation_pb2.JoinResponse:
         joining = wire.join_request_from_pb(request)
         self._admission.require(joining.worker, context)
+        self._pace.call(joining.worker)
+        self._require_acceptable(joining)
         session, version = self._sessions.join(joining)
         self._store.remember_worker(joining.worker, joining.examples, joining.software)
         self._inbox.note(Returned(joining.worker))
@@ -89,10 +102,11 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
     ) -> AsyncIterator[federation_pb2.WatchTasksResponse]:
         session = self._session(request.session, context)
         self._count(session, "control", request)
-        async for task in self._sessions.tasks(session):
-            message = wire.task_to_pb(task)
-            self._count(session, "control", None, message)
-            yield message
+        with self._pace.stream(session.worker):
+            async for task in self._sessions.tasks(session):
+                message = wire.task_to_pb(task)
+                self._count(session, "control", None, message)
+                yield message
 
     @answers
     async def Heartbeat(
@@ -121,14 +135,16 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
             raise UnknownArtifact(f"there is no artifact {request.sha256[:12]}…")
         self._store.record_served(artifact.sha256)
         self._count(session, artifact.kind, request)
-        async with self._transfers:
-            for chunk in read_chunks(self._store.path(artifact.sha256), request.offset):
-                message = federation_pb2.DownloadArtifactResponse(chunk=wire.chunk_to_pb(chunk))
-                self._count(session, artifact.kind, None, message)
-                reach(Point.CHUNK_SENT, artifact.kind)
-                yield message
-                # A worker that takes its chunks is alive, also when nothing else of it gets through.
-                self._sessions.find(session.token)
+        with self._pace.stream(session.worker):
+            async with self._transfers.turn() as turn:
+                for chunk in read_chunks(self._store.path(artifact.sha256), request.offset):
+                    message = federation_pb2.DownloadArtifactResponse(chunk=wire.chunk_to_pb(chunk))
+                    self._count(session, artifact.kind, None, message)
+                    reach(Point.CHUNK_SENT, artifact.kind)
+                    with turn.taking():
+                        yield message
+                    # A worker that takes its chunks is alive, also when nothing else of it gets through.
+                    self._sessions.find(session.token)
 
     @answers
     async def OfferUpdate(
@@ -158,13 +174,8 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         header = wire.header_from_pb(first.header)
         session = self._session(header.session, context)
         self._count(session, "update", first)
-        async with self._inbox.turn(session.worker):
-            with self._refusals(session, header):
-                duplicate = not self._inbox.admit(session.worker, session.examples, header)
-                if not duplicate:
-                    await self._receive(session, header, messages)
-                    await asyncio.to_thread(self._inbox.keep, session.worker, header)
-                    self._inbox.commit(session.worker, header)
+        with self._pace.stream(session.worker):
+            duplicate = await self._take(session, header, messages)
         self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
         self._sessions.release(session.worker, header.round)
         if not duplicate:
@@ -183,23 +194,47 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self._count(session, "update", None, reply)
         return reply
 
+    async def _take(
+        self,
+        session: Session,
+        header: UpdateHeader,
+        messages: AsyncIterator[federation_pb2.SubmitUpdateRequest],
+    ) -> bool:
+        """From the header to the record; returns whether the same update was here before."""
+        async with self._inbox.turn(session.worker):
+            with self._refusals(session, header):
+                duplicate = not self._inbox.admit(session.worker, session.examples, header)
+                if not duplicate:
+                    await self._receive(session, header, messages)
+                    await asyncio.to_thread(self._inbox.keep, session.worker, header)
+                    self._inbox.commit(session.worker, header)
+        return duplicate
+
     async def _receive(
         self,
         session: Session,
         header: UpdateHeader,
         messages: AsyncIterator[federation_pb2.SubmitUpdateRequest],
     ) -> None:
-        """Spool an update's chunks, durably."""
+        """Spool an update's chunks, durably; they end when its header does not fit or it is too slow."""
         with self._inbox.receive(session.worker, header) as writer:
-            begun = False
-            while (message := await _next(messages)) is not None:
-                self._count(session, "update", message)
-                chunk = wire.chunk_from_pb(message.chunk)
-                if not begun:
-                    writer.go_back(chunk.offset)
-                    begun = True
-                writer.write(chunk)
-                self._sessions.find(session.token)
+            rate = self._limits.upload_bytes_per_second
+            begun = fits = False
+            try:
+                async with asyncio.timeout(STALL_SECONDS + header.size / rate):
+                    while (message := await _next(messages)) is not None:
+                        self._count(session, "update", message)
+                        chunk = wire.chunk_from_pb(message.chunk)
+                        if not begun:
+                            writer.go_back(chunk.offset)
+                            begun = True
+                        writer.write(chunk)
+                        fits = fits or self._inbox.header_fits(session.worker, header)
+                        self._sessions.find(session.token)
+            except TimeoutError:
+                raise BrokenTransfer(
+                    f"slower than {rate:g} bytes a second; go on where it broke off"
+                ) from None
             self._inbox.received(session.worker)
             await asyncio.to_thread(writer.commit)
 
@@ -210,13 +245,26 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
             yield
         except FedPftError as error:
             self._metrics.updates.labels(type(error).__name__).inc()
-            self._journal.record(
-                "update_refused",
-                f"update of worker {session.worker} refused: {error}",
-                header.round,
-                session.worker,
-            )
+            # An event takes room on disk: who is refused again and again is news only so often.
+            self._refused[session.worker, self._meter.round] += 1
+            if self._refused[session.worker, self._meter.round] <= _REFUSALS_TOLD:
+                self._journal.record(
+                    "update_refused",
+                    f"update of worker {session.worker} refused: {error}",
+                    header.round,
+                    session.worker,
+                )
             raise
+
+    def _require_acceptable(self, joining: JoinRequest) -> None:
+        """Raise BadMessage or TooMany for a worker with too many examples, or one worker too many."""
+        if joining.examples > self._limits.examples:
+            raise BadMessage(
+                f"worker {joining.worker} names {joining.examples} examples, "
+                f"limits.examples allows {self._limits.examples}"
+            )
+        if not self._sessions.knows(joining.worker) and len(self._sessions) >= self._limits.workers:
+            raise TooMany(f"{self._limits.workers} workers have joined; limits.workers allows no more")
 
     @answers
     async def Leave(self, request: federation_pb2.LeaveRequest, context: Any) -> federation_pb2.LeaveResponse:
@@ -234,9 +282,10 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         return reply
 
     def _session(self, token: str, context: Any) -> Session:
-        """The caller's session. Raises UnknownSession, SessionReplaced, NotAllowed for another worker's."""
+        """The caller's session. Raises UnknownSession, SessionReplaced, TooMany, NotAllowed for another's."""
         session = self._sessions.find(token)
         self._admission.require(session.worker, context)
+        self._pace.call(session.worker)
         return session
 
     def _count(self, session: Session, kind: str, up: Message | None, down: Message | None = None) -> None:

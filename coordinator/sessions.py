@@ -133,6 +133,13 @@ class Sessions:
         session = self._by_worker.get(worker)
         return session is not None and session.progress.activity.present
 
+    def knows(self, worker: str) -> bool:
+        """Whether a worker of this name has joined since this process began."""
+        return worker in self._by_worker
+
+    def __len__(self) -> int:
+        return len(self._by_worker)
+
     def present(self) -> list[str]:
         """Names of workers that can be given a task, sorted."""
         return sorted(session.worker for session in self._present())

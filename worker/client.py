@@ -22,6 +22,7 @@ from common.errors import (
     NotAllowed,
     RunFailed,
     StoreError,
+    TooMany,
     UnknownSession,
     Unreachable,
 )
@@ -316,7 +317,7 @@ class Coordinator:
     ) -> None:
         """Wait, or join anew, as the error asks; raise it when it is not one that passes.
 
-        `told` by the coordinator: a disk of its that is full may be freed again.
+        `told` by the coordinator: a disk of its that is full may be freed again, too many calls get fewer.
         """
         if isinstance(error, UnknownSession):
             await self._rejoin(session)
@@ -326,7 +327,7 @@ class Coordinator:
             # The old certificate was refused, and there is a new one by now.
             return
         passes = isinstance(error, Unreachable | BrokenTransfer | BadDigest)
-        if not (passes or (told and isinstance(error, StoreError))):
+        if not (passes or (told and isinstance(error, StoreError | TooMany))):
             raise error
         if isinstance(error, BadDigest):
             outage.damaged += 1
