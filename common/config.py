@@ -350,8 +350,9 @@ class LimitsSection(Section):
     """Different updates of one worker that a round takes; each stays on disk until the round is over."""
     calls_per_second: Annotated[float, Field(gt=0)] = 50.0
     """Calls that a worker may make in the long run; those of ten seconds at once."""
-    streams: Positive = 8
-    """Streams that a worker may have open at the same time: tasks, downloads, uploads."""
+    streams: Positive = 64
+    """Streams that a worker may have open at the same time: tasks, downloads, uploads; those of connections
+    that died unnoticed count until they are noticed."""
     calls: Positive = 30_000
     """Calls and streams of all workers at the same time; more are turned away."""
     upload_bytes_per_second: Annotated[float, Field(gt=0)] = 1024.0
