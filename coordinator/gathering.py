@@ -2,6 +2,7 @@
 
 import asyncio
 import statistics
+from collections.abc import Iterable
 
 from common.config import RunConfig
 from common.errors import RunFailed
@@ -173,7 +174,8 @@ class Gathering:
         factor = self._config.aggregation.norm_limit
         if factor is None:
             return frozenset()
-        norms = await asyncio.to_thread(self._norms, number, received)
+        updates = [u for u in self._store.updates(number) if u.worker in received]
+        norms = await asyncio.to_thread(update_norms, self._store, updates)
         aside = outliers(norms, factor, self._rounds.minimum)
         if not aside:
             return frozenset()
@@ -188,7 +190,8 @@ class Gathering:
             self._sessions.assign(worker, Assignment(WaitTask(reason)))
         return frozenset(aside)
 
-    def _norms(self, number: int, received: frozenset[str]) -> dict[str, float]:
-        """L2 norms of the round's deltas; blocking."""
-        updates = [u for u in self._store.updates(number) if u.worker in received]
-        return {u.worker: norm(Prefixed(TensorFile(self._store.path(u.sha256)), DELTA)) for u in updates}
+
+def update_norms(store: Store, updates: Iterable[StoredUpdate]) -> dict[str, float]:
+    """L2 norm of each worker's delta; blocking."""
+    files = {u.worker: TensorFile(store.path(u.sha256)) for u in updates}
+    return {worker: norm(Prefixed(file, DELTA)) for worker, file in files.items()}

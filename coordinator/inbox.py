@@ -34,6 +34,9 @@ from coordinator.store import Store, StoredUpdate
 
 DELTA, APOZ = "delta.", "apoz."
 
+# Counts of all workers are summed as int64.
+_MOST_TOKENS = 2**48
+
 # Headers of the same tensors differ in length: by their order, padding, and what a writer notes besides.
 _HEADER_SLACK, _HEADER_SLACK_PER_TENSOR = 1024, 24
 
@@ -248,7 +251,7 @@ class Inbox:
             tensors = TensorFile.foreign(received)
             check_finite(tensors)
             for layer, c in from_tensors(Prefixed(tensors, APOZ)).items():
-                if c.zeros.min() < 0 or c.zeros.max() > c.tokens:
+                if not 0 <= c.zeros.min() <= c.zeros.max() <= c.tokens <= _MOST_TOKENS:
                     raise BadUpdate(f"APoZ counts of layer {layer} are not within 0 and the tokens")
         except BadUpdate as error:
             received.unlink(missing_ok=True)

@@ -21,6 +21,8 @@ from common.model import apoz
 from common.records import ArtifactKind, ArtifactRef, Evaluation, Phase
 from common.tensors import Prefixed
 from coordinator import schedule
+from coordinator.algorithms.outliers import outliers
+from coordinator.gathering import update_norms
 from coordinator.inbox import APOZ, DELTA
 from coordinator.models import Models
 from coordinator.process import identity, run_spec
@@ -103,7 +105,7 @@ class _Simulation:
         self._measure(0)
         for number in range(1, config.rounds.count + 1):
             with self._timed("training"):
-                updates = self._train(number, adapter)
+                updates = self._counted(self._train(number, adapter))
             with self._timed("aggregating"):
                 tensors, state = models.aggregate(adapter, updates, store.server_state(number - 1))
                 adapter = store.add_tensors(ArtifactKind.ADAPTER, tensors)
@@ -121,6 +123,15 @@ class _Simulation:
                     for evaluation in models.evaluate(number, self._in("scoring"), fm_only):
                         store.commit_evaluation(evaluation)
         store.end_run(Phase.FINISHED, "all rounds are done")
+
+    def _counted(self, updates: list[StoredUpdate]) -> list[StoredUpdate]:
+        """Without those that are far larger than the others, as a coordinator sets them aside."""
+        factor = self._config.aggregation.norm_limit
+        if factor is None:
+            return updates
+        norms = update_norms(self._store, updates)
+        aside = outliers(norms, factor, self._config.rounds.minimum)
+        return [update for update in updates if update.worker not in aside]
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

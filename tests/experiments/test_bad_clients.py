@@ -55,12 +55,13 @@ def accuracy(tmp_path_factory: pytest.TempPathFactory) -> Accuracy:
 
     def measure(rule: str, attack: Attack | None) -> float:
         if (rule, attack) not in seen:
+            settings: dict[str, Any] = {"aggregation.rule": rule}
+            if rule == "mean, within a norm":
+                settings = {"aggregation.norm_limit": 4.0, "rounds.minimum": 3}
             own: dict[str, Examples] = dict(clients)
             if attack is Attack.LABEL_FLIP:
                 own[BAD] = flip_labels(own[BAD], LABELS)
-            config = parse_config(
-                values | {"run.directory": folder / f"{rule}-{attack}", "aggregation.rule": rule}, "test"
-            )
+            config = parse_config(values | settings | {"run.directory": folder / f"{rule}-{attack}"}, "test")
             trained_by = None if attack is None else SomeBadClients(frozenset({BAD}), attack)
             scores = simulate(config, own, trained_by=trained_by).evaluations
             seen[rule, attack] = next(e.accuracy for e in scores if e.model == "fm")
@@ -93,6 +94,11 @@ USUAL = {("median", Attack.LABEL_FLIP), ("multi-krum", Attack.SIGN_FLIP)}
 )
 def test_a_robust_rule_loses_no_more_than_it_may(accuracy: Accuracy, rule: str, attack: Attack) -> None:
     assert accuracy(rule, attack) >= accuracy("mean", None) - MOST_LOST
+
+
+@pytest.mark.parametrize("attack", [Attack.SIGN_FLIP, Attack.NOISE])
+def test_the_mean_bears_what_is_far_too_large_within_a_norm_limit(accuracy: Accuracy, attack: Attack) -> None:
+    assert accuracy("mean, within a norm", attack) >= accuracy("mean", None) - MOST_LOST
 
 
 def test_flipped_labels_are_all_wrong() -> None:
