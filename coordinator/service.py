@@ -228,6 +228,8 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
                         if not begun:
                             writer.go_back(chunk.offset)
                             begun = True
+                            # What an interrupted upload left may be damaged: its digest will tell.
+                            fits = chunk.offset > 0
                         writer.write(chunk)
                         fits = fits or self._inbox.header_fits(session.worker, header)
                         self._sessions.find(session.token)

@@ -52,9 +52,13 @@ class Flood:
     seed: int = 0
     answers: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0
+    sent: int = 0
 
-    async def run(self, count: int, at_once: int = 32) -> None:
-        """Send so many streams; each must be answered or end within 30 s. What came back is in `answers`."""
+    async def run(self, count: int, enough: Callable[[], bool], at_once: int = 32) -> None:
+        """Send so many streams, and as many again until it is enough, up to 20 times.
+
+        Each must be answered or end within 30 s. What came back is in `answers`.
+        """
         self._draw = random.Random(self.seed)
         self._channel = aio.insecure_channel(
             str(self.address),
@@ -75,9 +79,11 @@ class Flood:
                 self.answers[f"{kind.__name__.strip('_')}: {answer}"] += 1
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for number in range(count):
-                    group.create_task(one(kinds[number % len(kinds)]))
+            while not self.sent or (self.sent < 20 * count and not enough()):
+                async with asyncio.TaskGroup() as group:
+                    for number in range(count):
+                        group.create_task(one(kinds[number % len(kinds)]))
+                self.sent += count
         finally:
             for each in beside:
                 each.cancel()
