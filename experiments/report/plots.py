@@ -32,6 +32,8 @@ _STYLE: Any = {
     "svg.hashsalt": "fedpft",
 }
 _WIDTH, _ROW, _LEAST = 7.6, 0.34, 3.4
+# What fits side by side below the bars; more is turned.
+_LABEL_CHARACTERS = 40
 
 
 def to_svg(plot: Plot) -> str:
@@ -101,7 +103,7 @@ def _bars(axes: Axes, plot: Plot) -> None:
         axes.bar_label(bars, fmt="%.3g", fontsize=8, padding=2)
     axes.set_xticks(range(len(categories)), [str(c) for c in categories])
     axes.grid(axis="x", visible=False)
-    if len(categories) > 5:
+    if sum(len(str(category)) for category in categories) > _LABEL_CHARACTERS:
         axes.tick_params(axis="x", labelrotation=30)
 
 

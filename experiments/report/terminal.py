@@ -1,4 +1,4 @@
-"""A document on a terminal: what it found, and its first table."""
+"""A document on a terminal: what it found, and the first table of every section."""
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -13,11 +13,14 @@ _OF_THE_ONE_BEFORE = ("±", "")
 
 
 def show(document: Document, console: Console) -> None:
-    """Print the lead and the first table of every section that begins with one."""
+    """Print the lead and the first table of every section."""
     for paragraph in document.lead[1:]:
         console.print(paragraph)
-    if document.tables:
-        console.print(_drawn(document.tables[0], console.width))
+    for section in document.sections:
+        tables = [part for part in section.parts if isinstance(part, Table)]
+        if tables:
+            console.print()
+            console.print(_drawn(tables[0], console.width))
 
 
 def _drawn(table: Table, width: int) -> RichTable:
@@ -28,6 +31,9 @@ def _drawn(table: Table, width: int) -> RichTable:
     ]
     cells = [[row[0].partition(":")[0], *row[1:]] for row in cells]
     titles = [f"{c.title} ({c.unit})" if c.unit else c.title for c in table.columns]
+    # One run of each has no errors to show.
+    full = [i for i in range(len(titles)) if any(row[i] for row in cells)]
+    titles, cells = [titles[i] for i in full], [[row[i] for i in full] for row in cells]
     widths = _fitting(titles, cells, width)
     notes = list(table.notes)
     if len(widths) < len(titles):
@@ -36,7 +42,7 @@ def _drawn(table: Table, width: int) -> RichTable:
         title=table.title, title_justify="left", caption="\n".join(notes), caption_justify="left"
     )
     for i, (title, least) in enumerate(zip(titles, widths, strict=False)):
-        drawn.add_column(title, justify="left" if i == 0 else "right", overflow="fold", min_width=least)
+        drawn.add_column(title, justify="left" if i == 0 else "right", overflow="fold", width=least)
     for i, row in enumerate(cells):
         drawn.add_row(*row[: len(widths)], style="bold" if i in table.emphasised else None)
     return drawn
