@@ -8,7 +8,7 @@ BUF := npx --yes --package=@bufbuild/buf@1.75.0 -- buf
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-containers test-faults test-security fuzz lint types imports proto proto-check proto-lint docs docs-check dependencies clean
+.PHONY: help demo test test-containers test-hosts test-faults test-security fuzz lint types imports proto proto-check proto-lint docs docs-check dependencies clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ test-faults: $(VENV)/installed ## Kill, cut off and fill up services at every po
 
 test-containers: $(VENV)/installed ## Build the images and run the compose file; about 15 minutes
 	$(BIN)/pytest tests/containers -m containers -n0 -q
+
+test-hosts: $(VENV)/installed ## Services on hosts of their own, in network namespaces; needs root; 2 minutes
+	$(BIN)/pytest tests/hosts -m hosts -n0 -q
 
 fuzz: $(VENV)/installed ## Feed every decoder 200,000 inputs; more by atheris, where it is installed
 	FEDPFT_FUZZ_INPUTS=200000 $(BIN)/pytest tests/fuzz -n 0 -q

@@ -93,11 +93,18 @@ class Federation:
         folder = str(self.folder / name)
         return self.start(name, "worker", *arguments, "--folder", folder, "--threads", "1", *extra)
 
+    def place(self, name: str) -> list[str]:
+        """What comes before a process's command, so that it runs where it belongs."""
+        return []
+
     def start(self, name: str, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `python -m module`."""
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments], cwd=ROOT, stdout=log, stderr=log
+                [*self.place(name), sys.executable, "-m", module, *arguments],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
             )
         self.processes[name] = process
         return process
