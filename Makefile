@@ -15,7 +15,7 @@ help: ## Say what each target does
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[demo,experiments,ray,dev]'
+	$(BIN)/pip install --quiet --editable '.[demo,experiments,ray,tracing,dev]'
 	touch $@
 
 demo: $(VENV)/installed ## Run the whole method on this machine, on a real model and real data

@@ -24,19 +24,21 @@ class About:
     run: str = ""
     round: int | None = None
     worker: str = ""
+    trace: str = ""
 
 
 # As logging itself, one for the process: lines come from any thread.
 _about = About()
 
 
-def log_about(*, run: str | None = None, round: int | None = None) -> None:
-    """From now on the lines are about this run or round; what is not given stays."""
+def log_about(*, run: str | None = None, round: int | None = None, trace: str | None = None) -> None:
+    """From now on the lines are about this run, round or trace; what is not given stays."""
     global _about
     _about = replace(
         _about,
         run=_about.run if run is None else run,
         round=_about.round if round is None else round,
+        trace=_about.trace if trace is None else trace,
     )
 
 
@@ -81,7 +83,10 @@ class _HumanLine(logging.Formatter):
 
 
 class _JsonLine(logging.Formatter):
-    """An object with time (UTC), level, service, run, round, worker, logger, message."""
+    """An object with time (UTC), level, service, run, round, worker, logger, message.
+
+    Where they apply: event, trace_id, exception.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -98,6 +103,8 @@ class _JsonLine(logging.Formatter):
         }
         if (event := getattr(record, "event", None)) is not None:
             line["event"] = event
+        if _about.trace:
+            line["trace_id"] = _about.trace
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

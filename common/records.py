@@ -198,6 +198,8 @@ class TrainTask:
     attempt: int
     zero_rule: ZeroRule = ZeroRule.PRE_ACTIVATION
     zero_threshold: float = 0.0
+    traceparent: str = field(default="", compare=False)
+    """The round's span, by W3C Trace Context; another one does not make it another task."""
 
 
 @dataclass(frozen=True)

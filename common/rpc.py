@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 from grpc import StatusCode, aio
 
-from common import errors
+from common import errors, tracing
 from common.chunks import MAX_CHUNK_BYTES
 from common.errors import AddressError, FedPftError, PeerError, Unreachable
 from common.faultpoints import Point, armed, reach
@@ -258,8 +258,9 @@ def answers(method: Callable[..., Any]) -> Callable[..., Any]:
         ) -> AsyncIterator[Any]:
             _begin(method, context)
             try:
-                async for reply in method(self, request, context):
-                    yield reply
+                with tracing.served(method.__name__, context.invocation_metadata()):
+                    async for reply in method(self, request, context):
+                        yield reply
                 reach(Point.REPLY_READY, method.__name__)
             except aio.AbortError:
                 raise
@@ -272,7 +273,8 @@ def answers(method: Callable[..., Any]) -> Callable[..., Any]:
     async def unary(self: Any, request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
         _begin(method, context)
         try:
-            reply = await method(self, request, context)
+            with tracing.served(method.__name__, context.invocation_metadata()):
+                reply = await method(self, request, context)
             reach(Point.REPLY_READY, method.__name__)
             return reply
         except aio.AbortError:

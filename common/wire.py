@@ -44,6 +44,7 @@ from common.records import (
     WorkerStatus,
     ZeroRule,
 )
+from common.tracing import well_formed
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(NAME)
@@ -218,6 +219,7 @@ def task_to_pb(task: Task) -> federation_pb2.WatchTasksResponse:
                 attempt=task.attempt,
                 zero_rule=types_pb2.ZeroRule.Value(f"ZERO_RULE_{task.zero_rule.name}"),
                 zero_threshold=task.zero_threshold,
+                traceparent=task.traceparent,
             )
             return federation_pb2.WatchTasksResponse(train=train)
         case WaitTask(reason):
@@ -242,6 +244,7 @@ def task_from_pb(m: federation_pb2.WatchTasksResponse) -> Task:
                 t.attempt,
                 _enum_from_pb(ZeroRule, types_pb2.ZeroRule, "ZERO_RULE_", t.zero_rule),
                 t.zero_threshold,
+                well_formed(t.traceparent),
             )
         case "wait":
             return WaitTask(m.wait.reason)

@@ -51,21 +51,23 @@ class Campaign:
 
     async def run(self) -> None:
         """The whole run. Raises RunFailed, StoreError, and what loading the model and data raises."""
-        self._enter(Phase.BUILDING, "loading the foundation model")
-        models = await self._compute.run(Models, self._config, self._store)
-        sub_fm = await self._sub_model(models)
-        done, adapter = await self._first_adapter(models, *sub_fm)
-        await self._clear_up()
-        await self._evaluate(models, done)
-        while (number := done + 1) <= self._config.rounds.count:
-            with self._metrics.round_seconds.time():
-                updates = await self._gathering.gather(models, number, adapter)
-                adapter = await self._aggregate(models, number, adapter, updates)
-            await self._measure(models, number)
-            await self._realign(models, number, updates)
-            await self._evaluate(models, number)
-            done = number
+        with self._standing.traced("build", 0):
+            self._enter(Phase.BUILDING, "loading the foundation model")
+            models = await self._compute.run(Models, self._config, self._store)
+            sub_fm = await self._sub_model(models)
+            done, adapter = await self._first_adapter(models, *sub_fm)
             await self._clear_up()
+            await self._evaluate(models, done)
+        while (number := done + 1) <= self._config.rounds.count:
+            with self._standing.traced("round", number):
+                with self._metrics.round_seconds.time():
+                    updates = await self._gathering.gather(models, number, adapter)
+                    adapter = await self._aggregate(models, number, adapter, updates)
+                await self._measure(models, number)
+                await self._realign(models, number, updates)
+                await self._evaluate(models, number)
+                done = number
+                await self._clear_up()
         self._finish(adapter)
 
     # --- the steps ---

@@ -4,6 +4,7 @@ import asyncio
 import statistics
 from collections.abc import Iterable
 
+from common import tracing
 from common.config import RunConfig
 from common.errors import RunFailed
 from common.faultpoints import Point, reach
@@ -133,6 +134,7 @@ class Gathering:
             attempt=attempt,
             zero_rule=models.zero_rule,
             zero_threshold=self._config.realignment.zero_threshold,
+            traceparent=tracing.traceparent(),
         )
         closes_at = asyncio.get_running_loop().time() + rounds.deadline_seconds
         state = RoundState(

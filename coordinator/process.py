@@ -29,6 +29,7 @@ from common.records import Phase, RunSpec, TaskSpec, TrainingSpec
 from common.rpc import Address, new_server, require_loopback
 from common.telemetry import open_metrics
 from common.tls import Tls, TlsFiles
+from common.tracing import exporting
 from coordinator import retention
 from coordinator.access import Admission, Gate
 from coordinator.calls import MeasuredCalls
@@ -84,6 +85,7 @@ async def serve(config: RunConfig) -> Ending:
         if store.outcome() == Phase.FINISHED and store.dismissed():
             log.info("the run in %s is finished; nothing to do", config.run.directory)
             return Ending()
+        resources.enter_context(exporting("fedpft-coordinator"))
         metrics = Metrics()
         calls = MeasuredCalls(metrics.called)
         # Outermost: what a gate refuses is counted, too.

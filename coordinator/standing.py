@@ -1,8 +1,11 @@
 """Where a running run stands and what it waits for: what the loop says, and others see."""
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
+from common import tracing
 from common.compute import Compute
 from common.config import RunConfig
 from common.logs import log_about
@@ -39,6 +42,8 @@ class Standing:
         self.round = 0
         self.waiting_for = ""
         self._progress = (0, 0)
+        self._traced: Phase | None = None
+        self._end_span: Callable[[], None] = lambda: None
         metrics.rounds.set(config.rounds.count)
         metrics.serves(store.run_id(), store.directory, config.rounds.deadline_seconds)
 
@@ -48,6 +53,19 @@ class Standing:
             self._journal.record("phase_entered", f"phase: {phase}", self.round)
         self.phase, self.waiting_for, self._progress = phase, waiting_for, (0, 0)
         self._metrics.entered(phase)
+        if phase is not self._traced:
+            self._end_span()
+            self._traced, self._end_span = phase, tracing.begin(phase)
+
+    @contextmanager
+    def traced(self, what: str, number: int) -> Iterator[None]:
+        """A span around the work on a round, or on what comes before the first; the phases' are below it."""
+        with tracing.span(what, run=self._store.run_id(), round=number):
+            try:
+                yield
+            finally:
+                self._end_span()
+                self._traced = None
 
     def enter_round(self, number: int) -> None:
         """The run comes to a round."""

@@ -5,8 +5,8 @@
 # What we depend on, alone: the layer below is built anew only when this list changes.
 FROM docker.io/library/python:3.11-slim-bookworm AS dependencies
 COPY pyproject.toml .
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-      > /requirements.txt
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+      print(*p['dependencies'], *p['optional-dependencies']['tracing'], sep='\n')" > /requirements.txt
 
 FROM docker.io/library/python:3.11-slim-bookworm AS packages
 # Another index to look for torch in: without it the default index serves torch with CUDA. An index of

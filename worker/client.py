@@ -13,7 +13,7 @@ from fedpft.v1 import federation_pb2, federation_pb2_grpc
 from google.protobuf.message import Message
 from grpc import StatusCode, aio
 
-from common import wire
+from common import tracing, wire
 from common.chunks import ChunkWriter, read_chunks, verify
 from common.errors import (
     BadDigest,
@@ -170,7 +170,7 @@ class Coordinator:
         """One call that is neither repeated nor translated."""
         self._about_to_send(name, kind, request)
         reach(Point.CALL_MADE, name)
-        reply = await getattr(self._stub, name)(request, timeout=seconds)
+        reply = await getattr(self._stub, name)(request, timeout=seconds, metadata=tracing.metadata())
         reach(Point.REPLY_RECEIVED, name)
         self._count(kind, request, reply)
         return reply
@@ -242,7 +242,9 @@ class Coordinator:
                 self._about_to_send("DownloadArtifact", artifact.kind, request)
                 self._count(artifact.kind, request, None)
                 reach(Point.CALL_MADE, "DownloadArtifact")
-                call = self._stub.DownloadArtifact(request, timeout=_TRANSFER_SECONDS)
+                call = self._stub.DownloadArtifact(
+                    request, timeout=_TRANSFER_SECONDS, metadata=tracing.metadata()
+                )
                 async for message in _unstalled(call):
                     self._count(artifact.kind, None, message)
                     writer.write(wire.chunk_from_pb(message.chunk))
@@ -285,7 +287,9 @@ class Coordinator:
                     yield message
 
             reach(Point.CALL_MADE, "SubmitUpdate")
-            reply = await self._stub.SubmitUpdate(stream(), timeout=_TRANSFER_SECONDS)
+            reply = await self._stub.SubmitUpdate(
+                stream(), timeout=_TRANSFER_SECONDS, metadata=tracing.metadata()
+            )
             reach(Point.REPLY_RECEIVED, "SubmitUpdate")
             self._count("update", None, reply)
             return bool(reply.duplicate)

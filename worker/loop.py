@@ -4,12 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from common import tracing
 from common.compute import Compute
 from common.errors import BadUpdate, RunFailed, StaleRound, Stopped, UnknownArtifact
 from common.faultpoints import Point, reach
@@ -20,6 +21,7 @@ from common.records import (
     ArtifactRef,
     JoinReply,
     Progress,
+    RunSpec,
     StopTask,
     Task,
     TrainTask,
@@ -122,7 +124,8 @@ class Worker:
                     log.info("waiting: %s", reason)
                 case TrainTask():
                     try:
-                        await self._train(bench, task)
+                        with self._traced(bench.run, task):
+                            await self._train(bench, task)
                     except Stopped:
                         log.info("round %d goes on without this worker", task.round)
                     except UnknownArtifact as error:
@@ -228,10 +231,16 @@ class Worker:
 
         return on_step
 
+    def _traced(self, run: RunSpec, task: TrainTask) -> AbstractContextManager[None]:
+        """A span around the work on a task, below the coordinator's round."""
+        about = {"run": run.run_id, "worker": self._name}
+        return tracing.span("task", task.traceparent, **about, round=task.round, attempt=task.attempt)
+
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
         begun = time.monotonic()
-        yield
+        with tracing.span(part):
+            yield
         self._metrics.seconds.labels(part).observe(time.monotonic() - begun)
 
 

@@ -46,6 +46,6 @@ class Outbox:
 
 def question_of(run: RunSpec, worker: str, examples: int, task: TrainTask) -> str:
     """Digest of all that an update depends on: another try at the same round asks the same."""
-    timeless = replace(task, seconds_left=0.0, attempt=0)
+    timeless = replace(task, seconds_left=0.0, attempt=0, traceparent="")
     told = {"run": asdict(run), "worker": worker, "examples": examples, "task": asdict(timeless)}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

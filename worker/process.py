@@ -19,6 +19,7 @@ from common.records import PROTOCOL_MAX, PROTOCOL_MIN, JoinRequest
 from common.rpc import KEEPALIVE_SECONDS, Address, require_loopback
 from common.telemetry import open_metrics
 from common.tls import Tls
+from common.tracing import exporting
 from common.wire import worker_name
 from worker.announced import MOST_DOWNLOAD_BYTES
 from worker.client import Coordinator
@@ -65,7 +66,7 @@ async def work(options: WorkerOptions) -> signal.Signals | None:
         raise CertificateError(
             f"the certificate is {options.tls.identity}'s, not worker/{name}'s; leave out --name"
         )
-    with locked(options.folder, f"worker {name}"):
+    with locked(options.folder, f"worker {name}"), exporting("fedpft-worker", name):
         return await _work_in_folder(options, name, address)
 
 

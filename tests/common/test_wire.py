@@ -182,6 +182,18 @@ def altered(message: Message, **fields: Any) -> Any:
 
 
 @pytest.mark.parametrize(
+    "bad", ["x", "00-" + "a" * 32, "00-" + "A" * 32 + "-" + "b" * 16 + "-01", "a" * 100_000]
+)
+def test_a_tasks_trace_is_taken_along_and_one_that_is_malformed_is_dropped(bad: str) -> None:
+    good = f"00-{'a' * 32}-{'b' * 16}-01"
+    for told, kept in ((good, good), (bad, ""), (f"{good}\n", "")):
+        received = wire.task_from_pb(train_task(traceparent=told))
+        assert isinstance(received, TrainTask)
+        assert received.traceparent == kept
+        assert wire.task_to_pb(received).train.traceparent == kept
+
+
+@pytest.mark.parametrize(
     "bad", ["", "a" * 63, "a" * 65, "A" * 64, "g" * 64, "a" * 64 + "\n", "../" + "a" * 61]
 )
 def test_a_digest_is_64_lower_case_hexadecimal_digits(bad: str) -> None:

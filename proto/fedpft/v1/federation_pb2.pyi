@@ -168,6 +168,7 @@ class TrainTask(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     ZERO_RULE_FIELD_NUMBER: _builtins.int
     ZERO_THRESHOLD_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """The round, from 1."""
     learning_rate_factor: _builtins.float
@@ -180,6 +181,10 @@ class TrainTask(_message.Message):
     """When a neuron counts as at rest."""
     zero_threshold: _builtins.float
     """Largest absolute activation that counts as zero, under ZERO_RULE_NEAR_ZERO."""
+    traceparent: _builtins.str
+    """The round's span, by W3C Trace Context, so that the task's spans hang below it; empty when the
+    coordinator traces nothing. Metadata cannot carry it: one stream brings the tasks of all rounds.
+    """
     @_builtins.property
     def sub_model(self) -> _types_pb2.SubModel:
         """The sub-FM to train on."""
@@ -204,10 +209,11 @@ class TrainTask(_message.Message):
         attempt: _builtins.int = ...,
         zero_rule: _types_pb2.ZeroRule.ValueType = ...,
         zero_threshold: _builtins.float = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "sub_model", b"sub_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "apoz_layers", b"apoz_layers", "attempt", b"attempt", "learning_rate_factor", b"learning_rate_factor", "round", b"round", "seconds_left", b"seconds_left", "sub_model", b"sub_model", "zero_rule", b"zero_rule", "zero_threshold", b"zero_threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "apoz_layers", b"apoz_layers", "attempt", b"attempt", "learning_rate_factor", b"learning_rate_factor", "round", b"round", "seconds_left", b"seconds_left", "sub_model", b"sub_model", "traceparent", b"traceparent", "zero_rule", b"zero_rule", "zero_threshold", b"zero_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
