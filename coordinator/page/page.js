@@ -35,7 +35,7 @@ function niceStep(span) {
 }
 
 function chart(svg, series, rounds, low, high, label) {
-  const left = 48, right = 12, top = 12, bottom = 34, width = 520, height = 240;
+  const left = 62, right = 12, top = 14, bottom = 38, width = 520, height = 240;
   svg.replaceChildren();
   const values = Object.values(series).flat().map((point) => point.value);
   if (values.length === 0) {
@@ -51,7 +51,7 @@ function chart(svg, series, rounds, low, high, label) {
   }
   const every = Math.max(1, Math.ceil(rounds / 10));
   for (let round = 0; round <= rounds; round += every) {
-    svg.append(drawn("text", { x: x(round), y: height - bottom + 18, "text-anchor": "middle" }, round === 0 ? "start" : round));
+    svg.append(drawn("text", { x: x(round), y: height - bottom + 24, "text-anchor": "middle" }, round === 0 ? "start" : round));
   }
   for (const model of [...MODELS].reverse()) {
     const points = series[model];
@@ -76,9 +76,11 @@ function workerRow(worker) {
   const row = element("tr");
   row.append(element("td", {}, worker.name));
   row.append(element("td", { class: "number" }, worker.examples.toLocaleString("en")));
-  row.append(element("td", { class: worker.activity }, worker.activity));
+  const does = element("td", { class: worker.activity }, worker.activity);
+  row.append(does);
   const progress = element("td", { class: "progress" });
   if (worker.activity === "training" && worker.steps) {
+    does.dataset.done = `${Math.floor(100 * worker.step / worker.steps)} %`;
     progress.append(element("progress", { max: worker.steps, value: worker.step, title: `step ${worker.step} of ${worker.steps}` }));
   }
   row.append(progress);
@@ -116,7 +118,7 @@ function draw(run) {
   $("up").textContent = bytes(run.workers.reduce((sum, w) => sum + w.up, 0));
   $("waiting").hidden = !run.waiting_for || run.over;
   $("waiting").textContent = `Waiting for ${run.waiting_for}.`;
-  $("accuracy-title").textContent = language ? "Perplexity" : "Accuracy";
+  $("accuracy-title").textContent = `${language ? "Perplexity" : "Accuracy"} on the test data, by round`;
   const plain = (tick, step) => tick.toFixed(Math.max(0, -Math.floor(Math.log10(step))));
   chart($("accuracy"), readings, run.rounds, 0, language ? null : 1, language ? plain : (tick) => `${Math.round(100 * tick)} %`);
   chart($("loss"), seriesOf(run.evaluations, (e) => e.loss), run.rounds, 0, null, plain);

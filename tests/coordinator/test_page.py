@@ -186,6 +186,8 @@ async def test_a_browser_shows_the_run_and_complains_of_nothing(
     assert ("94.8 %" in dom) is (task is TaskKind.TEXT_CLASSIFICATION)
     # Names are text, never markup.
     assert "&lt;b&gt;clinic-c&lt;/b&gt;" in dom and "<b>clinic-c" not in dom
+    # A narrow screen has the figure instead of the bar.
+    assert 'data-done="40 %"' in dom
     assert dom.count("<polyline") == 4
     assert dom.count("event number") == 200
     await in_browser(chromium, f"--screenshot={picture}", "--window-size=1200,1100", url)
