@@ -40,7 +40,7 @@ class Metrics:
         )
         self.round_seconds = Histogram(
             "fedpft_round_seconds",
-            "From a round's opening to its committed adapter",
+            "From looking for a round's workers to its committed adapter",
             buckets=ROUND_SECONDS,
             registry=r,
         )
@@ -61,7 +61,9 @@ class Metrics:
             registry=r,
         )
         self._free = Gauge("fedpft_disk_free_bytes", "Free space where the run's directory lies", registry=r)
-        self.round = Gauge("fedpft_round", "Present round; 0 before the first", registry=r)
+        self.round = Gauge(
+            "fedpft_round", "The round that this process opened last; 0 before the first", registry=r
+        )
         self.rounds = Gauge("fedpft_rounds_planned", "Rounds in all", registry=r)
         self._phase = Gauge(
             "fedpft_phase", "1 for the run's present phase, 0 for the others", ["phase"], registry=r
@@ -70,7 +72,7 @@ class Metrics:
             "fedpft_phase_seconds", "Time spent in each phase", ["phase"], registry=r
         )
         self._workers = Gauge(
-            "fedpft_workers", "Workers that joined, by what they do now", ["state"], registry=r
+            "fedpft_workers", "Workers that joined this process, by what they do now", ["state"], registry=r
         )
         self.updates = Counter(
             "fedpft_updates",
@@ -87,7 +89,9 @@ class Metrics:
             registry=r,
         )
         self.collected = Counter(
-            "fedpft_collected_bytes", "Files deleted because nothing needed them any more", registry=r
+            "fedpft_collected_bytes",
+            "Size of artifacts deleted because nothing needed them any more",
+            registry=r,
         )
         self.transferred = Counter(
             "fedpft_transfer_bytes",

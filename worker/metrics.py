@@ -20,14 +20,20 @@ class Metrics:
             "Unix time of the coordinator's last answer to a heartbeat; 0 before the first",
             registry=r,
         )
-        self.round = Gauge("fedpft_worker_round", "Round it works for", registry=r)
+        self.round = Gauge(
+            "fedpft_worker_round",
+            "Round it works for, or last worked for; 0 before its first task",
+            registry=r,
+        )
         self._activity = Gauge(
             "fedpft_worker_activity",
             "1 for what the worker does now, 0 for the rest",
             ["activity"],
             registry=r,
         )
-        self.loss = Gauge("fedpft_worker_training_loss_nats", "Mean training loss of this round", registry=r)
+        self.loss = Gauge(
+            "fedpft_worker_training_loss_nats", "Mean loss of the present training; 0 without one", registry=r
+        )
         self.steps = Counter("fedpft_worker_steps", "Optimiser steps done", registry=r)
         self.seconds = Histogram(
             "fedpft_worker_task_seconds",
@@ -50,7 +56,7 @@ class Metrics:
         )
         self.reconnects = Counter(
             "fedpft_worker_reconnects",
-            "Calls tried again because the coordinator was gone",
+            "Calls made again after an error that may pass",
             registry=r,
         )
         for activity in Activity:
