@@ -93,6 +93,7 @@ def _of_coordinator(path: Path) -> Iterator[Finding]:
         ("port", config.server.listen),
         ("metrics", config.server.metrics),
         ("health", config.server.health),
+        ("page", config.server.page),
     ):
         if listen is not None:
             yield checks.listening(what, Address.parse(listen))

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 from collections.abc import Coroutine, Iterator
@@ -11,6 +12,10 @@ from typing import Any
 import typer
 
 from common.errors import FedPftError, RunFailed
+
+# gRPC's core writes lines of its own about what it notes in passing, such as a handshake that failed; the
+# errors say so too, in words for people. It reads this when it is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

@@ -229,13 +229,14 @@ def test_the_owners_host_is_examined_by_its_configuration(tmp_path: Path, taken:
         "data.test.path": str(tmp_path / "none.csv"),
         "server.listen": str(taken),
         "server.metrics": "127.0.0.1:0",
+        "server.page": str(taken),
     }
     path = tmp_path / "run.toml"
     path.write_text(template(values))
     done = examine("--config", path)
     assert done.exit_code == 2
     wrong = [line.split()[1] for line in done.output.splitlines() if line.startswith("wrong")]
-    assert wrong == ["port", "model", "test"]
+    assert wrong == ["port", "page", "model", "test"]
     assert "ok    public data  10 examples" in done.output
 
 

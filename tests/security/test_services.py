@@ -1,5 +1,9 @@
 """Both services and the owner's commands as processes that know each other by certificates."""
 
+import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ from typer.testing import CliRunner
 from cli.main import app
 from common.identity import Role
 from common.records import Phase
-from tests.integration.federation import federation, until
+from tests.integration.federation import ROOT, federation, until
 from tests.security.guarded import COORDINATOR, Certificates
 
 
@@ -113,3 +117,28 @@ def test_a_list_of_admitted_workers_can_change_between_two_starts(
         for _ in until(60, "worker 3 is let in"):
             if "joined run" in running.log("worker-3"):
                 break
+
+
+def test_who_speaks_plain_text_is_told_of_in_one_line(certificates: Certificates) -> None:
+    """Without the lines that gRPC's core would write of the handshake."""
+    owner = str(certificates.issue(Role.ADMIN, "owner"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        command = [sys.executable, "-m", "cli", "status", "--coordinator", address, "--tls", owner]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: it speaks plain text, not TLS\n"
