@@ -118,9 +118,9 @@ class _Service:
         self._config, self._store, self._metrics, self._compute = config, store, metrics, compute
         self._server, self._probe = server, probe
         self._stopping = asyncio.Event()
-        self._journal, meter = Journal(store), Meter(store, metrics)
+        self._journal, self._meter = Journal(store), Meter(store, metrics)
         self._sessions, self._inbox = Sessions(config.server.heartbeat_seconds), Inbox(store, config.limits)
-        shared = (store, self._sessions, self._inbox, self._journal, meter, metrics)
+        shared = (store, self._sessions, self._inbox, self._journal, self._meter, metrics)
         self._campaign = Campaign(config, *shared, compute)
         names = config.admission.workers
         self._federation = FederationService(
@@ -230,7 +230,10 @@ class _Service:
             for worker in sessions.sweep():
                 self._inbox.note(Lost(worker))
                 self._journal.record(
-                    "worker_lost", f"worker {worker} is silent; it counts as lost", 0, worker
+                    "worker_lost",
+                    f"worker {worker} is silent; it counts as lost",
+                    self._meter.round,
+                    worker,
                 )
             self._metrics.workers_are([s.progress.activity for s in sessions.all()])
             with contextlib.suppress(TimeoutError):
@@ -252,7 +255,7 @@ class _Service:
                 while self._sessions.present() or expected - {s.worker for s in self._sessions.all()}:
                     await self._sessions.changed.wait()
         reach(Point.STEP, "farewell")
-        self._journal.record("workers_dismissed", "workers know that the run is over")
+        self._journal.record("workers_dismissed", "workers know that the run is over", self._meter.round)
 
 
 def _on_signal(ending: Ending, number: signal.Signals, stop: Callable[[str], None]) -> Callable[[], None]:

@@ -146,7 +146,7 @@ def test_a_run_over_slow_and_lossy_links_outlives_a_cut_and_ends_with_the_same_b
         # The others reported during the cut, the one behind it afterwards: it did strike in the round.
         assert updates[2, CUT] > mended
         assert all(began < updates[2, f"worker-{n}"] < mended for n in WORKERS if f"worker-{n}" != CUT)
-        assert [e.worker for e in hosts.events("worker_lost")] == [CUT]
+        assert [(e.round, e.worker) for e in hosts.events("worker_lost")] == [(2, CUT)]
         assert [e.worker for e in hosts.events("worker_returned")] == [CUT]
         assert not hosts.events("round_short")
         assert all(one.lost > 0 for one in network.links.values())
