@@ -3,8 +3,8 @@
 Usage: python .ci/dependencies.py ENVIRONMENT OUT_FILE
 
 The tools live in an environment of their own, ENVIRONMENT-audit. Where they, or the list of known
-vulnerabilities, cannot be reached, that is said and is no failure. A vulnerable package is one; an entry of
-.ci/ignored-vulnerabilities, with its reason, lifts that.
+vulnerabilities, cannot be reached, that is said and is no failure. A vulnerable package is one, with
+exit code 3; an entry of .ci/ignored-vulnerabilities, with its reason, lifts that.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 
 TOOLS = ("pip-audit==2.10.1", "cyclonedx-bom==7.5.0")
 _SECONDS = 120
+VULNERABLE = 3
 ROOT = Path(__file__).parents[1]
 
 
@@ -84,7 +85,7 @@ def vulnerabilities(programs: Path) -> None:
         print(f"{name} {version}: {identifier}")
     print(f"vulnerabilities: {len(bad)} in {len(audited)} of {len(found)} packages that were looked up")
     if bad:
-        sys.exit(1)
+        sys.exit(VULNERABLE)
 
 
 def main() -> None:
