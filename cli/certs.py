@@ -1,5 +1,8 @@
 """`fedpft certs`: the certificates by which coordinator, workers and owners know each other."""
 
+import asyncio
+import contextlib
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +12,11 @@ from rich.table import Table
 
 from common.authority import AUTHORITY_DAYS, HOLDER_DAYS, REVOKED, Authority
 from common.certificates import AUTHORITY
-from common.console import plain_errors
+from common.console import plain_errors, run_async
+from common.enrolment import INVITATION_HOURS, Candidate, Guests, Invitation
 from common.identity import Identity, Role
+from common.logs import set_up_logging
+from common.rpc import Address
 
 certs = typer.Typer(
     no_args_is_help=True, help="Make and revoke the certificates by which the two sides know each other."
@@ -74,3 +80,71 @@ def list_certificates(authority: Folder = Path("certs")) -> None:
             state = "revoked" if issued.revoked else "expired" if issued.expired else "valid"
             table.add_row(str(issued.identity), f"{issued.serial:x}", f"{issued.expires:%Y-%m-%d}", state)
         Console(soft_wrap=True).print(table)
+
+
+@certs.command()
+def invite(
+    role: Annotated[Role, typer.Option(help="worker or admin.")],
+    name: Annotated[str, typer.Option(help="Name; of a worker, the name in the run.")],
+    at: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where `fedpft certs serve` will answer.")],
+    authority: Folder = Path("certs"),
+    out: Annotated[
+        Path | None, typer.Option(help="File to write. [default: AUTHORITY/ROLE-NAME.invitation]")
+    ] = None,
+    hours: Annotated[float, typer.Option(min=0.01, help="Hours until it is over.")] = INVITATION_HOURS,
+    days: Days = HOLDER_DAYS,
+) -> None:
+    """Invite somebody to get a certificate for a key of their own, once. The file is secret until then."""
+    with plain_errors():
+        identity = Identity(role, name)
+        path = out or authority / f"{role}-{name}.invitation"
+        guests = Guests(Authority(authority), authority)
+        guests.invite(identity, Address.parse(at), hours, days).write(path)
+        typer.echo(f"{path}: {identity}, once within {hours:g} hours; its holder runs `fedpft certs enrol`")
+
+
+@certs.command()
+def serve(
+    san: Annotated[
+        list[str], typer.Option(metavar="HOST", help="DNS name or IP address that guests reach this host by.")
+    ],
+    authority: Folder = Path("certs"),
+    bind: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen.")] = "0.0.0.0:7071",
+) -> None:
+    """Answer guests who have an invitation. Runs where the authority's key is, not at the coordinator."""
+    from coordinator.enrolment import serve as answer
+
+    set_up_logging("enrolment")
+
+    async def main() -> signal.Signals | None:
+        ended: list[signal.Signals] = []
+        serving = asyncio.ensure_future(answer(own, Guests(own, authority), Address.parse(bind), tuple(san)))
+
+        def stop(number: signal.Signals) -> None:
+            ended.append(number)
+            serving.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        return ended[0] if ended else None
+
+    with plain_errors():
+        own = Authority(authority)
+    run_async(main())
+
+
+@certs.command()
+def enrol(
+    invitation: Annotated[Path, typer.Argument(help="The file that the run's owner sent.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write. [default: ROLE-NAME]")] = None,
+) -> None:
+    """Make a key, which stays here, and get its certificate: tls.crt, tls.key and ca.crt."""
+    from worker.enrolment import enrol as ask
+
+    with plain_errors():
+        invited = Invitation.read(invitation)
+        folder = out or Path(f"{invited.identity.role}-{invited.identity.name}")
+        certificate = asyncio.run(ask(invited, Candidate(invited, folder)))
+        typer.echo(f"{folder}: {invited.identity}, until {certificate.not_valid_after_utc:%Y-%m-%d}")

@@ -88,10 +88,10 @@ class Authority:
             .add_extension(identifier, critical=False)
             .sign(key, hashes.SHA256())
         )
-        _new_folder(folder)
+        new_folder(folder)
         # The key first: where one exists nothing has been touched when this fails.
         _write_key(folder / _AUTHORITY_KEY, key)
-        _write_new(folder / AUTHORITY, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        write_new(folder / AUTHORITY, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
         authority = cls(folder)
         authority._write_revocations([])
         return authority
@@ -108,23 +108,40 @@ class Authority:
         `names` are the DNS names and IP addresses under which a coordinator is reached. Only a coordinator
         has any: a worker's certificate must not serve to pass for one. Raises CertificateError.
         """
-        names = tuple(names)
-        if names and identity.role is not Role.COORDINATOR:
-            raise CertificateError(f"--san is for coordinators only, got {', '.join(names)} for {identity}")
         for file in (CERTIFICATE, KEY, AUTHORITY):
             if (out / file).exists():
                 raise CertificateError(f"{out / file} is there already; choose another folder (--out)")
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._sign(identity, key.public_key(), names, days)
-        pem = certificate.public_bytes(serialization.Encoding.PEM)
-        # First the copy: there must be no certificate about that could not be revoked.
-        _new_folder(self._folder / _ISSUED)
-        _write_new(self._folder / _ISSUED / f"{certificate.serial_number:x}.crt", pem, 0o644)
-        _new_folder(out)
-        _write_key(out / KEY, key)
-        _write_new(out / CERTIFICATE, pem, 0o644)
-        _write_new(out / AUTHORITY, self._certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        certificate = self.certify(identity, key.public_key(), names, days)
+        write_holder(out, key, certificate, self.certificate)
         return _issued(certificate, set())
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        """The authority's own."""
+        return self._certificate
+
+    def certify(
+        self,
+        identity: Identity,
+        key: ec.EllipticCurvePublicKey,
+        names: Iterable[str] = (),
+        days: int = HOLDER_DAYS,
+    ) -> x509.Certificate:
+        """A certificate of a key that its holder made; a copy is kept. Raises CertificateError."""
+        names = tuple(names)
+        if names and identity.role is not Role.COORDINATOR:
+            raise CertificateError(f"--san is for coordinators only, got {', '.join(names)} for {identity}")
+        certificate = self._sign(identity, key, names, days)
+        # First the copy: there must be no certificate about that could not be revoked.
+        new_folder(self._folder / _ISSUED)
+        pem = certificate.public_bytes(serialization.Encoding.PEM)
+        write_new(self._folder / _ISSUED / f"{certificate.serial_number:x}.crt", pem, 0o644)
+        return certificate
+
+    def copy_of(self, serial: int) -> x509.Certificate:
+        """A certificate that was issued here. Raises CertificateError."""
+        return read_certificate(self._folder / _ISSUED / f"{serial:x}.crt")
 
     def _sign(
         self, identity: Identity, key: ec.EllipticCurvePublicKey, names: Iterable[str], days: int
@@ -263,21 +280,35 @@ def _issued(certificate: x509.Certificate, revoked: Container[int]) -> Issued:
     )
 
 
-def _new_folder(folder: Path) -> None:
+def new_folder(folder: Path) -> None:
+    """A folder of the owner's alone, where there is none. Raises CertificateError."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise CertificateError(f"cannot make the folder {folder}: {error.strerror or error}") from error
 
 
+def write_holder(
+    out: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate, authority: x509.Certificate
+) -> None:
+    """A holder's three files, none of which may be there yet. Raises CertificateError."""
+    new_folder(out)
+    _write_key(out / KEY, key)
+    write_new(out / CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    write_new(out / AUTHORITY, authority.public_bytes(serialization.Encoding.PEM), 0o644)
+
+
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     form = serialization.PrivateFormat.PKCS8
     pem = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
-    _write_new(path, pem, 0o600)
+    write_new(path, pem, 0o600)
 
 
-def _write_new(path: Path, content: bytes, mode: int) -> None:
-    """Write a file that must not be there yet, with its mode from the first byte on, durably."""
+def write_new(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that must not be there yet, with its mode from the first byte on, durably.
+
+    Raises CertificateError.
+    """
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)

@@ -16,7 +16,7 @@ from common import errors, tracing
 from common.chunks import MAX_CHUNK_BYTES
 from common.errors import AddressError, FedPftError, PeerError, Unreachable
 from common.faultpoints import Point, armed, reach
-from common.tls import Tls
+from common.tls import GuestTls, ServerOnlyTls, Tls
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def require_loopback(address: Address, insecure: bool) -> None:
 def new_server(
     address: Address,
     keepalive_seconds: float = KEEPALIVE_SECONDS,
-    tls: Tls | None = None,
+    tls: Tls | ServerOnlyTls | None = None,
     interceptors: Sequence[aio.ServerInterceptor] = (),
     most_calls: int | None = None,
 ) -> tuple[aio.Server, Address]:
@@ -212,7 +212,7 @@ def _bind_problem(address: Address) -> str:
 
 
 def new_channel(
-    address: Address, keepalive_seconds: float = KEEPALIVE_SECONDS, tls: Tls | None = None
+    address: Address, keepalive_seconds: float = KEEPALIVE_SECONDS, tls: Tls | GuestTls | None = None
 ) -> aio.Channel:
     """A channel to `address`; connects lazily."""
     options = _channel_options(keepalive_seconds)

@@ -168,6 +168,30 @@ class Tls:
         return frozenset(entry.serial_number for entry in listed)
 
 
+class ServerOnlyTls:
+    """A server's end where callers have no certificate yet: enrolment."""
+
+    def __init__(self, certificate: bytes, key: bytes) -> None:
+        """Both PEM."""
+        self._pair = key, certificate
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """For a server that asks for no client's certificate."""
+        return grpc.ssl_server_credentials([self._pair])
+
+
+class GuestTls:
+    """A caller's end that has no certificate yet, but knows the authority's."""
+
+    def __init__(self, authority: bytes) -> None:
+        """The authority's certificate, PEM."""
+        self._authority = authority
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """For a channel to a server of this authority, and to no other."""
+        return grpc.ssl_channel_credentials(self._authority)
+
+
 def open_tls(folder: Path | None, role: Role) -> Tls | None:
     """TLS with the files that `fedpft certs issue` wrote to `folder`; None for plain text.
 
