@@ -1,8 +1,11 @@
 """Every call that is served × every kind of caller, over real sockets. Descriptors tell the calls."""
 
+import importlib
+import pkgutil
 from collections.abc import AsyncIterator
 from typing import Any
 
+import fedpft.v1
 import grpc
 import pytest
 import pytest_asyncio
@@ -216,6 +219,20 @@ async def test_every_served_call_has_a_decision(guarded: Guarded) -> None:
     assert {name: set(MAY_CALL[name]) for name in MAY_CALL} == {
         f"/{call.containing_service.full_name}/{call.name}": FOR[call.containing_service.full_name]
         for call in CALLS
+    }
+
+
+async def test_no_service_of_the_protocol_is_forgotten() -> None:
+    found = set()
+    for module in pkgutil.iter_modules(fedpft.v1.__path__, "fedpft.v1."):
+        if module.name.endswith("_pb2"):
+            found |= set(importlib.import_module(module.name).DESCRIPTOR.services_by_name.values())
+    # Served where the authority is, to who has no certificate: tests/security/test_enrolment.py.
+    enrolment = {service for service in found if service.full_name == "fedpft.v1.EnrolmentService"}
+    assert {service.name for service in enrolment} == {"EnrolmentService"}
+    assert [method.name for service in enrolment for method in service.methods] == ["Enrol"]
+    assert {s.full_name for s in found - enrolment} == {
+        s.full_name for s in SERVICES if s.full_name.startswith("fedpft.")
     }
 
 
