@@ -48,7 +48,7 @@ class Reaper:
     def look(self) -> None:
         """Called every 20 ms."""
         log = self._federation.log("coordinator")
-        rounds = re.findall(rf"INFO    round (\d+) of {ROUNDS}:", log)
+        rounds = re.findall(rf"round (\d+) of {ROUNDS}:", log)
         self.round = int(rounds[-1]) if rounds else 0
         if self.round in self.usage:
             self._measure(log)
