@@ -207,6 +207,30 @@ async def test_a_worker_that_the_run_does_not_admit_cannot_join_as_itself(guarde
     assert "stranger" not in {session.worker for session in guarded.sessions.all()}
 
 
+async def test_artifacts_go_only_to_a_live_session_of_an_admitted_worker(guarded: Guarded) -> None:
+    """Knowing an artifact's digest is not enough, and what a worker may have ends with its session."""
+    download = OF_WORKERS["DownloadArtifact"]
+
+    def request(session: str) -> Message:
+        message = request_for(download, session, "a")
+        message.sha256 = guarded.adapter.sha256  # type: ignore[attr-defined]
+        return message
+
+    async with caller(guarded, "worker-a") as channel:
+        assert await attempt(channel, download, request("")) is StatusCode.UNAUTHENTICATED
+        assert await attempt(channel, download, request("made up")) is StatusCode.UNAUTHENTICATED
+        replaced, session = await worker_a(guarded), await worker_a(guarded)
+        assert await attempt(channel, download, request(session)) is StatusCode.OK
+        assert await attempt(channel, download, request(replaced)) is StatusCode.ABORTED
+        leave = OF_WORKERS["Leave"]
+        assert await attempt(channel, leave, request_for(leave, session, "a")) is StatusCode.OK
+        assert await attempt(channel, download, request(session)) is StatusCode.UNAUTHENTICATED
+    for stranger in ("worker-b", "worker-stranger", "admin-owner"):
+        session = await worker_a(guarded)
+        async with caller(guarded, stranger) as channel:
+            assert await attempt(channel, download, request(session)) is StatusCode.PERMISSION_DENIED
+
+
 async def test_every_served_call_has_a_decision(guarded: Guarded) -> None:
     """What the server says it serves, against the table."""
     async with caller(guarded, "admin-owner") as channel:
