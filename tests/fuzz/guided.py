@@ -3,6 +3,8 @@
 python -m tests.fuzz.guided header|message -atheris_runs=200000
 """
 
+import atexit
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +23,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, content in enumerate(seeds()):
             (Path(folder) / str(number)).write_bytes(content)
+        # libFuzzer's timer for hangs ticks on while Python, ending, takes the handler of its signal away.
+        atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
         atheris.Setup([*sys.argv, folder, "-timeout=5", "-rss_limit_mb=2048", "-max_len=65536"], target)
         atheris.Fuzz()
 
