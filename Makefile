@@ -42,7 +42,7 @@ fuzz: $(VENV)/installed ## Feed every decoder 200,000 inputs; more by atheris, w
 	  for target in header message; do \
 	    PYTHONPATH=proto $(BIN)/python -m tests.fuzz.guided $$target -atheris_runs=200000 || exit 1; \
 	  done; \
-	else echo "without atheris: pip install '.[fuzz]' brings it"; fi
+	else echo "without atheris: $(BIN)/pip install -c constraints.txt --editable '.[fuzz]' brings it"; fi
 
 lint: $(VENV)/installed ## Check style and format
 	$(BIN)/ruff check .

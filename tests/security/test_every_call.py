@@ -211,9 +211,9 @@ async def test_artifacts_go_only_to_a_live_session_of_an_admitted_worker(guarded
     """Knowing an artifact's digest is not enough, and what a worker may have ends with its session."""
     download = OF_WORKERS["DownloadArtifact"]
 
-    def request(session: str) -> Message:
-        message = request_for(download, session, "a")
-        message.sha256 = guarded.adapter.sha256  # type: ignore[attr-defined]
+    def request(session: str) -> Any:
+        message: Any = request_for(download, session, "a")
+        message.sha256 = guarded.adapter.sha256
         return message
 
     async with caller(guarded, "worker-a") as channel:
