@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -42,6 +43,15 @@ def parse_key(pem: bytes, origin: Path) -> PrivateKeyTypes:
 def belong_together(certificate: x509.Certificate, key: PrivateKeyTypes) -> bool:
     """Whether the key is the certificate's."""
     return certificate.public_key() == key.public_key()
+
+
+def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether the authority named in the certificate is this one, and signed it."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def identity_of(certificate: x509.Certificate) -> Identity:

@@ -27,6 +27,7 @@ from common.certificates import (
     KEY,
     belong_together,
     identity_of,
+    issued_by,
     parse_certificate,
     read,
 )
@@ -214,10 +215,8 @@ class Candidate:
             raise CertificateError(f"{origin} answered with a certificate of another key")
         if identity_of(certificate) != self._invitation.identity:
             raise CertificateError(f"{origin} answered with a certificate of {identity_of(certificate)}")
-        try:
-            certificate.verify_directly_issued_by(authority)
-        except Exception as error:
-            raise CertificateError(f"{origin} answered with a certificate of another authority") from error
+        if not issued_by(certificate, authority):
+            raise CertificateError(f"{origin} answered with a certificate of another authority")
         write_holder(self._out, self._key, certificate, authority)
         self._pending.unlink()
         return certificate
