@@ -5,6 +5,7 @@ from fedpft.v1 import enrolment_pb2 as pb
 from fedpft.v1 import enrolment_pb2_grpc
 
 from common.enrolment import Candidate, Invitation
+from common.errors import Unreachable
 from common.rpc import call, new_channel
 from common.tls import GuestTls
 
@@ -20,5 +21,9 @@ async def enrol(invitation: Invitation, candidate: Candidate) -> x509.Certificat
     async with channel:
         stub: enrolment_pb2_grpc.EnrolmentServiceAsyncStub = enrolment_pb2_grpc.EnrolmentServiceStub(channel)
         request = pb.EnrolRequest(secret=invitation.secret, signing_request=candidate.request())
-        reply = await call(stub.Enrol(request, timeout=_SECONDS))
+        try:
+            reply = await call(stub.Enrol(request, timeout=_SECONDS))
+        except Unreachable as error:
+            hint = f"the owner's `fedpft certs serve` must be running at {invitation.address}; then try again"
+            raise Unreachable(f"{error}; {hint}") from error
     return candidate.accept(reply.certificate)

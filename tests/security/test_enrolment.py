@@ -238,3 +238,16 @@ def test_what_is_no_invitation_is_one_line(content: str, tmp_path: Path) -> None
     assert code == 2
     assert "holds no invitation" in said.replace("\n", " ")
     assert not (tmp_path / "guest").exists()
+
+
+def test_who_finds_nobody_is_told_what_must_run_and_keeps_the_invitation(
+    folder: Path, tmp_path: Path
+) -> None:
+    with serving(folder) as address:
+        pass
+    file, out = invited(folder, address), tmp_path / "guest"
+    code, said = fedpft("enrol", file, "--out", out)
+    assert code == 2
+    assert f"`fedpft certs serve` must be running at {address}" in " ".join(said.split())
+    assert file.exists()
+    assert not (out / "tls.crt").exists()
