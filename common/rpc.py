@@ -4,10 +4,12 @@ import functools
 import inspect
 import ipaddress
 import logging
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import unquote
 
 import grpc
 from grpc import StatusCode, aio
@@ -131,6 +133,7 @@ _HANDSHAKES = {
     "Hostname Verification Check failed": "its certificate is for another host; issue it with --san HOST",
     "WRONG_VERSION_NUMBER": "it speaks plain text, not TLS",
 }
+_REFUSED = re.compile(r"ipv[46]:(\S+): \D*Connection refused")
 
 
 @dataclass(frozen=True)
@@ -296,6 +299,9 @@ def domain_error(error: grpc.RpcError) -> FedPftError:
         for sign, meaning in _HANDSHAKES.items():
             if sign in details:
                 return Unreachable(meaning)
+        if refused := _REFUSED.search(details):
+            where = unquote(refused[1])
+            return Unreachable(f"nothing listens at {where}; start it there, or correct the address")
         return Unreachable(f"{error.code().name.lower().replace('_', ' ')}: {details}")
     return PeerError(f"{error.code().name}: {details}")
 

@@ -107,7 +107,7 @@ async def test_a_server_that_is_not_there_is_unreachable() -> None:
     await server.stop(None)
     channel = new_channel(address)
     stub = health_pb2_grpc.HealthStub(channel)
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable, match=f"^nothing listens at {address}; start it there"):
         await call(stub.Check(health_pb2.HealthCheckRequest(), timeout=5))
     await channel.close()
 
