@@ -1,0 +1,168 @@
+"""Workers that do not train, several to a process: real connections and transfers, updates made beforehand.
+
+    python -m benchmarks.fleet --coordinator HOST:PORT --folder FOLDER --names A B [--tls FOLDER]
+
+Commands are lines on the standard input, their answers JSON on the standard output:
+
+- `join`: every worker joins, takes its task, fetches the adapter and prepares an update to it;
+- `round`: every worker delivers its update and fetches the adapter that comes of all: a whole round, from
+  the first upload to the last download, in seconds;
+- `idle`: every worker joins, waits for tasks and sends heartbeats;
+- `pushed`: when each worker has its next task.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import sys
+import time
+from collections.abc import Coroutine, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.processes import say
+from common.identity import Role
+from common.model.adapter import trained
+from common.records import Activity, AdapterSpec, JoinRequest, Progress, TrainTask, UpdateHeader
+from common.rpc import Address
+from common.tensors import TensorFile, to_bytes
+from common.tls import open_tls
+from worker.client import Coordinator
+from worker.metrics import Metrics
+from worker.sent import SentLog
+
+EXAMPLES = 100
+
+
+class Mute:
+    """A worker that does not train."""
+
+    def __init__(self, address: Address, name: str, folder: Path, tls: Path | None, audited: bool) -> None:
+        self._name, self._folder, self._update = name, folder, folder / "update"
+        self._coordinator = Coordinator(
+            address,
+            JoinRequest(name, 1, 2, "benchmark", EXAMPLES),
+            60.0,
+            Metrics(),
+            tls=open_tls(tls / name if tls else None, Role.WORKER),
+            sent=SentLog(folder) if audited else None,
+        )
+        self._tasks: asyncio.Queue[tuple[float, TrainTask]] = asyncio.Queue()
+        self._beside: list[asyncio.Task[None]] = []
+
+    async def join(self) -> AdapterSpec:
+        """Join, and do what a worker does beside its work."""
+        reply = await self._coordinator.join()
+        self._beside = [
+            asyncio.create_task(self._watch()),
+            asyncio.create_task(self._beat(reply.heartbeat_seconds)),
+        ]
+        return reply.run.adapter
+
+    async def prepare(self) -> None:
+        """The first task's adapter, and an update to it that will do for every round."""
+        spec = await self.join()
+        adapter = await self._fetch()
+        draw = torch.Generator().manual_seed(int(hashlib.sha256(self._name.encode()).hexdigest()[:8], 16))
+        delta = {
+            f"delta.{name}": 1e-6 * torch.randn(tensor.shape, generator=draw)
+            for name, tensor in TensorFile(adapter).items()
+            if trained(name, spec)
+        }
+        content = to_bytes(delta)
+        self._update.write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        self._header = UpdateHeader("", 0, "", len(content), digest, EXAMPLES, 0.5, 0.0)
+
+    async def _fetch(self) -> Path:
+        _, self._task = await self._tasks.get()
+        path = await self._coordinator.download(self._task.adapter, self._folder)
+        for other in self._folder.glob("?" * 64):
+            if other != path:
+                other.unlink()
+        return path
+
+    async def round(self) -> None:
+        """Deliver, and fetch what comes of it."""
+        header = replace(
+            self._header, round=self._task.round, adapter_sha256=self._task.adapter.sha256
+        )
+        await self._coordinator.submit(header, self._update)
+        await self._fetch()
+
+    async def pushed(self) -> float:
+        """When the next task came."""
+        return (await self._tasks.get())[0]
+
+    async def _watch(self) -> None:
+        async for task in self._coordinator.tasks():
+            if isinstance(task, TrainTask):
+                self._tasks.put_nowait((time.time(), task))
+
+    async def _beat(self, interval: float) -> None:
+        while True:
+            await self._coordinator.heartbeat(Progress(Activity.IDLE))
+            await asyncio.sleep(interval)
+
+
+class Fleet:
+    """The workers of one process, all at once."""
+
+    def __init__(self, mutes: list[Mute]) -> None:
+        self._mutes = mutes
+
+    async def join(self) -> None:
+        """All have their first adapter and an update to deliver."""
+        await self._all(mute.prepare() for mute in self._mutes)
+
+    async def round(self) -> float:
+        """Seconds of a round."""
+        begun = time.perf_counter()
+        await self._all(mute.round() for mute in self._mutes)
+        return time.perf_counter() - begun
+
+    async def idle(self) -> None:
+        """All have joined."""
+        await self._all(mute.join() for mute in self._mutes)
+
+    async def pushed(self) -> list[float]:
+        """When each worker had its next task: seconds of the system's clock."""
+        return list(await asyncio.gather(*(mute.pushed() for mute in self._mutes)))
+
+    async def _all(self, work: Iterable[Coroutine[Any, Any, None]]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for one in work:
+                group.create_task(one)
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Do what the standard input says, until it ends."""
+    mutes = []
+    for name in options.names:
+        folder = options.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        mutes.append(Mute(options.coordinator, name, folder, options.tls, not options.unaudited))
+    fleet = Fleet(mutes)
+    commands = {"join": fleet.join, "round": fleet.round, "idle": fleet.idle, "pushed": fleet.pushed}
+    while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
+        say(await commands[line]())
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--coordinator", type=Address.parse, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--names", nargs="+", required=True)
+    parser.add_argument("--tls", type=Path, help="holds a folder of certificates for every name")
+    parser.add_argument("--unaudited", action="store_true", help="keep no log of what is sent")
+    asyncio.run(serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

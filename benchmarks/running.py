@@ -1,0 +1,155 @@
+"""A real coordinator with fleets of workers, for benchmarks: processes, mutual TLS, a run on the packaged model."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import Child
+from common.authority import Authority
+from common.identity import Identity, Role
+from coordinator.process import ENDPOINT_FILE
+from experiments.packaged import packaged_model
+
+# Of MiniLM's sub-FM, a quarter of whose FFN neurons are left: what a unit of LoRA's rank on attention and
+# FFN takes, float32; and the head, which is trained in full.
+_RANK_BYTES = 6 * 6 * (384 + 384) * 4
+_HEAD_BYTES = 4 * (384 * 384 + 384 + 2 * 384 + 2)
+_START_SECONDS = 120.0
+
+
+def adapter_settings(megabytes: float) -> dict[str, Any]:
+    """Configuration of an adapter of that size; 0 for the smallest there is, the head alone of 0.6 MB."""
+    rank = round((1e6 * megabytes - _HEAD_BYTES) / _RANK_BYTES)
+    if rank < 1:
+        return {"adapter.targets": "none"}
+    return {"adapter.targets": "attention+ffn", "adapter.rank": rank}
+
+
+def certificates(folder: Path, workers: int) -> tuple[Path, list[str]]:
+    """Folders of certificates for a coordinator and workers in `folder`, and the workers' names."""
+    authority = Authority.create(folder / "authority", "benchmark")
+    authority.issue(Identity(Role.COORDINATOR, "hub"), folder / "hub", ["127.0.0.1"])
+    names = [f"w{i:04}" for i in range(workers)]
+    for name in names:
+        authority.issue(Identity(Role.WORKER, name), folder / name)
+    return folder, names
+
+
+@dataclass
+class Running:
+    """A coordinator that listens, and the fleets that talk to it."""
+
+    coordinator: Child
+    fleets: list[Child]
+    idle_memory: int
+    """The coordinator's, in bytes, when it waits for its first worker."""
+
+    def round(self) -> float:
+        """Seconds from the first upload to the last download, all workers at once."""
+        return self.all("round")
+
+    def all(self, command: str) -> float:
+        """Seconds until every fleet has done what it was told."""
+        begun = time.perf_counter()
+        for fleet in self.fleets:
+            fleet.tell(command)
+        for fleet in self.fleets:
+            fleet.hear()
+        return time.perf_counter() - begun
+
+
+def start_coordinator(
+    folder: Path, tls: Path | None, settings: Mapping[str, Any], environment: Mapping[str, str]
+) -> tuple[Child, str]:
+    """A coordinator of a run that goes on for ever, in `folder`; and where it listens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {
+        "run.directory": str(folder / "run"),
+        "model.path": str(packaged_model()),
+        "task.labels": ("no", "yes"),
+        "alignment.steps": 0,
+        "gradient_gap.batches": 0,
+        "rounds.count": 1_000_000,
+        "server.listen": "127.0.0.1:0",
+        "server.metrics": "127.0.0.1:0",
+    }
+    if tls is not None:
+        files = {"certificate": "tls.crt", "key": "tls.key", "ca": "ca.crt"}
+        values |= {f"tls.{key}": str(tls / "hub" / name) for key, name in files.items()}
+    config = folder / "run.toml"
+    # Numbers, texts and lists look the same in TOML as in JSON.
+    lines = (f"{key} = {json.dumps(value)}\n" for key, value in (values | dict(settings)).items())
+    config.write_text("".join(lines))
+    coordinator = Child(
+        "coordinator",
+        "--config",
+        str(config),
+        log=folder / "coordinator.log",
+        environment=environment,
+    )
+    endpoint = folder / "run" / ENDPOINT_FILE
+    ends = time.monotonic() + _START_SECONDS
+    while not endpoint.exists():
+        if coordinator.process.poll() is not None or time.monotonic() > ends:
+            coordinator.end()
+            raise RuntimeError(f"the coordinator does not listen; {folder / 'coordinator.log'} says why")
+        time.sleep(0.05)
+    return coordinator, str(json.loads(endpoint.read_text())["address"])
+
+
+def start_fleets(
+    folder: Path, address: str, names: list[str], tls: Path | None, processes: int, environment: Mapping[str, str]
+) -> list[Child]:
+    """Workers of those names, spread over so many processes."""
+    shares = [names[i::processes] for i in range(processes)]
+    options = ["--coordinator", address, "--folder", str(folder), *(["--tls", str(tls)] if tls else [])]
+    return [
+        Child(
+            "benchmarks.fleet",
+            *options,
+            "--names",
+            *share,
+            log=folder / f"fleet-{i}.log",
+            environment=environment,
+        )
+        for i, share in enumerate(shares)
+    ]
+
+
+def wait_for_idle(coordinator: Child, directory: Path) -> None:
+    """Until the coordinator waits for workers and its memory has settled."""
+    log = directory / "coordinator.log"
+    ends = time.monotonic() + _START_SECONDS
+    while "waiting" not in log.read_text():
+        if coordinator.process.poll() is not None or time.monotonic() > ends:
+            raise RuntimeError(f"the coordinator does not come to its first round; {log} says why")
+        time.sleep(0.1)
+
+
+@contextmanager
+def running(
+    folder: Path,
+    workers: int,
+    settings: Mapping[str, Any],
+    processes: int = 2,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Running]:
+    """A coordinator and workers behind mutual TLS in `folder`, the first adapter fetched by all."""
+    environment = environment or {}
+    tls, names = certificates(folder / "tls", workers)
+    rounds = {"rounds.workers": workers, "rounds.minimum": workers}
+    with ExitStack() as stack:
+        coordinator, address = start_coordinator(folder, tls, rounds | dict(settings), environment)
+        stack.callback(coordinator.end)
+        wait_for_idle(coordinator, folder)
+        idle = coordinator.memory
+        fleets = start_fleets(folder, address, names, tls, min(processes, workers), environment)
+        for fleet in fleets:
+            stack.callback(fleet.end)
+        found = Running(coordinator, fleets, idle)
+        found.all("join")
+        yield found
