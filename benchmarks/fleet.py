@@ -87,9 +87,7 @@ class Mute:
 
     async def round(self) -> None:
         """Deliver, and fetch what comes of it."""
-        header = replace(
-            self._header, round=self._task.round, adapter_sha256=self._task.adapter.sha256
-        )
+        header = replace(self._header, round=self._task.round, adapter_sha256=self._task.adapter.sha256)
         await self._coordinator.submit(header, self._update)
         await self._fetch()
 
@@ -132,7 +130,7 @@ class Fleet:
         """When each worker had its next task: seconds of the system's clock."""
         return list(await asyncio.gather(*(mute.pushed() for mute in self._mutes)))
 
-    async def _all(self, work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    async def _all(self, work: Iterable[Coroutine[Any, Any, object]]) -> None:
         async with asyncio.TaskGroup() as group:
             for one in work:
                 group.create_task(one)

@@ -74,8 +74,8 @@ class Client:
     """One worker on a connection of its own."""
 
     def __init__(self, channel: aio.Channel) -> None:
-        self._download = channel.unary_stream(f"/{_SERVICE}/Download")
-        self._upload = channel.stream_unary(f"/{_SERVICE}/Upload")
+        self._download: Any = channel.unary_stream(f"/{_SERVICE}/Download")
+        self._upload: Any = channel.stream_unary(f"/{_SERVICE}/Upload")
         self._content = b""
 
     async def fetch(self) -> None:

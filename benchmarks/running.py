@@ -1,4 +1,4 @@
-"""A real coordinator with fleets of workers, for benchmarks: processes, mutual TLS, a run on the packaged model."""
+"""A real coordinator and fleets of workers: processes, mutual TLS, a run on the packaged model."""
 
 import json
 import time
@@ -102,7 +102,12 @@ def start_coordinator(
 
 
 def start_fleets(
-    folder: Path, address: str, names: list[str], tls: Path | None, processes: int, environment: Mapping[str, str]
+    folder: Path,
+    address: str,
+    names: list[str],
+    tls: Path | None,
+    processes: int,
+    environment: Mapping[str, str],
 ) -> list[Child]:
     """Workers of those names, spread over so many processes."""
     shares = [names[i::processes] for i in range(processes)]

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import struct
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -39,6 +40,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _LABELS = {dtype: label for label, dtype in _DTYPES.items()}
+_ORDER = [_DTYPES[label] for label in ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")]
 
 
 def header_bytes(prefix: bytes, size: int) -> int:
@@ -84,15 +86,34 @@ def read_header(begin: bytes, size: int) -> dict[str, TensorSpec]:
     return schema
 
 
+def write_header(schema: Schema) -> bytes:
+    """The begin of a file with these tensors, up to its first value; as the safetensors library writes it.
+
+    The values follow in the order of `in_file_order`.
+    """
+    text = json.dumps(_entries(schema, in_file_order(schema)), separators=(",", ":")).encode()
+    text += b" " * (-len(text) % PREFIX_BYTES)
+    return struct.pack("<Q", len(text)) + text
+
+
+def in_file_order(schema: Schema) -> list[str]:
+    """Names as the library orders them: by type, the widest first, then by themselves."""
+    return sorted(schema, key=lambda name: (_ORDER.index(schema[name].dtype), name))
+
+
 def smallest_header_bytes(schema: Schema) -> int:
     """Bytes of the shortest header that a file with these tensors can have, and of what precedes it."""
+    return PREFIX_BYTES + len(json.dumps(_entries(schema, schema), separators=(",", ":")).encode())
+
+
+def _entries(schema: Schema, order: Iterable[str]) -> dict[str, dict[str, Any]]:
     entries, at = {}, 0
-    for name, spec in schema.items():
+    for name in order:
+        spec = schema[name]
         end = at + math.prod(spec.shape) * spec.dtype.itemsize
-        label = _LABELS[spec.dtype]
-        entries[name] = {"dtype": label, "shape": list(spec.shape), "data_offsets": [at, end]}
+        entries[name] = {"dtype": _LABELS[spec.dtype], "shape": list(spec.shape), "data_offsets": [at, end]}
         at = end
-    return PREFIX_BYTES + len(json.dumps(entries, separators=(",", ":")).encode())
+    return entries
 
 
 def _json(text: bytes) -> dict[str, Any]:

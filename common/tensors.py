@@ -1,16 +1,24 @@
 """Named tensors ↔ safetensors files."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from common.errors import BadUpdate
-from common.schema import TensorSpec
-from common.tensor_header import MAX_HEADER_BYTES, PREFIX_BYTES, read_header
+from common.schema import Schema, TensorSpec
+from common.tensor_header import (
+    MAX_HEADER_BYTES,
+    PREFIX_BYTES,
+    in_file_order,
+    read_header,
+    write_header,
+)
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -18,18 +26,62 @@ def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
 
 
+class TensorFileWriter:
+    """Writes a safetensors file tensor by tensor, the same bytes as `to_bytes`, without holding them all.
+
+    `tensors` must come in the order of `in_file_order(schema)`. Raises ValueError when one is not what the
+    schema says, OSError when the disk does not take it.
+    """
+
+    def __init__(self, file: BinaryIO, schema: Schema) -> None:
+        self._file, self._schema = file, schema
+        self._left = iter(in_file_order(schema))
+        self._digest = hashlib.sha256()
+        self.size = 0
+        self._put(write_header(schema))
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """The next tensor."""
+        expected, spec = next(self._left, None), TensorSpec(tuple(tensor.shape), tensor.dtype)
+        if name != expected or spec != self._schema[name]:
+            raise ValueError(f"expected tensor {expected}, got {name} as {spec}")
+        values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        self._put(values.numpy().data)
+
+    def _put(self, content: bytes | memoryview) -> None:
+        self._digest.update(content)
+        self._file.write(content)
+        self.size += len(content)
+
+    def finish(self) -> str:
+        """The file's SHA-256, once all is there. Raises ValueError when a tensor is missing."""
+        if (name := next(self._left, None)) is not None:
+            raise ValueError(f"tensor {name} is missing")
+        return self._digest.hexdigest()
+
+
+# Of a file's mapped pages so many bytes stay resident at most, and one tensor.
+_MAPPED_BYTES = 8 << 20
+
+
 class TensorFile(Mapping[str, Tensor]):
     """A safetensors file as a mapping whose tensors are read, memory-mapped, when asked for.
 
-    Raises BadUpdate when the file is not safetensors.
+    Who goes through a large file, tensor by tensor, holds a small part of it in memory at a time. Raises
+    BadUpdate when the file is not safetensors.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise BadUpdate(f"{path.name} is not a valid safetensors file: {error}") from error
+        self._path = path
+        self._open()
         self._names = list(self._file.keys())
+
+    def _open(self) -> None:
+        try:
+            self._file = safe_open(self._path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise BadUpdate(f"{self._path.name} is not a valid safetensors file: {error}") from error
+        self._touched = 0
 
     @classmethod
     def foreign(cls, path: Path) -> Self:
@@ -43,7 +95,11 @@ class TensorFile(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
+        if self._touched > _MAPPED_BYTES:
+            # Another mapping: the pages of the one before go with the last tensor that was read from it.
+            self._open()
         tensor: Tensor = self._file.get_tensor(name)
+        self._touched += tensor.nbytes
         return tensor
 
     def __contains__(self, name: object) -> bool:
@@ -59,6 +115,10 @@ class TensorFile(Mapping[str, Tensor]):
     def load(self) -> dict[str, Tensor]:
         """All tensors at once."""
         return dict(self)
+
+    def schema(self) -> dict[str, TensorSpec]:
+        """Shapes and dtypes, by the header alone."""
+        return header_of(self._path)
 
 
 def header_of(path: Path) -> dict[str, TensorSpec]:

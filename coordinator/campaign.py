@@ -121,11 +121,9 @@ class Campaign:
         """Combine the updates and plug the result into both models: the round is done."""
         self._enter(Phase.AGGREGATING, "the aggregation")
         before = self._store.server_state(number - 1)
-        tensors, state = await self._compute.run(models.aggregate, adapter, updates, before)
+        result, state = await self._compute.run(models.aggregate, adapter, updates, before)
         reach(Point.STEP, "aggregated")
-        result = await asyncio.to_thread(self._store.add_tensors, ArtifactKind.ADAPTER, tensors)
-        kept = self._store.add_tensors(ArtifactKind.SERVER_STATE, state) if state else None
-        self._store.commit_adapter(number, result, kept)
+        self._store.commit_adapter(number, result, state)
         self._meter.save()
         await self._compute.run(models.plug_in, result)
         reach(Point.STEP, "plugged-in")

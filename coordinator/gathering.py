@@ -9,7 +9,6 @@ from common.config import RunConfig
 from common.errors import RunFailed
 from common.faultpoints import Point, reach
 from common.records import ArtifactRef, Phase, TrainTask, WaitTask
-from common.schema import schema_of
 from common.tensors import Prefixed, TensorFile
 from coordinator import schedule
 from coordinator.algorithms.outliers import norm, outliers
@@ -147,7 +146,7 @@ class Gathering:
             received=frozenset(u.worker for u in self._store.updates(number)),
         )
         self._standing.enter_round(number)
-        schema = schema_of(TensorFile(self._store.path(adapter.sha256)))
+        schema = TensorFile(self._store.path(adapter.sha256)).schema()
         self._sessions.assign_all(WaitTask(f"round {number} is under way without this worker"))
         self._inbox.open(state, Expected(adapter, update_schema(schema, models.adapter_spec, counted)))
         for worker in sorted(state.missing):

@@ -1,6 +1,6 @@
 """The coordinator's two models and what is computed on them. Blocking: runs in the compute thread."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -30,6 +30,7 @@ from common.records import (
     SubModelRef,
     ZeroRule,
 )
+from common.tensor_header import in_file_order
 from common.tensors import Prefixed, TensorFile
 from coordinator.algorithms import aggregation, alignment, compression, distillation, gradient_gap
 from coordinator.algorithms.aggregation import Update
@@ -69,6 +70,8 @@ class Models:
         self._tuned_sub_fm: Adapted
         self._fresh: dict[str, Tensor]
         self._fm_widths: tuple[int, ...]
+        self._adapter: ArtifactRef | None = None
+        self._plugged: ArtifactRef | None = None
 
     def _read(self, source: DataSource, labels: tuple[str, ...] | None) -> Dataset:
         task = self._config.task
@@ -83,6 +86,7 @@ class Models:
     @property
     def tuned_sub_fm(self) -> Adapted:
         """The sub-FM with the present adapter, as workers have it."""
+        self._plug()
         return self._tuned_sub_fm
 
     @property
@@ -187,14 +191,19 @@ class Models:
 
     def aggregate(
         self, adapter: ArtifactRef, updates: Sequence[StoredUpdate], state: ArtifactRef | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The next adapter and the server optimiser's next state (FedPFT, Algorithm 1, server update)."""
-        start = self.tensors(adapter)
-        changes = [Update(u.worker, u.examples, Prefixed(self._update_file(u), DELTA)) for u in updates]
+    ) -> tuple[ArtifactRef, ArtifactRef | None]:
+        """The next adapter and the server optimiser's next state (FedPFT, Algorithm 1, server update).
+
+        The adapter is read, computed and written tensor by tensor: memory grows neither with its size nor
+        with the number of updates.
+        """
+        start = self._file(adapter)
+        changes = [Update(u.worker, u.examples, Prefixed(self._file(u), DELTA)) for u in updates]
         a = self._config.aggregation
         if a.lora is LoraAveraging.EXACT:
             spec = self.adapter_spec
-            return aggregation.exact(start, changes, spec.alpha / spec.rank), {}
+            following = aggregation.exact(start, changes, spec.alpha / spec.rank)
+            return self._store.add_tensors(ArtifactKind.ADAPTER, following), None
         settings = aggregation.Settings(
             a.rule,
             a.trim,
@@ -205,17 +214,39 @@ class Models:
             a.second_momentum,
             a.tau,
         )
-        return aggregation.aggregate(start, changes, self.tensors(state) if state else {}, settings)
+        remembered: dict[str, Tensor] = {}
+
+        def tensors() -> Iterator[tuple[str, Tensor]]:
+            before = self.tensors(state) if state else {}
+            order = in_file_order(schema)
+            for one in aggregation.each_aggregated(start, changes, before, settings, order):
+                remembered.update(one.state)
+                yield one.name, one.tensor
+
+        schema = start.schema()
+        result = self._store.add_each(ArtifactKind.ADAPTER, schema, tensors())
+        if not remembered:
+            return result, None
+        return result, self._store.add_tensors(ArtifactKind.SERVER_STATE, remembered)
 
     def plug_in(self, adapter: ArtifactRef) -> None:
-        """Put an adapter into both models."""
-        tensors = self.tensors(adapter)
+        """From now on both models are those with this adapter."""
+        self._adapter = adapter
+
+    def _plug(self) -> None:
+        """Put the present adapter into both models, when that is not done: not every round looks at them."""
+        if self._adapter == self._plugged:
+            return
+        assert self._adapter is not None
+        tensors = self._file(self._adapter)
         plugged = plug(tensors, self._plan, self._fm.config, self._fresh, self._fm_widths)
         self._tuned_fm.load(plugged)
         self._tuned_sub_fm.load(tensors)
+        self._plugged = self._adapter
 
     def measure_gap(self, round_number: int) -> GradientGap:
         """The gradient gap on public data (FedPFT, theorems 1 and 2)."""
+        self._plug()
         settings = self._config.gradient_gap
         batches = self._builder.batches(settings.batch_size, "gradient-gap")
         return gradient_gap.measure(
@@ -238,6 +269,7 @@ class Models:
             settings.choice,
             seeds.derive(self._seed, "choice", round_number),
         )
+        self._plug()
         student = self._tuned_sub_fm.base
         before = self._builder.hidden_error(self._plan, student)
         distillation.distil(
@@ -256,6 +288,7 @@ class Models:
     def evaluate(self, round_number: int, on_progress: OnProgress, fm_only: bool = False) -> list[Evaluation]:
         """Score the FM with the adapter plugged in, and, unless `fm_only`, the sub-FM."""
         assert self._test is not None
+        self._plug()
         fm = Evaluation(round_number, "fm", *score(self._tuned_fm.model, self._test, self._kind, on_progress))
         if fm_only:
             return [fm]
@@ -268,13 +301,13 @@ class Models:
 
     def tensors(self, artifact: ArtifactRef) -> dict[str, Tensor]:
         """What an artifact holds."""
-        return TensorFile(self._store.path(artifact.sha256)).load()
+        return self._file(artifact).load()
 
-    def _update_file(self, update: StoredUpdate) -> TensorFile:
-        return TensorFile(self._store.path(update.sha256))
+    def _file(self, content: ArtifactRef | StoredUpdate) -> TensorFile:
+        return TensorFile(self._store.path(content.sha256))
 
     def _merged_counts(self, updates: Sequence[StoredUpdate]) -> Mapping[int, ZeroCounts]:
-        counts = [from_tensors(Prefixed(self._update_file(u), APOZ)) for u in updates]
+        counts = [from_tensors(Prefixed(self._file(u), APOZ)) for u in updates]
         counted = [c for c in counts if c]
         if not counted:
             raise StoreError("no update of this round carries APoZ counts")

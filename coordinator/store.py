@@ -7,9 +7,11 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from torch import Tensor
 
@@ -26,7 +28,9 @@ from common.records import (
     SubModelRef,
     Traffic,
 )
-from common.tensors import to_bytes
+from common.schema import Schema, schema_of
+from common.tensor_header import in_file_order
+from common.tensors import TensorFileWriter
 from coordinator.database import Database, Row
 
 _ADD_ARTIFACT = "INSERT OR IGNORE INTO artifacts VALUES (?, ?, ?, ?)"
@@ -138,14 +142,42 @@ class Store:
         sha256 = hashlib.sha256(content).hexdigest()
         if not self.path(sha256).exists():
             write_atomically(self.path(sha256), content, kind)
-        with self.database.transaction(f"artifact-{kind}") as db:
-            db.execute(_ADD_ARTIFACT, (sha256, kind, len(content), time.time()))
-            db.execute(_HELD_AGAIN, (sha256,))
-        return ArtifactRef(kind, sha256, len(content))
+        return self._named(ArtifactRef(kind, sha256, len(content)))
+
+    def _named(self, artifact: ArtifactRef) -> ArtifactRef:
+        """Record an artifact whose file is in its place."""
+        with self.database.transaction(f"artifact-{artifact.kind}") as db:
+            db.execute(_ADD_ARTIFACT, (artifact.sha256, artifact.kind, artifact.size, time.time()))
+            db.execute(_HELD_AGAIN, (artifact.sha256,))
+        return artifact
 
     def add_tensors(self, kind: ArtifactKind, tensors: Mapping[str, Tensor]) -> ArtifactRef:
         """Keep tensors as a safetensors file."""
-        return self.add(kind, to_bytes(tensors))
+        schema = schema_of(tensors)
+        return self.add_each(kind, schema, ((name, tensors[name]) for name in in_file_order(schema)))
+
+    def add_each(
+        self, kind: ArtifactKind, schema: Schema, tensors: Iterable[tuple[str, Tensor]]
+    ) -> ArtifactRef:
+        """Keep tensors as a safetensors file that is written as they come, in the order of `in_file_order`.
+
+        Memory is needed for one of them at a time.
+        """
+        temporary = self.spool(f"{uuid4().hex}.part")
+        try:
+            with temporary.open("wb") as file:
+                writer = TensorFileWriter(file, schema)
+                for name, tensor in tensors:
+                    writer.write(name, tensor)
+            sha256 = writer.finish()
+            if not self.path(sha256).exists():
+                publish(temporary, self.path(sha256), kind)
+        except OSError as error:
+            raise StoreError(f"cannot write {temporary}: {disk_problem(error, temporary.parent)}") from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        return self._named(ArtifactRef(kind, sha256, writer.size))
 
     def artifact(self, sha256: str) -> ArtifactRef:
         """Raises UnknownArtifact."""

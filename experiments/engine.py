@@ -107,10 +107,8 @@ class _Simulation:
             with self._timed("training"):
                 updates = self._counted(self._train(number, adapter))
             with self._timed("aggregating"):
-                tensors, state = models.aggregate(adapter, updates, store.server_state(number - 1))
-                adapter = store.add_tensors(ArtifactKind.ADAPTER, tensors)
-                kept = store.add_tensors(ArtifactKind.SERVER_STATE, state) if state else None
-                store.commit_adapter(number, adapter, kept)
+                adapter, state = models.aggregate(adapter, updates, store.server_state(number - 1))
+                store.commit_adapter(number, adapter, state)
                 models.plug_in(adapter)
             if schedule.realigns_after(config, number, self._measure(number)):
                 with self._timed("re-aligning"):

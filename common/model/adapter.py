@@ -122,7 +122,7 @@ class Adapted:
         """Plug an adapter in. Raises BadUpdate when it is not of this model."""
         residuals = {name: tensor for name, tensor in tensors.items() if name.endswith(RESIDUAL)}
         plain = {name: tensor for name, tensor in tensors.items() if name not in residuals}
-        expected = {name: t for name, t in self.tensors().items() if not name.endswith(RESIDUAL)}
+        expected = self._state()
         if expected.keys() != plain.keys():
             odd = sorted(expected.keys() ^ plain.keys())[0]
             raise BadUpdate(f"the adapter does not fit the model: tensor {odd} is on one side only")

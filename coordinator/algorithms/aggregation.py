@@ -6,7 +6,7 @@ ties go to the first: the order of arrival changes no bit.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from common.choices import AggregationRule, ServerOptimizer
 from common.errors import BadUpdate, RunFailed
 from coordinator.algorithms.exact_averaging import residuals
+
+MOMENTUM, VARIANCE = "momentum", "variance"
+_STATE = (MOMENTUM, VARIANCE)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,38 @@ class Settings:
     tau: float = 1e-3
 
 
+@dataclass(frozen=True)
+class Aggregated:
+    """A tensor of the next adapter, and what the server optimizer remembers of it: name → tensor."""
+
+    name: str
+    tensor: Tensor
+    state: dict[str, Tensor]
+
+
+def each_aggregated(
+    start: Mapping[str, Tensor],
+    updates: Sequence[Update],
+    state: Mapping[str, Tensor],
+    settings: Settings,
+    order: Iterable[str] | None = None,
+) -> Iterator[Aggregated]:
+    """The next adapter, tensor by tensor, in start's order or another: `combine`, then `step`.
+
+    Needs memory for one tensor of the adapter, its state and, by the median and its kind, every update's.
+    Raises as `combine` does, before the first tensor.
+    """
+    ordered = _in_order(updates)
+    combined, changed = _combiner(ordered, settings), set(ordered[0].delta)
+    for name in order or start:
+        if name in changed:
+            tensor, memory = _step(name, start[name], combined(name), state, settings)
+        else:
+            kept = (f"{part}.{name}" for part in _STATE)
+            tensor, memory = start[name], {key: state[key] for key in kept if key in state}
+        yield Aggregated(name, tensor, memory)
+
+
 def aggregate(
     start: Mapping[str, Tensor],
     updates: Sequence[Update],
@@ -84,18 +119,24 @@ def combine(updates: Sequence[Update], settings: Settings) -> dict[str, Tensor]:
     Raises RunFailed when there are too few updates for the rule, BadUpdate when they differ in names.
     """
     ordered = _in_order(updates)
+    combined = _combiner(ordered, settings)
+    return {name: combined(name) for name in ordered[0].delta}
+
+
+def _combiner(ordered: Sequence[Update], settings: Settings) -> Callable[[str], Tensor]:
+    """Of one tensor, by name, the change that the updates make; what concerns all tensors is settled here."""
     match settings.rule:
         case AggregationRule.MEAN:
-            return _means(ordered, _shares(ordered))
+            return _mean_of(ordered, _shares(ordered))
         case AggregationRule.MEDIAN:
-            return _trimmed_means(ordered, (len(ordered) - 1) // 2)
+            return _trimmed_mean_of(ordered, (len(ordered) - 1) // 2)
         case AggregationRule.TRIMMED_MEAN:
-            return _trimmed_means(ordered, _cut(len(ordered), settings.trim))
+            return _trimmed_mean_of(ordered, _cut(len(ordered), settings.trim))
         case AggregationRule.KRUM:
-            return dict(ordered[_by_krum(ordered, settings)[0]].delta)
+            return ordered[_by_krum(ordered, settings)[0]].delta.__getitem__
         case AggregationRule.MULTI_KRUM:
             best = _by_krum(ordered, settings)[: _near(len(ordered), settings)]
-            return _means([ordered[i] for i in best], [1 / len(best)] * len(best))
+            return _mean_of([ordered[i] for i in best], [1 / len(best)] * len(best))
 
 
 def step(
@@ -121,23 +162,34 @@ def step(
     and in the state.
     """
     following, memory = dict(start), dict(state)
-    for name, tensor in change.items():
-        delta = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        match settings.optimizer:
-            case ServerOptimizer.NONE:
-                move = delta
-            case ServerOptimizer.MOMENTUM:
-                move = settings.momentum * _recall(state, f"momentum.{name}", delta, 0.0) + delta
-                memory[f"momentum.{name}"] = move
-            case ServerOptimizer.ADAM | ServerOptimizer.YOGI:
-                momentum = _recall(state, f"momentum.{name}", delta, 0.0)
-                momentum = settings.momentum * momentum + (1 - settings.momentum) * delta
-                variance = _recall(state, f"variance.{name}", delta, settings.tau**2)
-                variance = _next_variance(variance, delta.square(), settings)
-                memory |= {f"momentum.{name}": momentum, f"variance.{name}": variance}
-                move = momentum / (variance.sqrt() + settings.tau)
-        following[name] = (start[name] + settings.learning_rate * move).to(start[name].dtype)
+    for name, delta in change.items():
+        following[name], remembered = _step(name, start[name], delta, state, settings)
+        memory |= remembered
     return following, memory
+
+
+def _step(
+    name: str, start: Tensor, change: Tensor, state: Mapping[str, Tensor], settings: Settings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`step` for one tensor."""
+    delta = change.to(torch.promote_types(change.dtype, torch.float32))
+    memory = {}
+    match settings.optimizer:
+        case ServerOptimizer.NONE:
+            move = delta
+        case ServerOptimizer.MOMENTUM:
+            move = settings.momentum * _recall(state, f"{MOMENTUM}.{name}", delta, 0.0) + delta
+            memory[f"{MOMENTUM}.{name}"] = move
+        case ServerOptimizer.ADAM | ServerOptimizer.YOGI:
+            momentum = _recall(state, f"{MOMENTUM}.{name}", delta, 0.0)
+            momentum = settings.momentum * momentum + (1 - settings.momentum) * delta
+            variance = _recall(state, f"{VARIANCE}.{name}", delta, settings.tau**2)
+            variance = _next_variance(variance, delta.square(), settings)
+            memory |= {f"{MOMENTUM}.{name}": momentum, f"{VARIANCE}.{name}": variance}
+            move = momentum / (variance.sqrt() + settings.tau)
+    if settings.learning_rate != 1:
+        move = settings.learning_rate * move
+    return (start + move).to(start.dtype), memory
 
 
 def exact(start: Mapping[str, Tensor], updates: Sequence[Update], scale: float) -> dict[str, Tensor]:
@@ -175,8 +227,8 @@ def _shares(updates: Sequence[Update]) -> list[float]:
     return [u.examples / total for u in updates]
 
 
-def _means(updates: Sequence[Update], weights: Sequence[float]) -> dict[str, Tensor]:
-    return {name: _mean((u.delta[name] for u in updates), weights) for name in updates[0].delta}
+def _mean_of(updates: Sequence[Update], weights: Sequence[float]) -> Callable[[str], Tensor]:
+    return lambda name: _mean((u.delta[name] for u in updates), weights)
 
 
 def _mean(tensors: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
@@ -193,10 +245,10 @@ def _stack(updates: Sequence[Update], name: str) -> Tensor:
     return torch.stack([u.delta[name] for u in updates])
 
 
-def _trimmed_means(updates: Sequence[Update], cut: int) -> dict[str, Tensor]:
+def _trimmed_mean_of(updates: Sequence[Update], cut: int) -> Callable[[str], Tensor]:
     """In each coordinate the mean without the `cut` smallest and the `cut` largest. NaN sorts as largest."""
     kept = slice(cut, len(updates) - cut)
-    return {name: _stack(updates, name).sort(dim=0).values[kept].mean(dim=0) for name in updates[0].delta}
+    return lambda name: _stack(updates, name).sort(dim=0).values[kept].mean(dim=0)
 
 
 def _cut(count: int, trim: float) -> int:
