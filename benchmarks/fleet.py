@@ -6,7 +6,7 @@ Commands are lines on the standard input, their answers JSON on the standard out
 
 - `join`: every worker joins, takes its task, fetches the adapter and prepares an update to it;
 - `round`: every worker delivers its update and fetches the adapter that comes of all: a whole round, from
-  the first upload to the last download, in seconds;
+  the first upload to the last download; answers with the seconds of its parts;
 - `idle`: every worker joins, waits for tasks and sends heartbeats;
 - `pushed`: when each worker has its next task.
 """
@@ -14,10 +14,12 @@ Commands are lines on the standard input, their answers JSON on the standard out
 import argparse
 import asyncio
 import hashlib
+import statistics
 import sys
 import time
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ from worker.metrics import Metrics
 from worker.sent import SentLog
 
 EXAMPLES = 100
+
+Phases = dict[str, float]
 
 
 class Mute:
@@ -65,6 +69,7 @@ class Mute:
     async def prepare(self) -> None:
         """The first task's adapter, and an update to it that will do for every round."""
         spec = await self.join()
+        await self._next()
         adapter = await self._fetch()
         draw = torch.Generator().manual_seed(int(hashlib.sha256(self._name.encode()).hexdigest()[:8], 16))
         delta = {
@@ -77,19 +82,28 @@ class Mute:
         digest = hashlib.sha256(content).hexdigest()
         self._header = UpdateHeader("", 0, "", len(content), digest, EXAMPLES, 0.5, 0.0)
 
+    async def _next(self) -> None:
+        self._task = (await self._tasks.get())[1]
+
     async def _fetch(self) -> Path:
-        _, self._task = await self._tasks.get()
         path = await self._coordinator.download(self._task.adapter, self._folder)
         for other in self._folder.glob("?" * 64):
             if other != path:
                 other.unlink()
         return path
 
-    async def round(self) -> None:
-        """Deliver, and fetch what comes of it."""
+    async def round(self) -> Phases:
+        """Deliver, wait for the next task, and fetch what came of it."""
         header = replace(self._header, round=self._task.round, adapter_sha256=self._task.adapter.sha256)
+        times = [time.perf_counter()]
         await self._coordinator.submit(header, self._update)
+        times.append(time.perf_counter())
+        await self._next()
+        times.append(time.perf_counter())
         await self._fetch()
+        times.append(time.perf_counter())
+        upload, wait, download = (after - before for before, after in pairwise(times))
+        return {"upload": upload, "wait": wait, "download": download}
 
     async def pushed(self) -> float:
         """When the next task came."""
@@ -116,11 +130,10 @@ class Fleet:
         """All have their first adapter and an update to deliver."""
         await self._all(mute.prepare() for mute in self._mutes)
 
-    async def round(self) -> float:
-        """Seconds of a round."""
-        begun = time.perf_counter()
-        await self._all(mute.round() for mute in self._mutes)
-        return time.perf_counter() - begun
+    async def round(self) -> Phases:
+        """Seconds of a round's parts, the mean over the workers."""
+        found = await asyncio.gather(*(mute.round() for mute in self._mutes))
+        return {part: statistics.fmean(phases[part] for phases in found) for part in found[0]}
 
     async def idle(self) -> None:
         """All have joined."""

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import hashlib
 import os
+import statistics
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -85,9 +86,12 @@ class Client:
             parts.append(chunk)
         self._content = b"".join(parts)
 
-    async def round(self) -> None:
+    async def round(self) -> dict[str, float]:
+        begun = time.perf_counter()
         await self._upload(chunk for chunk in chunks(memoryview(self._content)))
+        uploaded = time.perf_counter()
         await self.fetch()
+        return {"upload": uploaded - begun, "download": time.perf_counter() - uploaded}
 
 
 def _credentials(folder: Path) -> tuple[bytes, bytes, bytes]:
@@ -122,9 +126,11 @@ async def work(options: argparse.Namespace) -> None:
             channel = aio.insecure_channel(options.coordinator, options=_OPTIONS)
         clients.append(Client(channel))
     while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
-        begun = time.perf_counter()
-        await asyncio.gather(*(c.fetch() if line == "join" else c.round() for c in clients))
-        say(time.perf_counter() - begun)
+        if line == "join":
+            say(await asyncio.gather(*(client.fetch() for client in clients)))
+        else:
+            found = await asyncio.gather(*(client.round() for client in clients))
+            say({part: statistics.fmean(phases[part] for phases in found) for part in found[0]})
 
 
 def main() -> None:

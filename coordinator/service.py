@@ -138,8 +138,9 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         with self._pace.stream(session.worker):
             async with self._transfers.turn() as turn:
                 for chunk in read_chunks(self._store.path(artifact.sha256), request.offset):
-                    message = federation_pb2.DownloadArtifactResponse(chunk=wire.chunk_to_pb(chunk))
-                    self._count(session, artifact.kind, None, message)
+                    message = wire.with_chunk(federation_pb2.DownloadArtifactResponse(), chunk)
+                    size = wire.chunk_message_bytes(chunk) + FRAME_BYTES
+                    self._meter.down(session.worker, artifact.kind, size)
                     reach(Point.CHUNK_SENT, artifact.kind)
                     with turn.taking():
                         yield message
@@ -223,8 +224,9 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
             try:
                 async with asyncio.timeout(STALL_SECONDS + header.size / rate):
                     while (message := await _next(messages)) is not None:
-                        self._count(session, "update", message)
                         chunk = wire.chunk_from_pb(message.chunk)
+                        size = wire.chunk_message_bytes(chunk) + FRAME_BYTES
+                        self._meter.up(session.worker, "update", size)
                         if not begun:
                             writer.go_back(chunk.offset)
                             begun = True

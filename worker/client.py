@@ -246,8 +246,11 @@ class Coordinator:
                     request, timeout=_TRANSFER_SECONDS, metadata=tracing.metadata()
                 )
                 async for message in _unstalled(call):
-                    self._count(artifact.kind, None, message)
-                    writer.write(wire.chunk_from_pb(message.chunk))
+                    chunk = wire.chunk_from_pb(message.chunk)
+                    self._metrics.transferred.labels(artifact.kind, "down").inc(
+                        wire.chunk_message_bytes(chunk) + FRAME_BYTES
+                    )
+                    writer.write(chunk)
                     outage.progressed()
                 reach(Point.REPLY_RECEIVED, "DownloadArtifact")
                 await asyncio.to_thread(writer.commit)
@@ -280,9 +283,11 @@ class Coordinator:
                 self._count("update", first, None)
                 yield first
                 for chunk in read_chunks(path, offset):
-                    message = federation_pb2.SubmitUpdateRequest(chunk=wire.chunk_to_pb(chunk))
+                    message = wire.with_chunk(federation_pb2.SubmitUpdateRequest(), chunk)
                     self._about_to_send("SubmitUpdate", "update", message)
-                    self._count("update", message, None)
+                    self._metrics.transferred.labels("update", "up").inc(
+                        wire.chunk_message_bytes(chunk) + FRAME_BYTES
+                    )
                     reach(Point.CHUNK_SENT, "update")
                     yield message
 
