@@ -98,7 +98,7 @@ class Chunk:
     """A piece of a file, beginning at byte `offset`."""
 
     offset: int
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(NAME)
 
 Member = TypeVar("Member", bound=StrEnum)
-Carrier = TypeVar("Carrier", federation_pb2.DownloadArtifactResponse, federation_pb2.SubmitUpdateRequest)
 
 
 def _enum_from_pb(kind: type[Member], pb_enum: object, prefix: str, number: int) -> Member:
@@ -94,25 +93,7 @@ def ref_from_pb(m: types_pb2.ArtifactRef) -> ArtifactRef:
 
 
 def chunk_to_pb(chunk: Chunk) -> types_pb2.Chunk:
-    return types_pb2.Chunk(offset=chunk.offset, data=chunk.data)
-
-
-def with_chunk(message: Carrier, chunk: Chunk) -> Carrier:
-    """`message`, carrying the chunk in its field of that name: `chunk_to_pb` would copy the content twice."""
-    message.chunk.offset, message.chunk.data = chunk.offset, chunk.data
-    return message
-
-
-def chunk_message_bytes(chunk: Chunk) -> int:
-    """Size of the encoded message that `with_chunk` gives; protobuf's ByteSize would encode it to see."""
-    inner = 1 + _varint_bytes(len(chunk.data)) + len(chunk.data)
-    if chunk.offset:
-        inner += 1 + _varint_bytes(chunk.offset)
-    return 1 + _varint_bytes(inner) + inner
-
-
-def _varint_bytes(number: int) -> int:
-    return max(1, -(-number.bit_length() // 7))
+    return types_pb2.Chunk(offset=chunk.offset, data=bytes(chunk.data))
 
 
 def chunk_from_pb(m: types_pb2.Chunk) -> Chunk:

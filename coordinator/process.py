@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 import torch
-from fedpft.v1 import admin_pb2, admin_pb2_grpc, federation_pb2, federation_pb2_grpc
+from fedpft.v1 import admin_pb2, admin_pb2_grpc, federation_pb2
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -42,7 +42,7 @@ from coordinator.models import adapter_spec
 from coordinator.page.server import Page
 from coordinator.probe import Probe
 from coordinator.rounds import Lost
-from coordinator.service import AdminService, FederationService
+from coordinator.service import AdminService, FederationService, serve_federation
 from coordinator.sessions import Sessions
 from coordinator.store import Store
 
@@ -269,7 +269,7 @@ def _on_signal(ending: Ending, number: signal.Signals, stop: Callable[[str], Non
 
 
 async def _register(server: aio.Server, federation: FederationService, admin: AdminService) -> None:
-    federation_pb2_grpc.add_FederationServiceServicer_to_server(federation, server)
+    serve_federation(server, federation)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

@@ -7,15 +7,18 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 from fedpft.v1 import admin_pb2, admin_pb2_grpc, federation_pb2, federation_pb2_grpc
 from google.protobuf.message import Message
+from grpc import aio
 
 from common import wire
+from common.chunk_messages import decode_submission, encode_download, encoded_bytes
 from common.chunks import read_chunks
 from common.config import LimitsSection
 from common.errors import BadMessage, BrokenTransfer, FedPftError, TooMany, UnknownArtifact
 from common.faultpoints import Point, reach
-from common.records import ArtifactKind, JoinReply, JoinRequest, RunSpec, RunStatus, UpdateHeader
+from common.records import ArtifactKind, Chunk, JoinReply, JoinRequest, RunSpec, RunStatus, UpdateHeader
 from common.rpc import FRAME_BYTES, STALL_SECONDS, answers
 from coordinator.access import Admission
 from coordinator.inbox import Inbox
@@ -45,6 +48,9 @@ PUBLISHED = frozenset(
         ArtifactKind.IMAGE_PROCESSOR,
     }
 )
+
+
+Submission = federation_pb2.SubmitUpdateRequest | Chunk
 
 
 class FederationService(federation_pb2_grpc.FederationServiceServicer):
@@ -128,7 +134,8 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
     @answers
     async def DownloadArtifact(
         self, request: federation_pb2.DownloadArtifactRequest, context: Any
-    ) -> AsyncIterator[federation_pb2.DownloadArtifactResponse]:
+    ) -> AsyncIterator[bytes]:
+        """Answers are encoded already: see `serve_federation`."""
         session = self._session(request.session, context)
         artifact = self._store.artifact(request.sha256)
         if artifact.kind not in PUBLISHED:
@@ -138,9 +145,8 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         with self._pace.stream(session.worker):
             async with self._transfers.turn() as turn:
                 for chunk in read_chunks(self._store.path(artifact.sha256), request.offset):
-                    message = wire.with_chunk(federation_pb2.DownloadArtifactResponse(), chunk)
-                    size = wire.chunk_message_bytes(chunk) + FRAME_BYTES
-                    self._meter.down(session.worker, artifact.kind, size)
+                    message = encode_download(chunk)
+                    self._meter.down(session.worker, artifact.kind, len(message) + FRAME_BYTES)
                     reach(Point.CHUNK_SENT, artifact.kind)
                     with turn.taking():
                         yield message
@@ -166,11 +172,11 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
 
     @answers
     async def SubmitUpdate(
-        self, request_iterator: AsyncIterator[federation_pb2.SubmitUpdateRequest], context: Any
+        self, request_iterator: AsyncIterator[Submission], context: Any
     ) -> federation_pb2.SubmitUpdateResponse:
         messages = aiter(request_iterator)
         first = await _next(messages)
-        if first is None or first.WhichOneof("part") != "header":
+        if first is None or isinstance(first, Chunk) or first.WhichOneof("part") != "header":
             raise BadMessage("a submission begins with its header")
         header = wire.header_from_pb(first.header)
         session = self._session(header.session, context)
@@ -199,7 +205,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self,
         session: Session,
         header: UpdateHeader,
-        messages: AsyncIterator[federation_pb2.SubmitUpdateRequest],
+        messages: AsyncIterator[Submission],
     ) -> bool:
         """From the header to the record; returns whether the same update was here before."""
         async with self._inbox.turn(session.worker):
@@ -215,7 +221,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self,
         session: Session,
         header: UpdateHeader,
-        messages: AsyncIterator[federation_pb2.SubmitUpdateRequest],
+        messages: AsyncIterator[Submission],
     ) -> None:
         """Spool an update's chunks, durably; they end when its header does not fit or it is too slow."""
         with self._inbox.receive(session.worker, header) as writer:
@@ -224,9 +230,8 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
             try:
                 async with asyncio.timeout(STALL_SECONDS + header.size / rate):
                     while (message := await _next(messages)) is not None:
-                        chunk = wire.chunk_from_pb(message.chunk)
-                        size = wire.chunk_message_bytes(chunk) + FRAME_BYTES
-                        self._meter.up(session.worker, "update", size)
+                        chunk = message if isinstance(message, Chunk) else wire.chunk_from_pb(message.chunk)
+                        self._meter.up(session.worker, "update", encoded_bytes(chunk) + FRAME_BYTES)
                         if not begun:
                             writer.go_back(chunk.offset)
                             begun = True
@@ -299,9 +304,26 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
             self._meter.down(session.worker, kind, down.ByteSize() + FRAME_BYTES)
 
 
+def serve_federation(server: aio.Server, service: FederationService) -> None:
+    """Have `server` answer what workers call; calls that carry chunks without protobuf's copies of them."""
+    federation_pb2_grpc.add_FederationServiceServicer_to_server(service, server)
+    request = federation_pb2.DownloadArtifactRequest.FromString
+    reply: Any = federation_pb2.SubmitUpdateResponse.SerializeToString
+    # In place of those that were just generated.
+    server.add_registered_method_handlers(
+        federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name,
+        {
+            "DownloadArtifact": grpc.unary_stream_rpc_method_handler(service.DownloadArtifact, request),
+            "SubmitUpdate": grpc.stream_unary_rpc_method_handler(
+                service.SubmitUpdate, decode_submission, reply
+            ),
+        },
+    )
+
+
 async def _next(
-    messages: AsyncIterator[federation_pb2.SubmitUpdateRequest],
-) -> federation_pb2.SubmitUpdateRequest | None:
+    messages: AsyncIterator[Submission],
+) -> Submission | None:
     """The stream's next message, None at its end. Raises BrokenTransfer when none comes for too long."""
     try:
         async with asyncio.timeout(STALL_SECONDS):

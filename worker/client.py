@@ -14,6 +14,12 @@ from google.protobuf.message import Message
 from grpc import StatusCode, aio
 
 from common import tracing, wire
+from common.chunk_messages import (
+    decode_download,
+    encode_submission,
+    encoded_bytes,
+    submission,
+)
 from common.chunks import ChunkWriter, read_chunks, verify
 from common.errors import (
     BadDigest,
@@ -30,6 +36,7 @@ from common.faultpoints import Point, reach
 from common.records import (
     PROTOCOL_MIN,
     ArtifactRef,
+    Chunk,
     JoinReply,
     JoinRequest,
     Progress,
@@ -146,10 +153,22 @@ class Coordinator:
 
     def _connect(self) -> None:
         self._shown = self._tls.version() if self._tls else None
-        channel = new_channel(self._address, self._keepalive_seconds, self._tls)
+        channel: Any = new_channel(self._address, self._keepalive_seconds, self._tls)
         # An earlier one stays open: calls may be under way on it, and closing would cancel their tasks.
         self._channels.append(channel)
         self._newest: Any = federation_pb2_grpc.FederationServiceStub(channel)
+        # As generated, but without copies of the chunks' content.
+        path = f"/{federation_pb2.DESCRIPTOR.services_by_name['FederationService'].full_name}"
+        self._newest.DownloadArtifact = channel.unary_stream(
+            f"{path}/DownloadArtifact",
+            federation_pb2.DownloadArtifactRequest.SerializeToString,
+            decode_download,
+        )
+        self._newest.SubmitUpdate = channel.stream_unary(
+            f"{path}/SubmitUpdate",
+            encode_submission,
+            federation_pb2.SubmitUpdateResponse.FromString,
+        )
 
     @property
     def _stub(self) -> Any:
@@ -245,11 +264,10 @@ class Coordinator:
                 call = self._stub.DownloadArtifact(
                     request, timeout=_TRANSFER_SECONDS, metadata=tracing.metadata()
                 )
+                received = self._metrics.transferred.labels(artifact.kind, "down")
                 async for message in _unstalled(call):
-                    chunk = wire.chunk_from_pb(message.chunk)
-                    self._metrics.transferred.labels(artifact.kind, "down").inc(
-                        wire.chunk_message_bytes(chunk) + FRAME_BYTES
-                    )
+                    chunk = message if isinstance(message, Chunk) else wire.chunk_from_pb(message.chunk)
+                    received.inc(encoded_bytes(chunk) + FRAME_BYTES)
                     writer.write(chunk)
                     outage.progressed()
                 reach(Point.REPLY_RECEIVED, "DownloadArtifact")
@@ -277,17 +295,16 @@ class Coordinator:
                 outage.reached = offset
                 outage.progressed()
 
-            async def stream() -> AsyncIterator[federation_pb2.SubmitUpdateRequest]:
+            async def stream() -> AsyncIterator[federation_pb2.SubmitUpdateRequest | bytes]:
                 first = federation_pb2.SubmitUpdateRequest(header=named)
                 self._about_to_send("SubmitUpdate", "update", first, header.sha256)
                 self._count("update", first, None)
                 yield first
+                sent = self._metrics.transferred.labels("update", "up")
                 for chunk in read_chunks(path, offset):
-                    message = wire.with_chunk(federation_pb2.SubmitUpdateRequest(), chunk)
+                    message = submission(chunk)
                     self._about_to_send("SubmitUpdate", "update", message)
-                    self._metrics.transferred.labels("update", "up").inc(
-                        wire.chunk_message_bytes(chunk) + FRAME_BYTES
-                    )
+                    sent.inc(len(message) + FRAME_BYTES)
                     reach(Point.CHUNK_SENT, "update")
                     yield message
 
@@ -359,10 +376,10 @@ class Coordinator:
         self._metrics.reconnects.inc()
         await asyncio.sleep(delay)
 
-    def _about_to_send(self, call: str, kind: str, message: Message, update: str = "") -> None:
+    def _about_to_send(self, call: str, kind: str, message: Message | bytes, update: str = "") -> None:
         """Enter a message in the worker's own log. Raises StoreError; then it must not go out."""
         if self._sent is not None:
-            content = message.SerializeToString()
+            content = message if isinstance(message, bytes) else message.SerializeToString()
             self._sent.record(call, kind, content, len(content) + FRAME_BYTES, update)
 
     def _count(self, kind: str, up: Message | None, down: Message | None) -> None:
