@@ -2,9 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
+
+import torch
 
 from common.errors import Stopped
 
@@ -35,3 +38,17 @@ class Compute:
         """Wait for the thread to end."""
         self.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch's operations in this thread without helpers: for passes over memory, which are bound by that.
+
+    Helpers would spin between one short operation and the next, on cores that transfers need.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,6 +1,5 @@
 """Named tensors ↔ safetensors files."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -11,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from common.errors import BadUpdate
+from common.hashing import Hasher
 from common.schema import Schema, TensorSpec
 from common.tensor_header import (
     MAX_HEADER_BYTES,
@@ -36,7 +36,7 @@ class TensorFileWriter:
     def __init__(self, file: BinaryIO, schema: Schema) -> None:
         self._file, self._schema = file, schema
         self._left = iter(in_file_order(schema))
-        self._digest = hashlib.sha256()
+        self._digest = Hasher()
         self.size = 0
         self._put(write_header(schema))
 
@@ -55,6 +55,7 @@ class TensorFileWriter:
 
     def finish(self) -> str:
         """The file's SHA-256, once all is there. Raises ValueError when a tensor is missing."""
+        self._digest.close()
         if (name := next(self._left, None)) is not None:
             raise ValueError(f"tensor {name} is missing")
         return self._digest.hexdigest()

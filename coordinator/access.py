@@ -99,9 +99,11 @@ class Gate(aio.ServerInterceptor):
         async def guarded(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             await self._check(method, context)
             requests = self._requests(method, request, context)
+            # Asked for once: it does not change while the call lasts, but it may be revoked.
+            peer = peer_of(context)
             async with contextlib.aclosing(behaviour(requests, context)) as replies:
                 async for reply in replies:
-                    await self._check(method, context)
+                    await self._check(method, context, peer)
                     yield reply
 
         return guarded
@@ -111,16 +113,20 @@ class Gate(aio.ServerInterceptor):
         if not hasattr(request, "__aiter__"):
             return request
 
+        peer = peer_of(context)
+
         async def checked() -> AsyncIterator[Any]:
             async for message in request:
-                self.require(method, peer_of(context))
+                self.require(method, peer)
                 yield message
 
         return checked()
 
-    async def _check(self, method: str, context: aio.ServicerContext[Any, Any]) -> None:
+    async def _check(
+        self, method: str, context: aio.ServicerContext[Any, Any], peer: Peer | None = None
+    ) -> None:
         try:
-            self.require(method, peer_of(context))
+            self.require(method, peer or peer_of(context))
         except NotAllowed as error:
             log.warning("refused %s from %s: %s", method, context.peer(), error)
             await refuse(context, error)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from common.chunks import ChunkWriter
+from common.compute import one_thread
 from common.config import LimitsSection
 from common.errors import (
     BadUpdate,
@@ -239,6 +240,7 @@ class Inbox:
         """The bytes are here: from now on the worker's next submission waits instead of taking over."""
         self._receiving.pop(worker, None)
 
+    @one_thread()
     def keep(self, worker: str, header: UpdateHeader) -> None:
         """Check the complete file and give it its place in the store, durably; blocking.
 

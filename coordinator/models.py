@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from common import seeds
 from common.batches import Dataset
 from common.choices import Construction, LoraAveraging
+from common.compute import one_thread
 from common.config import DataSource, RunConfig, TestData
 from common.encoding import encode
 from common.errors import StoreError
@@ -189,6 +190,7 @@ class Models:
 
     # --- in the rounds ---
 
+    @one_thread()
     def aggregate(
         self, adapter: ArtifactRef, updates: Sequence[StoredUpdate], state: ArtifactRef | None
     ) -> tuple[ArtifactRef, ArtifactRef | None]:

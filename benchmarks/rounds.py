@@ -1,0 +1,169 @@
+"""A round with workers that do not train, against the least that a round can be, and against Flower.
+
+    python -m benchmarks.rounds [--full] [--flower PYTHON] [--json FILE]
+
+A real coordinator and workers behind mutual TLS, as processes, on the packaged model with an adapter of so
+many megabytes; seconds from the first upload to the last download, the coordinator's processor time and
+the most memory that it held. Beside it the floor: bytes there and back by gRPC, with the same TLS and
+hash. Run directories are on a file system in memory, where a disk's sync takes no time; for one size a
+second run is on the disk. With --full for all sizes and numbers of workers, otherwise for those that the
+targets name. Flower needs an interpreter that has it: see benchmarks/peers/flower.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import Ratio, Spread, Target, figure, interleave, report, table
+from benchmarks.peers.flower.driver import flower_rounds
+from benchmarks.processes import Child, weighing
+from benchmarks.running import Running, adapter_settings, ask_all, certificates, running
+
+SHAPES = [(2, 0), (8, 0), (32, 0), (2, 25), (2, 100), (4, 100), (8, 100), (2, 400)]
+FULL = [(workers, megabytes) for megabytes in (0, 25, 100, 400) for workers in (2, 4, 8, 32)]
+SYNCED = (2, 100)
+MEMORY = Path("/dev/shm")
+
+Measured = dict[str, float]
+COLUMNS = ("workers × MB", "s", "× floor", "upload", "between", "download", "cpu s", "peak MB", "over idle")
+
+
+def measured(running: Running) -> Callable[[], Measured]:
+    """A contestant: a round's seconds and their parts, processor seconds and peak bytes."""
+
+    def run() -> Measured:
+        workers = sum(fleet.cpu for fleet in running.fleets)
+        with weighing(running.coordinator) as weight:
+            seconds = running.round()
+        return seconds | weight | {"workers_cpu": sum(fleet.cpu for fleet in running.fleets) - workers}
+
+    return run
+
+
+def start_floor(stack: ExitStack, folder: Path, workers: int, content: int) -> Running:
+    """The floor's server and workers, with mutual TLS."""
+    tls, names = certificates(folder / "tls", 1)
+    sizes = ["--bytes", str(content), "--workers", str(workers)]
+    log = folder / "floor.log"
+    server = Child("benchmarks.floor", "serve", *sizes, "--tls", str(tls / "hub"), log=log)
+    stack.callback(server.end)
+    address = f"127.0.0.1:{server.hear()}"
+    fleets = []
+    for share in (workers - workers // 2, workers // 2):
+        options = ["--coordinator", address, "--workers", str(share), "--tls", str(tls / names[0])]
+        fleets.append(Child("benchmarks.floor", "work", *options, log=log))
+        stack.callback(fleets[-1].end)
+    ask_all(fleets, "join")
+    return Running(server, fleets, 0)
+
+
+def compare(workers: int, megabytes: float, repeats: int, on_disk: bool) -> dict[str, Any]:
+    """The coordinator and the floor, interleaved."""
+    with ExitStack() as stack:
+
+        def folder(where: Path | None) -> Path:
+            return Path(stack.enter_context(tempfile.TemporaryDirectory(dir=where)))
+
+        settings = adapter_settings(megabytes)
+        in_memory = MEMORY if MEMORY.is_dir() else None
+        ours = {"coordinator": stack.enter_context(running(folder(in_memory), workers, settings))}
+        if on_disk:
+            ours["on disk"] = stack.enter_context(running(folder(None), workers, settings))
+        content = int(1e6 * megabytes) or 600_000
+        contestants = ours | {"floor": start_floor(stack, folder(in_memory), workers, content)}
+        found = interleave({name: measured(one) for name, one in contestants.items()}, repeats)
+        idle = {name: one.idle_memory for name, one in ours.items()}
+    parts = {
+        name: {part: [one[part] for one in rounds] for part in rounds[0]} for name, rounds in found.items()
+    }
+    result: dict[str, Any] = {
+        name: {part: Spread.of(values) for part, values in measurements.items()}
+        for name, measurements in parts.items()
+    }
+    for name in ours:
+        result[name]["idle"] = idle[name]
+        result[name]["ratio_to_floor"] = Ratio.of(parts[name]["round"], parts["floor"]["round"])
+    return result
+
+
+def row(shape: str, one: dict[str, Any]) -> list[str]:
+    """Of the table."""
+    over = (one["peak"].median - one["idle"]) / 1e6 if "idle" in one else None
+    between = figure(one["wait"].median) if "wait" in one else ""
+    return [
+        shape,
+        str(one["round"]),
+        str(one["ratio_to_floor"]) if "ratio_to_floor" in one else "1",
+        figure(one["upload"].median),
+        between,
+        figure(one["download"].median),
+        figure(one["cpu"].median),
+        figure(one["peak"].median / 1e6),
+        "" if over is None else figure(over),
+    ]
+
+
+def targets(found: dict[str, dict[str, Any]], flower: dict[str, Any]) -> list[Target]:
+    """Those of the rounds that were measured."""
+    result = []
+
+    def of(shape: str, name: str = "coordinator") -> Any:
+        return found.get(shape, {}).get(name)
+
+    if one := of("2 × 100"):
+        result.append(Target("round 2 × 100 MB against the floor", one["ratio_to_floor"].value, 1.5, False))
+        over = one["peak"].median - one["idle"]
+        what = "peak memory over idle, 2 × 100 MB, in adapters"
+        result.append(Target(what, over / 100e6, 2.0, False))
+    if one := of("8 × 0"):
+        result.append(Target("empty round, 8 workers, ms", 1000 * one["round"].median, 100, False))
+    if (two := of("2 × 100")) and (eight := of("8 × 100")):
+        ratio = eight["peak"].median / two["peak"].median
+        result.append(Target("peak memory, 8 against 2 workers at 100 MB", ratio, 1.10, False))
+    if (one := of("2 × 100")) and (peer := flower.get("2 × 100")):
+        times = peer["round"].median / one["round"].median
+        result.append(Target("Flower's round over ours, 2 × 100 MB", times, 10, True))
+    return result
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true", help="all sizes and numbers of workers")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds of up to 100 MB in all [9]")
+    parser.add_argument("--flower", type=Path, help="an interpreter that has flwr")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    options = parser.parse_args()
+    found: dict[str, dict[str, Any]] = {}
+    rows = []
+    for workers, megabytes in FULL if options.full else SHAPES:
+        shape = f"{workers} × {megabytes}"
+        repeats = options.repeats if workers * megabytes <= 200 else max(3, options.repeats // 3)
+        found[shape] = compare(workers, megabytes, repeats, (workers, megabytes) == SYNCED)
+        for name, one in found[shape].items():
+            rows.append(row(f"{shape} {name}", one))
+            print(" | ".join(rows[-1]), flush=True)
+    print("\n" + table(COLUMNS, rows))
+    flower: dict[str, Any] = {}
+    if options.flower:
+        for workers, megabytes in ((2, 0), (2, 100), (8, 100)):
+            flower[f"{workers} × {megabytes}"] = flower_rounds(options.flower, workers, megabytes)
+        columns = ("workers × MB", "Flower, s", "peak MB, all its server's processes")
+        print(
+            "\n" + table(columns, ([k, str(v["round"]), figure(v["peak"] / 1e6)] for k, v in flower.items()))
+        )
+    figures = {"rounds": found, "flower": flower}
+    if (disk := found.get("2 × 100", {}).get("on disk")) is not None:
+        sync = disk["round"].median - found["2 × 100"]["coordinator"]["round"].median
+        figures["sync_seconds"] = sync
+        print(f"\nthe disk's share of a round of 2 × 100 MB: {figure(sync)} s")
+    report(options.json, figures, targets(found, flower))
+
+
+if __name__ == "__main__":
+    main()
