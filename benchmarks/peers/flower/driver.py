@@ -1,4 +1,4 @@
-"""Rounds of Flower: a SuperLink and SuperNodes as processes on loopback, in plain text, without a database."""
+"""Rounds of Flower: a SuperLink and SuperNodes as processes, on loopback in plain text, all in memory."""
 
 import json
 import os
