@@ -110,20 +110,22 @@ def start_fleets(
     tls: Path | None,
     processes: int,
     environment: Mapping[str, str],
+    *more: str,
 ) -> list[Child]:
     """Workers of those names, spread over so many processes."""
-    shares = [names[i::processes] for i in range(processes)]
-    options = ["--coordinator", address, "--folder", str(folder), *(["--tls", str(tls)] if tls else [])]
+    options = ["--coordinator", address, "--folder", str(folder), *more]
+    if tls is not None:
+        options += ["--tls", str(tls)]
     return [
         Child(
             "benchmarks.fleet",
             *options,
             "--names",
-            *share,
+            *names[i::processes],
             log=folder / f"fleet-{i}.log",
             environment=environment,
         )
-        for i, share in enumerate(shares)
+        for i in range(processes)
     ]
 
 

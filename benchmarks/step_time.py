@@ -192,10 +192,10 @@ def main() -> None:
         "ratio": Ratio.of(seconds["grouped by length"], seconds["by chance"]),
         "padding": {"grouped by length": padding(data), "by chance": padding(Ungrouped(data))},
     }
-    rows = [
+    padded = [
         (n, s, f"{figures['grouping']['padding'][n]:.0%}") for n, s in figures["grouping"]["seconds"].items()
     ]
-    print(table(("512 tweets", "s a pass", "padding"), rows))
+    print(table(("512 tweets", "s a pass", "padding"), padded))
     report(options.json, figures, targets)
 
 
