@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.processes import say
+from common.allocator import set_up_allocator
 from common.identity import Role
 from common.model.adapter import trained
 from common.records import Activity, AdapterSpec, JoinRequest, Progress, TrainTask, UpdateHeader
@@ -151,6 +152,7 @@ class Fleet:
 
 async def serve(options: argparse.Namespace) -> None:
     """Do what the standard input says, until it ends."""
+    set_up_allocator()
     mutes = []
     for name in options.names:
         folder = options.folder / name

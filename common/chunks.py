@@ -10,6 +10,7 @@ from typing import Self
 from common.errors import BadDigest, BrokenTransfer, StoreError
 from common.faultpoints import Point, reach
 from common.files import disk_problem, publish, sha256_of
+from common.hashing import Hasher
 from common.records import Chunk
 
 # 256 KiB to 1 MiB reach the transport's best throughput, the largest with the least work between chunks;
@@ -57,7 +58,7 @@ class ChunkWriter:
 
     def _read(self) -> None:
         self._file.seek(0)
-        self._digest = hashlib.file_digest(self._file, "sha256")
+        self._digest = Hasher(hashlib.file_digest(self._file, "sha256"))
         self.offset = self._file.tell()
 
     def go_back(self, offset: int) -> None:
@@ -127,6 +128,7 @@ class ChunkWriter:
     def close(self) -> None:
         """Take no more chunks."""
         self._file.close()
+        self._digest.close()
 
     def __enter__(self) -> Self:
         return self

@@ -17,6 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from common import faultpoints
+from common.allocator import set_up_allocator
 from common.compute import Compute
 from common.config import RunConfig, TlsSection
 from common.decoding import Decoding
@@ -69,6 +70,7 @@ async def serve(config: RunConfig) -> Ending:
 
     Raises AddressError, CertificateError, StoreError, ModelError, DataError, RunFailed.
     """
+    set_up_allocator()
     faultpoints.arm(os.environ)
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from common import faultpoints
+from common.allocator import set_up_allocator
 from common.compute import Compute
 from common.errors import CertificateError, Stopped
 from common.files import locked
@@ -55,6 +56,7 @@ async def work(options: WorkerOptions) -> signal.Signals | None:
     Raises DataError, AddressError, CertificateError, NotAllowed, StoreError, Unreachable, ProtocolMismatch,
     SessionReplaced, RunFailed.
     """
+    set_up_allocator()
     faultpoints.arm(os.environ)
     if options.threads:
         torch.set_num_threads(options.threads)
