@@ -8,7 +8,7 @@ BUF := npx --yes --package=@bufbuild/buf@1.75.0 -- buf
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-containers test-hosts test-faults test-security fuzz lint types imports proto proto-check proto-lint docs docs-check dependencies clean
+.PHONY: help demo test test-containers test-hosts test-faults test-security fuzz bench bench-flower lint types imports proto proto-check proto-lint docs docs-check dependencies clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,16 @@ fuzz: $(VENV)/installed ## Feed every decoder 200,000 inputs; more by atheris, w
 	    PYTHONPATH=proto $(BIN)/python -m tests.fuzz.guided $$target -atheris_runs=200000 || exit 1; \
 	  done; \
 	else echo "without atheris: $(BIN)/pip install -c constraints.txt --editable '.[fuzz]' brings it"; fi
+
+bench: $(VENV)/installed ## Measure everything that docs/performance.md tells; 15 minutes on a machine left alone
+	PYTHONPATH=.:proto HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(if $(wildcard build/flower/installed),--flower build/flower/bin/python)
+
+build/flower/installed: benchmarks/peers/flower/requirements.txt
+	$(PYTHON) -m venv build/flower
+	PIP_CONSTRAINT= build/flower/bin/pip install --quiet --requirement $<
+	touch $@
+
+bench-flower: build/flower/installed bench ## The same with Flower's rounds beside ours; installs Flower apart
 
 lint: $(VENV)/installed ## Check style and format
 	$(BIN)/ruff check .

@@ -123,9 +123,23 @@ class Tls:
         return self._credentials.get()
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """For a server that demands a client's certificate; asked for anew at each handshake."""
+        """For a server that demands a client's certificate; asked for what is new at each handshake."""
+        shown = self._credentials.get()
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            # None while nothing is: gRPC would replace what other threads' handshakes still use, and a
+            # burst of connections would end the process (grpc/grpc#36693).
+            nonlocal shown
+            current = self._credentials.get()
+            if current is shown:
+                return None
+            shown = current
+            return _configuration(current)
+
         return grpc.dynamic_ssl_server_credentials(
-            self._configuration(), self._configuration, require_client_authentication=True
+            _configuration(shown),
+            renewed,  # type: ignore[arg-type]  # its stubs do not know of None
+            require_client_authentication=True,
         )
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
@@ -139,11 +153,6 @@ class Tls:
             raise NotAllowed(f"the certificate of {peer.identity} is revoked; ask for a new one")
         if peer.expires <= datetime.now(UTC):
             raise NotAllowed(f"the certificate of {peer.identity} has expired; ask for a new one")
-
-    def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        current = self._credentials.get()
-        pair = (current.key, current.certificate)
-        return grpc.ssl_server_certificate_configuration([pair], current.authority)
 
     def _read_credentials(self) -> _Credentials:
         files = self._files
@@ -166,6 +175,11 @@ class Tls:
             return frozenset()
         listed = read_revocations(self._files.revoked, read_authorities(self._files.authority))
         return frozenset(entry.serial_number for entry in listed)
+
+
+def _configuration(current: _Credentials) -> grpc.ServerCertificateConfiguration:
+    pair = (current.key, current.certificate)
+    return grpc.ssl_server_certificate_configuration([pair], current.authority)
 
 
 class ServerOnlyTls:

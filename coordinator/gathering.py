@@ -112,7 +112,8 @@ class Gathering:
             waiting += f"; not here: {', '.join(known[:10])}{' …' if len(known) > 10 else ''}"
         if waiting != self._standing.waiting_for:
             self._standing.enter(Phase.WAITING, waiting)
-            self._sessions.assign_all(WaitTask(f"the run waits for {waiting.partition(';')[0]}"))
+            # Without the number that are here: it changes with each that comes, and all would be told.
+            self._sessions.assign_all(WaitTask(f"the run waits until {needed} worker(s) are here"))
 
     async def _train(
         self, models: Models, number: int, adapter: ArtifactRef, selected: list[str]

@@ -38,6 +38,8 @@ class Session:
     replaced: bool = False
     first_for_a_while: bool = True
     """Whether the name joined not just now; a flapping worker is news only now and then."""
+    tasked: Wakeup = field(default_factory=Wakeup)
+    """Of its stream of tasks alone: that one worker has another task is nothing to the thousands of others."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Sessions:
     def __init__(self, heartbeat_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.heartbeat_seconds = heartbeat_seconds
         self.changed = Wakeup()
+        """Who is there."""
         self._clock = clock
         self._by_token: dict[str, Session] = {}
         self._by_worker: dict[str, Session] = {}
@@ -89,6 +92,7 @@ class Sessions:
     def _replace(self, old: Session) -> None:
         """End a session whose name joined again; of the last ones it is still known why they ended."""
         old.replaced = True
+        old.tasked.notify()
         if self._by_token.pop(old.token, None) is not None:
             self._replaced[old.token] = old.worker
         while len(self._replaced) > REMEMBERED_REPLACEMENTS:
@@ -156,7 +160,8 @@ class Sessions:
     def assign(self, worker: str, assignment: Assignment) -> None:
         """Give a worker its task, replacing what it owed."""
         self._assignments[worker] = assignment
-        self.changed.notify()
+        if session := self._by_worker.get(worker):
+            session.tasked.notify()
 
     def release(self, worker: str, round_number: int) -> None:
         """The worker has delivered what it owed for this round; what it owes for another one stays."""
@@ -168,12 +173,16 @@ class Sessions:
         """Give every worker, also those still to come, the same task."""
         self._assignments.clear()
         self._default = task
-        self.changed.notify()
+        self._notify_all()
 
     def close(self) -> None:
         """This process is about to end: streams of tasks end, for workers to try again later."""
         self._closed = True
-        self.changed.notify()
+        self._notify_all()
+
+    def _notify_all(self) -> None:
+        for session in self._by_worker.values():
+            session.tasked.notify()
 
     async def tasks(self, session: Session) -> AsyncIterator[Task]:
         """What the worker owes now, then every change, up to a StopTask.
@@ -189,7 +198,7 @@ class Sessions:
                 raise _replaced(session.worker)
             owed = self._assignments.get(session.worker, Assignment(self._default))
             if owed == told:
-                await self.changed.wait()
+                await session.tasked.wait()
                 continue
             told = owed
             yield self._timed(owed)

@@ -55,7 +55,7 @@ def test_an_idle_worker_outlives_a_coordinator_that_restarts(tmp_path: Path, mod
         running.settings["server.listen"] = f"127.0.0.1:{port}"
         patient = running.start_worker(1, first["address"], "--join-timeout", "15")
         for _ in until(30, "worker 1 waits"):
-            if "waiting: the run waits for 1 more" in running.log("worker-1"):
+            if "waiting: the run waits until" in running.log("worker-1"):
                 break
         coordinator = running.processes.pop("coordinator")
         coordinator.kill()

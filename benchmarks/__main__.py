@@ -1,0 +1,54 @@
+"""All benchmarks, one after the other: figures to build/benchmarks, then every target beside what was measured.
+
+python -m benchmarks [--flower PYTHON] [--out FOLDER]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.measuring import TARGET_COLUMNS, Target, table
+
+# In this order; scale last, as it needs most files and memory at a time.
+ALL = ("transport", "aggregation", "step_time", "build", "rounds", "scale")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--flower", type=Path, help="an interpreter that has flwr, for its rounds beside ours"
+    )
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="[build/benchmarks]")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    missed = 0
+    rows = []
+    for name in ALL:
+        begun = time.monotonic()
+        print(f"\n## {name}\n", flush=True)
+        file = options.out / f"{name}.json"
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(file)]
+        if name == "rounds" and options.flower:
+            command += ["--flower", str(options.flower)]
+        if subprocess.run(command).returncode:
+            sys.exit(f"benchmarks.{name} failed")
+        print(f"\n{name}: {time.monotonic() - begun:.0f} s", flush=True)
+        for one in json.loads(file.read_text())["targets"]:
+            one.pop("met")
+            target = Target(**one)
+            rows.append((name, *target.row()))
+            missed += not target.met
+    print("\n" + table(("benchmark", *TARGET_COLUMNS), rows))
+    print(
+        f"\n{len(rows) - missed} of {len(rows)} targets are met; docs/performance.md says what limits the others"
+    )
+
+
+if __name__ == "__main__":
+    main()
