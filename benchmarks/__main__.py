@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other: figures to build/benchmarks, then every target beside what was measured.
+"""All benchmarks, one after the other; then every target beside what was measured.
 
 python -m benchmarks [--flower PYTHON] [--out FOLDER]
 """
@@ -45,9 +45,8 @@ def main() -> None:
             rows.append((name, *target.row()))
             missed += not target.met
     print("\n" + table(("benchmark", *TARGET_COLUMNS), rows))
-    print(
-        f"\n{len(rows) - missed} of {len(rows)} targets are met; docs/performance.md says what limits the others"
-    )
+    met = len(rows) - missed
+    print(f"\n{met} of {len(rows)} targets are met; docs/performance.md says what limits the others")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Session:
     first_for_a_while: bool = True
     """Whether the name joined not just now; a flapping worker is news only now and then."""
     tasked: Wakeup = field(default_factory=Wakeup)
-    """Of its stream of tasks alone: that one worker has another task is nothing to the thousands of others."""
+    """Of its stream of tasks alone: another task of one worker is nothing to thousands of others."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Named tensors in safetensors files, and what is refused about them."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from common.errors import BadUpdate
 from common.schema import TensorSpec, check, content_bytes, schema_of
-from common.tensors import Prefixed, TensorFile, to_bytes
+from common.tensor_header import in_file_order
+from common.tensors import Prefixed, TensorFile, TensorFileWriter, to_bytes
 from tests.small import same_bits
 
 Tensors = dict[str, Tensor]
@@ -55,6 +57,57 @@ def test_a_truncated_file_is_a_bad_update(tmp_path: Path, tensors: Tensors) -> N
     (tmp_path / "short").write_bytes(to_bytes(tensors)[:-1])
     with pytest.raises(BadUpdate, match="short"):
         TensorFile(tmp_path / "short")
+
+
+EVERY_DTYPE = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
+
+
+def test_written_one_by_one_a_file_has_the_same_bytes(tmp_path: Path, tensors: Tensors) -> None:
+    tensors |= {f"of {dtype}".split(".")[1]: torch.ones(3).to(dtype) for dtype in EVERY_DTYPE}
+    tensors |= {"scalar": torch.tensor(1.5), "empty": torch.zeros(0, 4), "transposed": tensors["a"].T}
+    schema = schema_of(tensors)
+    with (tmp_path / "file").open("wb") as file:
+        writer = TensorFileWriter(file, schema)
+        for name in in_file_order(schema):
+            writer.write(name, tensors[name])
+        sha256 = writer.finish()
+    content = to_bytes(tensors)
+    assert (tmp_path / "file").read_bytes() == content
+    assert (sha256, writer.size) == (hashlib.sha256(content).hexdigest(), len(content))
+
+
+def test_what_does_not_fit_the_schema_is_not_written(tmp_path: Path, tensors: Tensors) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        writer = TensorFileWriter(file, schema_of(tensors))
+        with pytest.raises(ValueError, match="expected tensor n, got a"):
+            writer.write("a", tensors["a"])
+        writer = TensorFileWriter(file, schema_of(tensors))
+        with pytest.raises(ValueError, match="expected tensor n, got n as"):
+            writer.write("n", tensors["n"].float())
+        writer = TensorFileWriter(file, schema_of(tensors))
+        writer.write("n", tensors["n"])
+        with pytest.raises(ValueError, match="tensor a is missing"):
+            writer.finish()
+
+
+def test_a_large_file_is_read_whole_a_part_of_it_mapped_at_a_time(tmp_path: Path) -> None:
+    values = {f"{i:02}": torch.full((1 << 20,), float(i)) for i in range(8)}
+    (tmp_path / "file").write_bytes(to_bytes(values))
+    file = TensorFile(tmp_path / "file")
+    # Several windows of it, and tensors of an earlier one stay what they are.
+    assert same_bits(dict(file), values)
+    assert file.schema() == schema_of(values)
 
 
 def test_tensors_satisfy_their_own_schema(tensors: Tensors) -> None:

@@ -105,6 +105,19 @@ async def test_a_worker_that_comes_back_is_told_again_what_it_owes(sessions: Ses
     assert await anext(sessions.tasks(again)) == WaitTask("yours")
 
 
+async def test_another_workers_task_does_not_wake_a_stream(sessions: Sessions) -> None:
+    mine, other = join(sessions, "mine"), join(sessions, "other")
+    woken = asyncio.create_task(mine.tasked.wait())
+    await asyncio.sleep(0)
+    sessions.assign("other", Assignment(WaitTask("for other")))
+    join(sessions, "third")
+    await asyncio.sleep(0)
+    assert not woken.done()
+    sessions.assign("mine", Assignment(WaitTask("for mine")))
+    await asyncio.wait_for(woken, 1)
+    assert not other.replaced
+
+
 async def test_streams_end_as_unreachable_when_the_process_is_about_to_end(sessions: Sessions) -> None:
     watching = asyncio.create_task(collect(sessions, join(sessions), []))
     await asyncio.sleep(0)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from fedpft.v1 import federation_pb2, federation_pb2_grpc
 from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common import tls as tls_module
 from common import wire
@@ -32,6 +33,9 @@ from coordinator.inbox import Expected, update_schema
 from coordinator.rounds import RoundState
 from coordinator.sessions import Assignment
 from tests.security.guarded import COORDINATOR, RUN, Certificates, Guarded
+
+# Connections that are opened at once.
+BURST = 300
 
 
 @pytest.fixture
@@ -168,6 +172,18 @@ async def test_a_coordinators_renewed_certificate_is_shown_without_a_restart(
     await again.join()
     await worker.close()
     await again.close()
+
+
+async def test_a_burst_of_connections_is_let_in(guarded: Guarded, certificates: Certificates) -> None:
+    """Handshakes at the same time share what gRPC holds of the certificate; it may not go under them."""
+    tls = open_tls(certificates.issue(Role.WORKER, "a"), Role.WORKER)
+    channels = [new_channel(guarded.address, tls=tls) for _ in range(BURST)]
+    request = health_pb2.HealthCheckRequest()
+    checks = (health_pb2_grpc.HealthStub(channel).Check(request, timeout=60) for channel in channels)
+    answers = await asyncio.gather(*(call(check) for check in checks))
+    assert {answer.status for answer in answers} == {health_pb2.HealthCheckResponse.SERVING}
+    for channel in channels:
+        await channel.close()
 
 
 async def test_a_half_renewed_pair_leaves_the_old_in_use(
