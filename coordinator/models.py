@@ -1,6 +1,7 @@
 """The coordinator's two models and what is computed on them. Blocking: runs in the compute thread."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel
 
 from common import seeds
 from common.batches import Dataset
-from common.choices import Construction, LoraAveraging
+from common.choices import AggregationRule, Construction, LoraAveraging
 from common.compute import one_thread
 from common.config import DataSource, RunConfig, TestData
 from common.encoding import encode
@@ -190,7 +191,6 @@ class Models:
 
     # --- in the rounds ---
 
-    @one_thread()
     def aggregate(
         self, adapter: ArtifactRef, updates: Sequence[StoredUpdate], state: ArtifactRef | None
     ) -> tuple[ArtifactRef, ArtifactRef | None]:
@@ -226,7 +226,8 @@ class Models:
                 yield one.name, one.tensor
 
         schema = start.schema()
-        result = self._store.add_each(ArtifactKind.ADAPTER, schema, tensors())
+        with passing(a.rule):
+            result = self._store.add_each(ArtifactKind.ADAPTER, schema, tensors())
         if not remembered:
             return result, None
         return result, self._store.add_tensors(ArtifactKind.SERVER_STATE, remembered)
@@ -314,6 +315,11 @@ class Models:
         if not counted:
             raise StoreError("no update of this round carries APoZ counts")
         return {layer: merge([c[layer] for c in counted]) for layer in counted[0]}
+
+
+def passing(rule: AggregationRule) -> AbstractContextManager[None]:
+    """How many threads a rule is computed by: the mean does nothing but pass over memory."""
+    return one_thread() if rule is AggregationRule.MEAN else nullcontext()
 
 
 def read_source(source: DataSource, config: RunConfig) -> Examples:
