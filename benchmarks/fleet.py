@@ -38,6 +38,7 @@ from worker.metrics import Metrics
 from worker.sent import SentLog
 
 EXAMPLES = 100
+JOINS = 4
 
 Phases = dict[str, float]
 
@@ -50,7 +51,7 @@ class Mute:
         self._coordinator = Coordinator(
             address,
             JoinRequest(name, 1, 2, "benchmark", EXAMPLES),
-            60.0,
+            600.0,
             Metrics(),
             tls=open_tls(tls / name if tls else None, Role.WORKER),
             sent=SentLog(folder) if audited else None,
@@ -137,8 +138,14 @@ class Fleet:
         return {part: statistics.fmean(phases[part] for phases in found) for part in found[0]}
 
     async def idle(self) -> None:
-        """All have joined."""
-        await self._all(mute.join() for mute in self._mutes)
+        """All have joined; as many at a time as would come by chance, not thousands in one moment."""
+        places = asyncio.Semaphore(JOINS)
+
+        async def one(mute: Mute) -> None:
+            async with places:
+                await mute.join()
+
+        await self._all(one(mute) for mute in self._mutes)
 
     async def pushed(self) -> list[float]:
         """When each worker had its next task: seconds of the system's clock."""

@@ -21,6 +21,9 @@ from coordinator.sessions import Assignment, Sessions
 from coordinator.standing import Standing
 from coordinator.store import Store, StoredUpdate
 
+# What happens within so long is looked at together.
+COALESCED_SECONDS = 0.05
+
 
 class Gathering:
     """Gathers the updates of one round after the other. Lives on the event loop."""
@@ -104,6 +107,8 @@ class Gathering:
                     await self._sessions.changed.wait()
             except TimeoutError:
                 continue
+            # When thousands come, the next look sees many of them.
+            await asyncio.sleep(COALESCED_SECONDS)
         return present
 
     def _say_who_is_missing(self, present: list[str], needed: int) -> None:

@@ -35,6 +35,7 @@ from coordinator import retention
 from coordinator.access import Admission, Gate
 from coordinator.calls import MeasuredCalls
 from coordinator.campaign import Campaign
+from coordinator.gathering import COALESCED_SECONDS
 from coordinator.inbox import Inbox
 from coordinator.journal import Journal
 from coordinator.meter import Meter
@@ -241,6 +242,7 @@ class _Service:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(1.0, sessions.heartbeat_seconds)):
                     await sessions.changed.wait()
+            await asyncio.sleep(COALESCED_SECONDS)
 
     async def _dismiss(self) -> None:
         """The run was finished when its process died: its workers may not know."""
