@@ -61,8 +61,8 @@ class TensorFileWriter:
         return self._digest.hexdigest()
 
 
-# Of a file's mapped pages so many bytes stay resident at most, and one tensor.
-_MAPPED_BYTES = 8 << 20
+# After so many bytes a file is mapped anew: the pages read so far go with the tensors that lie in them.
+_MAPPED_BYTES = 1 << 20
 
 
 class TensorFile(Mapping[str, Tensor]):
@@ -74,15 +74,15 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._open()
+        self._touched = 0
+        self._file: safe_open | None = self._open()
         self._names = list(self._file.keys())
 
-    def _open(self) -> None:
+    def _open(self) -> safe_open:
         try:
-            self._file = safe_open(self._path, framework="pt")
+            return safe_open(self._path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise BadUpdate(f"{self._path.name} is not a valid safetensors file: {error}") from error
-        self._touched = 0
 
     @classmethod
     def foreign(cls, path: Path) -> Self:
@@ -96,11 +96,12 @@ class TensorFile(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        if self._touched > _MAPPED_BYTES:
-            # Another mapping: the pages of the one before go with the last tensor that was read from it.
-            self._open()
+        if self._file is None:
+            self._file = self._open()
         tensor: Tensor = self._file.get_tensor(name)
         self._touched += tensor.nbytes
+        if self._touched > _MAPPED_BYTES:
+            self._file, self._touched = None, 0
         return tensor
 
     def __contains__(self, name: object) -> bool:
