@@ -10,6 +10,7 @@ from fedpft.v1 import federation_pb2
 from google.protobuf.message import DecodeError
 
 from common import wire
+from common.chunk_messages import decode_download, decode_submission
 from common.errors import BadMessage, BadUpdate
 from common.records import (
     Activity,
@@ -83,13 +84,24 @@ _DECODERS: list[tuple[Any, Callable[[Any], object], Any]] = [
 ]
 
 
+_FAST: dict[Any, Any] = {
+    federation_pb2.SubmitUpdateRequest: decode_submission,
+    federation_pb2.DownloadArtifactResponse: decode_download,
+}
+
+
 def decode_message(content: bytes) -> None:
     """The first byte says which message the others are."""
     if not content:
         return
     message, decode, _ = _DECODERS[content[0] % len(_DECODERS)]
     try:
-        decode(message.FromString(content[1:]))
+        parsed = message.FromString(content[1:])
+        if fast := _FAST.get(message):
+            found = fast(content[1:])
+            # What takes no copy of a chunk must see what protobuf sees.
+            assert (message(chunk=wire.chunk_to_pb(found)) if isinstance(found, Chunk) else found) == parsed
+        decode(parsed)
     except (DecodeError, BadMessage):
         return
 
