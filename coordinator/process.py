@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,6 +73,9 @@ async def serve(config: RunConfig) -> Ending:
     Raises AddressError, CertificateError, StoreError, ModelError, DataError, RunFailed.
     """
     set_up_allocator()
+    # Every worker is an open file, and the limit that a shell sets is often 1,024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     faultpoints.arm(os.environ)
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
