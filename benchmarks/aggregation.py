@@ -50,7 +50,8 @@ class Updates:
 
     def first(self, count: int) -> list[Update]:
         """So many updates, not yet read."""
-        return [Update(f"w{i:03}", 100, TensorFile(self._folder / str(i))) for i in range(1, count + 1)]
+        paths = {f"w{i:03}": self._folder / str(i) for i in range(1, count + 1)}
+        return [Update(name, 100, TensorFile(path, count + 1)) for name, path in paths.items()]
 
 
 def _tensors(draw: torch.Generator) -> dict[str, Tensor]:

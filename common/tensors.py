@@ -62,19 +62,20 @@ class TensorFileWriter:
 
 
 # After so many bytes a file is mapped anew: the pages read so far go with the tensors that lie in them.
-_MAPPED_BYTES = 1 << 20
+# So many of all files that are read side by side; and the least of one.
+MAPPED_BYTES, LEAST_MAPPED_BYTES = 32 << 20, 1 << 20
 
 
 class TensorFile(Mapping[str, Tensor]):
     """A safetensors file as a mapping whose tensors are read, memory-mapped, when asked for.
 
-    Who goes through a large file, tensor by tensor, holds a small part of it in memory at a time. Raises
-    BadUpdate when the file is not safetensors.
+    Who goes through a large file, tensor by tensor, holds a small part of it in memory at a time: `beside`
+    is how many files are read side by side. Raises BadUpdate when the file is not safetensors.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, beside: int = 1) -> None:
         self._path = path
-        self._touched = 0
+        self._touched, self._most = 0, max(LEAST_MAPPED_BYTES, MAPPED_BYTES // beside)
         self._file: safe_open | None = self._open()
         self._names = list(self._file.keys())
 
@@ -100,7 +101,7 @@ class TensorFile(Mapping[str, Tensor]):
             self._file = self._open()
         tensor: Tensor = self._file.get_tensor(name)
         self._touched += tensor.nbytes
-        if self._touched > _MAPPED_BYTES:
+        if self._touched > self._most:
             self._file, self._touched = None, 0
         return tensor
 

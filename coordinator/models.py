@@ -199,8 +199,9 @@ class Models:
         The adapter is read, computed and written tensor by tensor: memory grows neither with its size nor
         with the number of updates.
         """
-        start = self._file(adapter)
-        changes = [Update(u.worker, u.examples, Prefixed(self._file(u), DELTA)) for u in updates]
+        files = len(updates) + 1
+        start = self._file(adapter, files)
+        changes = [Update(u.worker, u.examples, Prefixed(self._file(u, files), DELTA)) for u in updates]
         a = self._config.aggregation
         if a.lora is LoraAveraging.EXACT:
             spec = self.adapter_spec
@@ -306,8 +307,8 @@ class Models:
         """What an artifact holds."""
         return self._file(artifact).load()
 
-    def _file(self, content: ArtifactRef | StoredUpdate) -> TensorFile:
-        return TensorFile(self._store.path(content.sha256))
+    def _file(self, content: ArtifactRef | StoredUpdate, beside: int = 1) -> TensorFile:
+        return TensorFile(self._store.path(content.sha256), beside)
 
     def _merged_counts(self, updates: Sequence[StoredUpdate]) -> Mapping[int, ZeroCounts]:
         counts = [from_tensors(Prefixed(self._file(u), APOZ)) for u in updates]
