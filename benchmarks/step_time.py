@@ -143,7 +143,7 @@ def main() -> None:
     )
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128], help="tokens of a text [64 128]")
     parser.add_argument("--steps", type=int, default=8, help="of a pass [8]")
-    parser.add_argument("--repeats", type=int, default=5, help="passes of every contestant [5]")
+    parser.add_argument("--repeats", type=int, default=3, help="passes of every contestant [3]")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     figures: dict[str, Any] = {}
