@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=1, help="of everything, after one that does not count [1]")
+    parser.add_argument("--repeats", type=int, default=1, help="of everything, after a warm-up [1]")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     bench = Bench()
