@@ -44,7 +44,8 @@ class Compute:
 def one_thread() -> Iterator[None]:
     """Torch's operations in this thread without helpers: for passes over memory, which are bound by that.
 
-    Helpers would spin between one short operation and the next, on cores that transfers need.
+    Helpers would spin between one short operation and the next, on cores that transfers need. A thread that
+    first uses torch while another is within stays without helpers: in a pool, use it for all such work.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable
 
 from common import tracing
+from common.compute import one_thread
 from common.config import RunConfig
 from common.errors import RunFailed
 from common.faultpoints import Point, reach
@@ -198,6 +199,7 @@ class Gathering:
         return frozenset(aside)
 
 
+@one_thread()
 def update_norms(store: Store, updates: Iterable[StoredUpdate]) -> dict[str, float]:
     """L2 norm of each worker's delta; blocking."""
     files = {u.worker: TensorFile(store.path(u.sha256)) for u in updates}

@@ -196,8 +196,8 @@ class Models:
     ) -> tuple[ArtifactRef, ArtifactRef | None]:
         """The next adapter and the server optimiser's next state (FedPFT, Algorithm 1, server update).
 
-        The adapter is read, computed and written tensor by tensor: memory grows neither with its size nor
-        with the number of updates.
+        The adapter is read, computed and written tensor by tensor: by the mean, memory grows neither with
+        its size nor with the number of updates. A server optimiser's state is held whole.
         """
         files = len(updates) + 1
         start = self._file(adapter, files)
