@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.measuring import TARGET_COLUMNS, Target, table
 
 # In this order; scale last, as it needs most files and memory at a time.
-ALL = ("transport", "aggregation", "step_time", "build", "rounds", "scale")
+ALL = ("bare", "transport", "aggregation", "step_time", "build", "rounds", "scale")
 
 
 def main() -> None:

@@ -101,6 +101,16 @@ def added(count: int, size: int) -> Callable[[], None]:
     return run
 
 
+def alone(work: Callable[[], None]) -> Callable[[], None]:
+    """The same by one thread, as the coordinator does it."""
+
+    def run() -> None:
+        with one_thread():
+            work()
+
+    return run
+
+
 @contextmanager
 def extra_memory() -> Iterator[list[int]]:
     """The most resident bytes within, over those before, of this process."""
@@ -145,6 +155,7 @@ def steps(store: Store, updates: Updates, repeats: int, count: int = 8) -> dict[
 
     contestants: dict[str, Callable[[], None]] = {
         "torch.add_": added(count, updates.bytes),
+        "torch.add_, one thread": alone(added(count, updates.bytes)),
         "validation": lambda: validate(updates.first(count)),
         "mean": lambda: combine(updates, count, AggregationRule.MEAN),
         "mean, validated": validated,

@@ -4,6 +4,7 @@
 
 Commands are lines on the standard input, their answers JSON on the standard output:
 
+- `here`: nothing; the answer comes once the process is up;
 - `join`: every worker joins, takes its task, fetches the adapter and prepares an update to it;
 - `round`: every worker delivers its update and fetches the adapter that comes of all: a whole round, from
   the first upload to the last download; answers with the seconds of its parts;
@@ -128,6 +129,9 @@ class Fleet:
     def __init__(self, mutes: list[Mute]) -> None:
         self._mutes = mutes
 
+    async def here(self) -> None:
+        """The process is up."""
+
     async def join(self) -> None:
         """All have their first adapter and an update to deliver."""
         await self._all(mute.prepare() for mute in self._mutes)
@@ -166,7 +170,13 @@ async def serve(options: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         mutes.append(Mute(options.coordinator, name, folder, options.tls, not options.unaudited))
     fleet = Fleet(mutes)
-    commands = {"join": fleet.join, "round": fleet.round, "idle": fleet.idle, "pushed": fleet.pushed}
+    commands = {
+        "here": fleet.here,
+        "join": fleet.join,
+        "round": fleet.round,
+        "idle": fleet.idle,
+        "pushed": fleet.pushed,
+    }
     while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
         say(await commands[line]())
 

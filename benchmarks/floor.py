@@ -23,6 +23,7 @@ from typing import Any
 import grpc
 from grpc import aio
 
+from benchmarks.bare import open_channel, open_port
 from benchmarks.processes import say
 from common.chunks import CHUNK_BYTES
 
@@ -94,21 +95,11 @@ class Client:
         return {"upload": uploaded - begun, "download": time.perf_counter() - uploaded}
 
 
-def _credentials(folder: Path) -> tuple[bytes, bytes, bytes]:
-    key, certificate, authority = (folder / name for name in ("tls.key", "tls.crt", "ca.crt"))
-    return key.read_bytes(), certificate.read_bytes(), authority.read_bytes()
-
-
 async def serve(options: argparse.Namespace) -> None:
     """Until killed; says its port first."""
     server = aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers((Server(os.urandom(options.bytes), options.workers).handler(),))
-    if options.tls:
-        key, certificate, authority = _credentials(options.tls)
-        credentials = grpc.ssl_server_credentials([(key, certificate)], authority, True)
-        port = server.add_secure_port("127.0.0.1:0", credentials)
-    else:
-        port = server.add_insecure_port("127.0.0.1:0")
+    port = open_port(server, options.tls)
     await server.start()
     say(port)
     await server.wait_for_termination()
@@ -116,15 +107,8 @@ async def serve(options: argparse.Namespace) -> None:
 
 async def work(options: argparse.Namespace) -> None:
     """Do what the standard input says."""
-    clients = []
-    for _ in range(options.workers):
-        if options.tls:
-            key, certificate, authority = _credentials(options.tls)
-            credentials = grpc.ssl_channel_credentials(authority, key, certificate)
-            channel = aio.secure_channel(options.coordinator, credentials, options=_OPTIONS)
-        else:
-            channel = aio.insecure_channel(options.coordinator, options=_OPTIONS)
-        clients.append(Client(channel))
+    channels = (open_channel(options.coordinator, options.tls, _OPTIONS) for _ in range(options.workers))
+    clients = [Client(channel) for channel in channels]
     while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
         if line == "join":
             say(await asyncio.gather(*(client.fetch() for client in clients)))

@@ -56,6 +56,7 @@ def idle(workers: int) -> dict[str, Any]:
         for fleet in start_fleets(folder, address, names[:workers], tls, processes, {}, "--unaudited"):
             stack.callback(fleet.end)
             fleets.append(fleet)
+        ask_all(fleets, "here")
         begun = time.perf_counter()
         ask_all(fleets, "idle")
         joined = time.perf_counter() - begun

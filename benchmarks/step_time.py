@@ -142,8 +142,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128], help="tokens of a text [64 128]")
-    parser.add_argument("--steps", type=int, default=8, help="of a pass [8]")
-    parser.add_argument("--repeats", type=int, default=3, help="passes of every contestant [3]")
+    parser.add_argument("--steps", type=int, default=4, help="of a pass [4]")
+    parser.add_argument("--repeats", type=int, default=9, help="passes of every contestant [9]")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     figures: dict[str, Any] = {}
@@ -188,7 +188,7 @@ def main() -> None:
     corpus = tweets()
     short = Examples("tweets", (corpus.texts or [])[:512], label_names=["a"] * 512)
     data = encode(tokenizer, short, KIND, 128, ("a",))
-    seconds = grouping(models_of(fm).sub_fm, data, options.repeats)
+    seconds = grouping(models_of(fm).sub_fm, data, max(1, options.repeats // 4))
     figures["grouping"] = {
         "seconds": {name: Spread.of(values) for name, values in seconds.items()},
         "ratio": Ratio.of(seconds["grouped by length"], seconds["by chance"]),

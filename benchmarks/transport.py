@@ -4,37 +4,33 @@
 
 A server process with the coordinator's real service and store, in plain text and behind mutual TLS, and a
 client process with the worker's real connection; files of 100 MB, on a file system in memory. Unless it
-says "not kept", what comes is hashed, written and published. Raw TCP sends as many bytes from one process
-to another in pieces of 1 MB, and keeps nothing.
-Besides: sizes of chunks and the allocator's settings, on bare gRPC; how long the first byte takes; and
-what going on after an interruption costs.
+says "not kept", what comes is hashed, written and published. Beside them raw TCP and bare gRPC, which keep
+nothing either. Besides: what going on after an interruption costs.
 """
 
 import argparse
 import asyncio
 import hashlib
-import os
-import socket
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
 import torch
 from fedpft.v1.federation_pb2 import DownloadArtifactRequest
-from grpc import aio
+from fedpft.v1.federation_pb2_grpc import FederationServiceStub
 
+from benchmarks.bare import SIZE, BareGrpc, RawTcp
 from benchmarks.measuring import Ratio, Spread, Target, interleave, report, table
 from benchmarks.processes import Child, say
 from benchmarks.running import certificates
+from common import wire
 from common.allocator import set_up_allocator
-from common.chunks import CHUNK_BYTES
+from common.chunk_messages import decode_download
 from common.decoding import Decoding
 from common.identity import Role
 from common.records import (
@@ -49,7 +45,7 @@ from common.records import (
     TrainingSpec,
     UpdateHeader,
 )
-from common.rpc import Address, new_server
+from common.rpc import Address, new_channel, new_server
 from common.schema import TensorSpec
 from common.tensors import to_bytes
 from common.tls import Tls, TlsFiles, open_tls
@@ -65,14 +61,8 @@ from coordinator.store import Store
 from worker.client import Coordinator
 from worker.metrics import Metrics as WorkerMetrics
 
-SIZE = 100_000_000
 EXAMPLES = 100
 MEMORY = Path("/dev/shm")
-ALLOCATOR = {
-    "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": "33554432",
-    "MALLOC_TRIM_THRESHOLD_": "134217728",
-}
 RUN = RunSpec(
     "benchmark",
     TaskSpec(TaskKind.TEXT_CLASSIFICATION, ("no", "yes"), 16, False),
@@ -118,20 +108,18 @@ async def serve(folder: Path, tls: Path | None) -> None:
 
 
 class Workers:
-    """The worker's connection, several times."""
+    """The worker's connection, several times; the last of the names is for calls that keep nothing."""
 
     def __init__(self, folder: Path, tls: Path | None, address: str, names: list[str]) -> None:
         self._folder = folder
+        coordinator = Address.parse(address)
+        *joinings, self._joining = (JoinRequest(name, 1, 2, "benchmark", EXAMPLES) for name in names)
+        *ends, last = (open_tls(tls / name if tls else None, Role.WORKER) for name in names)
         self._ends = [
-            Coordinator(
-                Address.parse(address),
-                JoinRequest(name, 1, 2, "benchmark", EXAMPLES),
-                30.0,
-                WorkerMetrics(),
-                tls=open_tls(tls / name if tls else None, Role.WORKER),
-            )
-            for name in names
+            Coordinator(coordinator, joining, 30.0, WorkerMetrics(), tls=end)
+            for joining, end in zip(joinings, ends, strict=True)
         ]
+        self._channel: Any = new_channel(coordinator, tls=last)
         values = torch.randn(SIZE // 4, generator=torch.Generator().manual_seed(1))
         content = to_bytes({"delta.x": values})
         self._update = folder / "update"
@@ -141,6 +129,8 @@ class Workers:
     async def join(self) -> None:
         for end in self._ends:
             await end.join()
+        stub: Any = FederationServiceStub(self._channel)
+        self._session = (await stub.Join(wire.join_request_to_pb(self._joining))).session
 
     async def down(self, adapter: ArtifactRef, count: int) -> float:
         """Seconds in which so many workers fetch the adapter."""
@@ -153,10 +143,11 @@ class Workers:
 
     async def stream(self, adapter: ArtifactRef) -> float:
         """Seconds in which the adapter's chunks come to one worker that keeps nothing of them."""
-        end: Any = self._ends[0]
-        request = DownloadArtifactRequest(session=end._session, sha256=adapter.sha256)
+        path = "/fedpft.v1.FederationService/DownloadArtifact"
+        call = self._channel.unary_stream(path, DownloadArtifactRequest.SerializeToString, decode_download)
+        request = DownloadArtifactRequest(session=self._session, sha256=adapter.sha256)
         begun = time.perf_counter()
-        async for _ in end._stub.DownloadArtifact(request):
+        async for _ in call(request):
             pass
         return time.perf_counter() - begun
 
@@ -196,60 +187,6 @@ async def work(folder: Path, tls: Path | None, address: str, adapter: ArtifactRe
                 say(await workers.up(adapter, int(count), int(number)))
             case ["resume"]:
                 say(await workers.resume(adapter))
-
-
-# --- bare transports ---
-
-
-async def bare_serve(tls: Path | None) -> None:
-    """Bare gRPC that sends SIZE bytes in chunks of as many as the request says."""
-    content = memoryview(os.urandom(SIZE))
-
-    async def download(request: bytes, context: Any) -> AsyncIterator[bytes]:
-        step = int(request)
-        for at in range(0, SIZE, step):
-            yield bytes(content[at : at + step])
-
-    server = aio.server(options=[("grpc.max_send_message_length", -1)])
-    handlers: dict[str, Any] = {"Download": grpc.unary_stream_rpc_method_handler(download)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("benchmark.Bare", handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    say(port)
-    await server.wait_for_termination()
-
-
-async def bare_work(address: str) -> None:
-    """Fetch in chunks of the size that the standard input says; answers seconds to the first and to all."""
-    options = [("grpc.max_receive_message_length", -1)]
-    async with aio.insecure_channel(address, options=options) as channel:
-        call: Any = channel.unary_stream("/benchmark.Bare/Download")
-        while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
-            begun, first = time.perf_counter(), 0.0
-            async for _ in call(line.encode()):
-                first = first or time.perf_counter() - begun
-            say([first, time.perf_counter() - begun])
-
-
-def tcp_serve() -> None:
-    """Sends SIZE bytes to whoever connects."""
-    content = memoryview(bytearray(os.urandom(1_000_000)))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        say(listening.getsockname()[1])
-        while True:
-            with listening.accept()[0] as connection:
-                for _ in range(SIZE // len(content)):
-                    connection.sendall(content)
-
-
-def tcp(port: int) -> float:
-    """Seconds in which SIZE bytes arrive in this process."""
-    buffer, left = bytearray(1_000_000), SIZE
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        begun = time.perf_counter()
-        while left:
-            left -= connection.recv_into(buffer)
-        return time.perf_counter() - begun
 
 
 # --- the benchmark ---
@@ -296,13 +233,14 @@ def streams(repeats: int, most: int = 4) -> tuple[dict[str, Any], list[Target]]:
             place = MEMORY if MEMORY.is_dir() else None
             return Path(stack.enter_context(tempfile.TemporaryDirectory(dir=place)))
 
-        tls, names = certificates(folder() / "tls", most)
-        raw = Child("benchmarks.transport", "tcp", log=folder() / "log")
-        stack.callback(raw.end)
-        port = raw.hear()
+        tls, names = certificates(folder() / "tls", most + 1)
+        log = folder() / "log"
+        limits = {"plain": None, "mTLS": (tls / "hub", tls / names[0])}
+        bare = {security: BareGrpc(stack, log, ends) for security, ends in limits.items()}
         sides = {"plain": Side(stack, folder(), None, names), "mTLS": Side(stack, folder(), tls, names)}
-        contestants: dict[str, Callable[[], Any]] = {"raw TCP": lambda: tcp(port)}
+        contestants: dict[str, Callable[[], Any]] = {"raw TCP": RawTcp(stack, log).seconds}
         for security, side in sides.items():
+            contestants[f"bare gRPC, {security}"] = bare[security].seconds
             contestants[f"down, {security}, 1, not kept"] = side.stream
             for count in (1, most):
                 contestants[f"down, {security}, {count}"] = partial(side.down, count)
@@ -313,11 +251,15 @@ def streams(repeats: int, most: int = 4) -> tuple[dict[str, Any], list[Target]]:
     for name, seconds in found.items():
         rate = Spread.of([SIZE / 1e9 / one for one in seconds])
         figures[name] = {"gigabytes_per_second": rate, "ratio": Ratio.of(found["raw TCP"], seconds)}
-    rows = [(n, f["gigabytes_per_second"], f["ratio"]) for n, f in figures.items()]
-    print(table(("direction, security, streams", "GB/s", "× raw TCP"), rows) + "\n", flush=True)
+        for security in sides:
+            if security in name:
+                figures[name]["over_bare"] = Ratio.of(found[f"bare gRPC, {security}"], seconds)
+    rows = [(n, f["gigabytes_per_second"], f["ratio"], f.get("over_bare", "")) for n, f in figures.items()]
+    columns = ("direction, security, streams", "GB/s", "× raw TCP", "× bare gRPC as secure")
+    print(table(columns, rows) + "\n", flush=True)
     figures["resume"] = Spread.of([half / whole for half, whole in resumed])
     print(f"fetching the second half after an interruption: {figures['resume']} of fetching all\n")
-    limits = {"plain": 0.6, "mTLS": 0.4}
+    least = {"plain": 0.6, "mTLS": 0.4}
     targets = [
         Target(
             f"download, one stream, {s}, against raw TCP",
@@ -325,45 +267,9 @@ def streams(repeats: int, most: int = 4) -> tuple[dict[str, Any], list[Target]]:
             v,
             True,
         )
-        for s, v in limits.items()
+        for s, v in least.items()
     ]
     return figures, targets
-
-
-def bare(repeats: int) -> dict[str, Any]:
-    """Sizes of chunks, and the allocator's settings, on gRPC alone."""
-    sizes = (64 << 10, 256 << 10, 512 << 10, CHUNK_BYTES, 4 << 20)
-    with ExitStack() as stack:
-        log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
-        raw = Child("benchmarks.transport", "tcp", log=log)
-        stack.callback(raw.end)
-        port = raw.hear()
-        contestants: dict[str, Callable[[], Any]] = {"raw TCP": lambda: [0.0, tcp(port)]}
-        for told, environment in (("", {}), (", allocator set up", ALLOCATOR)):
-            server = Child("benchmarks.transport", "bare-serve", log=log, environment=environment)
-            stack.callback(server.end)
-            address = f"127.0.0.1:{server.hear()}"
-            options = ["--coordinator", address]
-            client = Child("benchmarks.transport", "bare-work", *options, log=log, environment=environment)
-            stack.callback(client.end)
-            for size in sizes:
-                contestants[f"{size >> 10} KiB{told}"] = partial(client.ask, str(size))
-        found = interleave(contestants, repeats)
-    limit = [seconds for _, seconds in found["raw TCP"]]
-    figures: dict[str, Any] = {}
-    for name, pairs in found.items():
-        seconds = [whole for _, whole in pairs]
-        figures[name] = {
-            "gigabytes_per_second": Spread.of([SIZE / 1e9 / one for one in seconds]),
-            "ratio": Ratio.of(limit, seconds),
-            "first_byte_milliseconds": 1000 * statistics.median(first for first, _ in pairs),
-        }
-    rows = [
-        (n, f["gigabytes_per_second"], f["ratio"], f"{f['first_byte_milliseconds']:.2f}")
-        for n, f in figures.items()
-    ]
-    print(table(("bare gRPC, chunks of", "GB/s", "× raw TCP", "first chunk, ms"), rows), flush=True)
-    return figures
 
 
 def main() -> None:
@@ -371,7 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    roles = ["measure", "serve", "work", "bare-serve", "bare-work", "tcp"]
+    roles = ["measure", "serve", "work"]
     parser.add_argument("role", nargs="?", choices=roles, default="measure", help=argparse.SUPPRESS)
     parser.add_argument("--repeats", type=int, default=9, help="of every transfer [9]")
     parser.add_argument("--json", type=Path, help="write the figures here too")
@@ -391,15 +297,9 @@ def main() -> None:
         case "work":
             adapter = ArtifactRef(ArtifactKind.ADAPTER, o.sha256, o.size)
             asyncio.run(work(o.folder, o.tls, o.coordinator, adapter, o.names))
-        case "bare-serve":
-            asyncio.run(bare_serve(o.tls))
-        case "bare-work":
-            asyncio.run(bare_work(o.coordinator))
-        case "tcp":
-            tcp_serve()
         case _:
             figures, targets = streams(o.repeats)
-            report(o.json, {"streams": figures, "bare": bare(o.repeats)}, targets)
+            report(o.json, figures, targets)
 
 
 if __name__ == "__main__":

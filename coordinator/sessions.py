@@ -171,6 +171,8 @@ class Sessions:
 
     def assign_all(self, task: Task) -> None:
         """Give every worker, also those still to come, the same task."""
+        if task == self._default and not self._assignments:
+            return
         self._assignments.clear()
         self._default = task
         self._notify_all()

@@ -118,6 +118,19 @@ async def test_another_workers_task_does_not_wake_a_stream(sessions: Sessions) -
     assert not other.replaced
 
 
+async def test_the_task_that_all_have_already_wakes_nobody(sessions: Sessions) -> None:
+    sessions.assign_all(WaitTask("for others"))
+    woken = asyncio.create_task(join(sessions).tasked.wait())
+    await asyncio.sleep(0)
+    sessions.assign_all(WaitTask("for others"))
+    await asyncio.sleep(0)
+    assert not woken.done()
+    sessions.assign("w", Assignment(WaitTask("yours")))
+    await asyncio.wait_for(woken, 1)
+    sessions.assign_all(WaitTask("for others"))
+    assert await anext(sessions.tasks(join(sessions))) == WaitTask("for others")
+
+
 async def test_streams_end_as_unreachable_when_the_process_is_about_to_end(sessions: Sessions) -> None:
     watching = asyncio.create_task(collect(sessions, join(sessions), []))
     await asyncio.sleep(0)
