@@ -3,7 +3,6 @@
 python -m benchmarks [--flower PYTHON] [--out FOLDER]
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks.measuring import TARGET_COLUMNS, Target, table
+from benchmarks.processes import parser_of
 
 # In this order; scale last, as it needs most files and memory at a time.
 ALL = ("bare", "transport", "aggregation", "step_time", "build", "rounds", "scale")
@@ -18,9 +18,7 @@ ALL = ("bare", "transport", "aggregation", "step_time", "build", "rounds", "scal
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--flower", type=Path, help="an interpreter that has flwr, for its rounds beside ours"
     )

@@ -7,7 +7,6 @@ the seconds. The limit beside them is `torch.add_` of tensors that are in memory
 Validation is the check for NaN and infinite values that an update passes before it gets its receipt.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,17 @@ import psutil
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import Ratio, Spread, Target, figure, interleave, report, table, timed
+from benchmarks.measuring import (
+    Ratio,
+    Spread,
+    Target,
+    benchmark_parser,
+    figure,
+    interleave,
+    report,
+    table,
+    timed,
+)
 from common.choices import AggregationRule
 from common.compute import one_thread
 from common.records import ArtifactKind
@@ -48,8 +57,12 @@ class Updates:
     def start(self) -> TensorFile:
         return TensorFile(self._folder / "0")
 
+    def each(self, count: int) -> list[TensorFile]:
+        """So many updates' files, to read one after the other."""
+        return [TensorFile(self._folder / str(i)) for i in range(1, count + 1)]
+
     def first(self, count: int) -> list[Update]:
-        """So many updates, not yet read."""
+        """So many updates, to read side by side."""
         paths = {f"w{i:03}": self._folder / str(i) for i in range(1, count + 1)}
         return [Update(name, 100, TensorFile(path, count + 1)) for name, path in paths.items()]
 
@@ -64,11 +77,11 @@ def _tensors(draw: torch.Generator) -> dict[str, Tensor]:
     }
 
 
-def validate(updates: list[Update]) -> None:
+def validate(updates: list[TensorFile]) -> None:
     """As the inbox does, one update after the other."""
     with one_thread():
         for update in updates:
-            check_finite(update.delta)
+            check_finite(update)
 
 
 def combine(updates: Updates, count: int, rule: AggregationRule) -> None:
@@ -80,7 +93,7 @@ def combine(updates: Updates, count: int, rule: AggregationRule) -> None:
 
 def whole(store: Store, updates: Updates, count: int) -> None:
     """Validate, aggregate, hash, write, sync and name the next adapter."""
-    validate(updates.first(count))
+    validate(updates.each(count))
     start = updates.start
     schema = start.schema()
     order = in_file_order(schema)
@@ -125,11 +138,8 @@ def extra_memory() -> Iterator[list[int]]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=7, help="of everything [7]")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -150,13 +160,13 @@ def steps(store: Store, updates: Updates, repeats: int, count: int = 8) -> dict[
     """What each part of a round's aggregation adds."""
 
     def validated() -> None:
-        validate(updates.first(count))
+        validate(updates.each(count))
         combine(updates, count, AggregationRule.MEAN)
 
     contestants: dict[str, Callable[[], None]] = {
         "torch.add_": added(count, updates.bytes),
         "torch.add_, one thread": alone(added(count, updates.bytes)),
-        "validation": lambda: validate(updates.first(count)),
+        "validation": lambda: validate(updates.each(count)),
         "mean": lambda: combine(updates, count, AggregationRule.MEAN),
         "mean, validated": validated,
         "the same, hashed, written and synced": lambda: whole(store, updates, count),

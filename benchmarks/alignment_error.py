@@ -7,13 +7,12 @@ error after over the error before, and seconds. Public text is BBC News: half of
 half tests. The task's are tweets, which no alignment has seen.
 """
 
-import argparse
 import json
 import time
-from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from benchmarks.measuring import benchmark_parser
 from common.batches import Dataset
 from common.choices import AlignmentMethod, Saliency
 from common.config import AlignmentSection, SubModelSection
@@ -31,15 +30,12 @@ _BATCHES = 8
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--steps", type=int, default=200, help="steps of the gradient [200]")
     parser.add_argument("--length", type=int, default=64, help="tokens per text [64]")
     parser.add_argument(
         "--saliency", type=Saliency, nargs="+", default=[Saliency.L2], help="ways to choose neurons [l2]"
     )
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     fm, tokenizer = load_foundation(str(packaged_model()), KIND, ("a", "b"), 0)
 

@@ -23,7 +23,7 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from benchmarks.measuring import Ratio, Spread, interleave, report, table
+from benchmarks.measuring import Ratio, Spread, benchmark_parser, interleave, report, table
 from benchmarks.processes import Child, say
 from common.chunks import CHUNK_BYTES
 
@@ -188,13 +188,10 @@ def chunk_sizes(repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """The command, and the processes that it starts."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__)
     roles = ["measure", "serve", "work", "tcp"]
     parser.add_argument("role", nargs="?", choices=roles, default="measure", help=argparse.SUPPRESS)
     parser.add_argument("--repeats", type=int, default=9, help="of every transfer [9]")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--tls", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--coordinator", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -7,15 +7,13 @@ one run: forward passes of the FM, ways to choose neurons on 4 batches, cutting,
 batches, and 20 steps by gradient. What a way costs is told as so many forward passes of one batch.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.aggregation import extra_memory
-from benchmarks.measuring import Spread, figure, interleave, report, table, timed
+from benchmarks.measuring import Spread, benchmark_parser, figure, interleave, report, table, timed
 from common.batches import Dataset
 from common.choices import AlignmentMethod, Saliency
 from common.config import AlignmentSection, SubModelSection
@@ -77,11 +75,8 @@ def _silent(step: int, steps: int) -> None:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=1, help="of everything, after a warm-up [1]")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     bench = Bench()
     memory: dict[str, float] = {}

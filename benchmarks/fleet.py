@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.processes import say
+from benchmarks.processes import parser_of, say
 from common.allocator import set_up_allocator
 from common.identity import Role
 from common.model.adapter import trained
@@ -183,9 +183,7 @@ async def serve(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--coordinator", type=Address.parse, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--names", nargs="+", required=True)

@@ -24,7 +24,7 @@ import grpc
 from grpc import aio
 
 from benchmarks.bare import open_channel, open_port
-from benchmarks.processes import say
+from benchmarks.processes import parser_of, say
 from common.chunks import CHUNK_BYTES
 
 _SERVICE = "benchmark.Floor"
@@ -119,9 +119,7 @@ async def work(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("role", choices=["serve", "work"])
     parser.add_argument("--bytes", type=int, default=0, help="of the version")
     parser.add_argument("--workers", type=int, default=1, help="the server's in all, or in this process")

@@ -5,6 +5,7 @@ changes, so that the machine's noise hits all alike; what is told is the median 
 ratios of medians with a bootstrap interval.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -17,6 +18,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
+
+from benchmarks.processes import parser_of
 
 T = TypeVar("T")
 
@@ -185,6 +188,13 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return told.stdout.strip()
+
+
+def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
+    """A benchmark's parser: its figures go to a file, too."""
+    parser = parser_of(description)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    return parser
 
 
 def report(path: Path | None, figures: Mapping[str, Any], targets: Sequence[Target] = ()) -> None:

@@ -1,5 +1,6 @@
 """Processes under measurement: started, talked to by lines of JSON, weighed, and ended."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -13,6 +14,13 @@ from typing import Any, Self
 import psutil
 
 ROOT = Path(__file__).parents[1]
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A command's parser, whose help begins with the module's own words as they are."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 class Child:

@@ -10,14 +10,13 @@ second run is on the disk. With --full for all sizes and numbers of workers, oth
 targets name. Flower needs an interpreter that has it: see benchmarks/peers/flower.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import Ratio, Spread, Target, figure, interleave, report, table
+from benchmarks.measuring import Ratio, Spread, Target, benchmark_parser, figure, interleave, report, table
 from benchmarks.peers.flower.driver import flower_rounds
 from benchmarks.processes import Child, weighing
 from benchmarks.running import Running, adapter_settings, ask_all, certificates, running
@@ -131,13 +130,10 @@ def targets(found: dict[str, dict[str, Any]], flower: dict[str, Any]) -> list[Ta
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--full", action="store_true", help="all sizes and numbers of workers")
     parser.add_argument("--repeats", type=int, default=9, help="rounds of up to 100 MB in all [9]")
     parser.add_argument("--flower", type=Path, help="an interpreter that has flwr")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
     rows = []

@@ -64,9 +64,7 @@ def ask_all(fleets: Sequence[Child], command: str) -> list[Any]:
     return [fleet.hear() for fleet in fleets]
 
 
-def start_coordinator(
-    folder: Path, tls: Path | None, settings: Mapping[str, Any], environment: Mapping[str, str]
-) -> tuple[Child, str]:
+def start_coordinator(folder: Path, tls: Path | None, settings: Mapping[str, Any]) -> tuple[Child, str]:
     """A coordinator of a run that goes on for ever, in `folder`; and where it listens."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {
@@ -91,7 +89,6 @@ def start_coordinator(
         "--config",
         str(config),
         log=folder / "coordinator.log",
-        environment=environment,
     )
     endpoint = folder / "run" / ENDPOINT_FILE
     ends = time.monotonic() + _START_SECONDS
@@ -109,7 +106,6 @@ def start_fleets(
     names: list[str],
     tls: Path | None,
     processes: int,
-    environment: Mapping[str, str],
     *more: str,
 ) -> list[Child]:
     """Workers of those names, spread over so many processes."""
@@ -123,7 +119,6 @@ def start_fleets(
             "--names",
             *names[i::processes],
             log=folder / f"fleet-{i}.log",
-            environment=environment,
         )
         for i in range(processes)
     ]
@@ -145,18 +140,16 @@ def running(
     workers: int,
     settings: Mapping[str, Any],
     processes: int = 2,
-    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
     """A coordinator and workers behind mutual TLS in `folder`, the first adapter fetched by all."""
-    environment = environment or {}
     tls, names = certificates(folder / "tls", workers)
     rounds = {"rounds.workers": workers, "rounds.minimum": workers}
     with ExitStack() as stack:
-        coordinator, address = start_coordinator(folder, tls, rounds | dict(settings), environment)
+        coordinator, address = start_coordinator(folder, tls, rounds | dict(settings))
         stack.callback(coordinator.end)
         wait_for_idle(coordinator, folder)
         idle = coordinator.memory
-        fleets = start_fleets(folder, address, names, tls, min(processes, workers), environment)
+        fleets = start_fleets(folder, address, names, tls, min(processes, workers))
         for fleet in fleets:
             stack.callback(fleet.end)
         ask_all(fleets, "join")

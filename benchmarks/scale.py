@@ -7,7 +7,6 @@ heartbeats, each on a TCP connection of its own, hundreds to a process. A task i
 worker has joined that the round waits for.
 """
 
-import argparse
 import json
 import resource
 import tempfile
@@ -17,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import Target, figure, report, table
+from benchmarks.measuring import Target, benchmark_parser, figure, report, table
 from benchmarks.processes import Child
 from benchmarks.running import (
     adapter_settings,
@@ -47,13 +46,13 @@ def idle(workers: int) -> dict[str, Any]:
             names.append("last")
         settings = {"rounds.workers": workers + 1, "rounds.minimum": 1} | adapter_settings(0)
         settings |= {"server.heartbeat_seconds": HEARTBEAT_SECONDS, "limits.workers": workers + 1}
-        coordinator, address = start_coordinator(folder, tls, settings, {})
+        coordinator, address = start_coordinator(folder, tls, settings)
         stack.callback(coordinator.end)
         wait_for_idle(coordinator, folder)
         before = coordinator.memory, coordinator.files
         fleets: list[Child] = []
         processes = -(-workers // PER_PROCESS)
-        for fleet in start_fleets(folder, address, names[:workers], tls, processes, {}, "--unaudited"):
+        for fleet in start_fleets(folder, address, names[:workers], tls, processes, "--unaudited"):
             stack.callback(fleet.end)
             fleets.append(fleet)
         ask_all(fleets, "here")
@@ -67,7 +66,7 @@ def idle(workers: int) -> dict[str, Any]:
         beating = (coordinator.cpu - busy) / _WATCHED_SECONDS
         for fleet in fleets:
             fleet.tell("pushed")
-        (last,) = start_fleets(folder, address, names[workers:], tls, 1, {}, "--unaudited")
+        (last,) = start_fleets(folder, address, names[workers:], tls, 1, "--unaudited")
         stack.callback(last.end)
         last.tell("idle")
         times = [moment for fleet in fleets for moment in fleet.hear()]
@@ -93,11 +92,8 @@ def _opened(log: Path) -> float:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[1000, 5000], help="[1000 5000]")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

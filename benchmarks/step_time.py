@@ -8,16 +8,14 @@ seconds are of a step, everything that it does for a pass included. The loop by 
 write: forward, loss, backward, clipping, AdamW. "Half the compute" is what the paper says of the sub-FM.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.measuring import Ratio, Spread, Target, interleave, report, table, timed
+from benchmarks.measuring import Ratio, Spread, Target, benchmark_parser, interleave, report, table, timed
 from common.batches import Batch, Dataset
 from common.encoding import encode
 from common.examples import Examples
@@ -138,13 +136,10 @@ def padding(data: Dataset) -> float:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128], help="tokens of a text [64 128]")
     parser.add_argument("--steps", type=int, default=4, help="of a pass [4]")
     parser.add_argument("--repeats", type=int, default=9, help="passes of every contestant [9]")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     targets: list[Target] = []

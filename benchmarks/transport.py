@@ -25,7 +25,7 @@ from fedpft.v1.federation_pb2 import DownloadArtifactRequest
 from fedpft.v1.federation_pb2_grpc import FederationServiceStub
 
 from benchmarks.bare import SIZE, BareGrpc, RawTcp
-from benchmarks.measuring import Ratio, Spread, Target, interleave, report, table
+from benchmarks.measuring import Ratio, Spread, Target, benchmark_parser, interleave, report, table
 from benchmarks.processes import Child, say
 from benchmarks.running import certificates
 from common import wire
@@ -274,13 +274,10 @@ def streams(repeats: int, most: int = 4) -> tuple[dict[str, Any], list[Target]]:
 
 def main() -> None:
     """The command, and the processes that it starts."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__)
     roles = ["measure", "serve", "work"]
     parser.add_argument("role", nargs="?", choices=roles, default="measure", help=argparse.SUPPRESS)
     parser.add_argument("--repeats", type=int, default=9, help="of every transfer [9]")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     for hidden, kind in (
         ("folder", Path),
         ("tls", Path),

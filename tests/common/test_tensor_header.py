@@ -21,23 +21,12 @@ from common.tensor_header import (
     smallest_header_bytes,
 )
 from common.tensors import TensorFile, to_bytes
+from tests.dtypes import EVERY_DTYPE
 
-DTYPES = (
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.bool,
-)
 NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,30}", fullmatch=True)
 TENSORS = st.dictionaries(
     NAMES,
-    st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=4)).map(
+    st.tuples(st.sampled_from(EVERY_DTYPE), st.lists(st.integers(0, 5), max_size=4)).map(
         lambda drawn: torch.zeros(drawn[1], dtype=drawn[0])
     ),
     max_size=6,

@@ -12,6 +12,7 @@ from common.errors import BadUpdate
 from common.schema import TensorSpec, check, content_bytes, schema_of
 from common.tensor_header import in_file_order
 from common.tensors import Prefixed, TensorFile, TensorFileWriter, to_bytes
+from tests.dtypes import EVERY_DTYPE
 from tests.small import same_bits
 
 Tensors = dict[str, Tensor]
@@ -57,20 +58,6 @@ def test_a_truncated_file_is_a_bad_update(tmp_path: Path, tensors: Tensors) -> N
     (tmp_path / "short").write_bytes(to_bytes(tensors)[:-1])
     with pytest.raises(BadUpdate, match="short"):
         TensorFile(tmp_path / "short")
-
-
-EVERY_DTYPE = (
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.bool,
-)
 
 
 def test_written_one_by_one_a_file_has_the_same_bytes(tmp_path: Path, tensors: Tensors) -> None:
