@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other; then every target beside what was measured.
+"""All benchmarks, one after the other; then plots, and every target beside what was measured.
 
 python -m benchmarks [--flower PYTHON] [--out FOLDER]
 """
@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks.measuring import TARGET_COLUMNS, Target, table
+from benchmarks.plots import FOLDER, draw
 from benchmarks.processes import parser_of
 
 # In this order; scale last, as it needs most files and memory at a time.
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument(
         "--flower", type=Path, help="an interpreter that has flwr, for its rounds beside ours"
     )
-    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="[build/benchmarks]")
+    parser.add_argument("--out", type=Path, default=FOLDER, help=f"[{FOLDER}]")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     missed = 0
@@ -42,6 +43,8 @@ def main() -> None:
             target = Target(**one)
             rows.append((name, *target.row()))
             missed += not target.met
+    for file in draw(options.out, options.out):
+        print(f"drawn: {file}")
     print("\n" + table(("benchmark", *TARGET_COLUMNS), rows))
     met = len(rows) - missed
     print(f"\n{met} of {len(rows)} targets are met; docs/performance.md says what limits the others")

@@ -6,8 +6,8 @@ A real coordinator and workers behind mutual TLS, as processes, on the packaged 
 many megabytes; seconds from the first upload to the last download, the coordinator's processor time and
 the most memory that it held. Beside it the floor: bytes there and back by gRPC, with the same TLS and
 hash. Run directories are on a file system in memory, where a disk's sync takes no time; for one size a
-second run is on the disk. With --full for all sizes and numbers of workers, otherwise for those that the
-targets name. Flower needs an interpreter that has it: see benchmarks/peers/flower.
+second run is on the disk. With --full for all sizes and numbers of workers that fit into memory, otherwise
+for those that the targets name. Flower needs an interpreter that has it: see benchmarks/peers/flower.
 """
 
 import tempfile
@@ -15,6 +15,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.measuring import Ratio, Spread, Target, benchmark_parser, figure, interleave, report, table
 from benchmarks.peers.flower.driver import flower_rounds
@@ -26,8 +28,19 @@ FULL = [(workers, megabytes) for megabytes in (0, 25, 100, 400) for workers in (
 SYNCED = (2, 100)
 MEMORY = Path("/dev/shm")
 
+# Of every worker, at most at a time: the update here and at the coordinator, the adapter, and the floor's
+# content, with the next in pieces and whole.
+_COPIES = 6
+_SPARE_BYTES = 3_000_000_000
+
 Measured = dict[str, float]
 COLUMNS = ("workers × MB", "s", "× floor", "upload", "between", "download", "cpu s", "peak MB", "over idle")
+
+
+def fits(workers: int, megabytes: float) -> bool:
+    """Whether such rounds, the floor's beside them, leave memory to spare."""
+    needed = _COPIES * workers * megabytes * 1e6 + _SPARE_BYTES
+    return needed <= psutil.virtual_memory().available
 
 
 def measured(running: Running) -> Callable[[], Measured]:
@@ -131,7 +144,7 @@ def targets(found: dict[str, dict[str, Any]], flower: dict[str, Any]) -> list[Ta
 def main() -> None:
     """The command."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--full", action="store_true", help="all sizes and numbers of workers")
+    parser.add_argument("--full", action="store_true", help="all sizes and numbers that fit into memory")
     parser.add_argument("--repeats", type=int, default=9, help="rounds of up to 100 MB in all [9]")
     parser.add_argument("--flower", type=Path, help="an interpreter that has flwr")
     options = parser.parse_args()
@@ -139,6 +152,9 @@ def main() -> None:
     rows = []
     for workers, megabytes in FULL if options.full else SHAPES:
         shape = f"{workers} × {megabytes}"
+        if not fits(workers, megabytes):
+            print(f"{shape} MB: left out, it needs more memory than is free", flush=True)
+            continue
         repeats = options.repeats if workers * megabytes <= 200 else max(3, options.repeats // 3)
         found[shape] = compare(workers, megabytes, repeats, (workers, megabytes) == SYNCED)
         for name, one in found[shape].items():
