@@ -6,6 +6,7 @@ Commands are lines on the standard input, their answers JSON on the standard out
 
 - `here`: nothing; the answer comes once the process is up;
 - `join`: every worker joins, takes its task, fetches the adapter and prepares an update to it;
+- `renew`: every worker has another update of the same size, as after a training;
 - `round`: every worker delivers its update and fetches the adapter that comes of all: a whole round, from
   the first upload to the last download; answers with the seconds of its parts;
 - `idle`: every worker joins, waits for tasks and sends heartbeats;
@@ -15,7 +16,10 @@ Commands are lines on the standard input, their answers JSON on the standard out
 import argparse
 import asyncio
 import hashlib
+import itertools
+import os
 import statistics
+import struct
 import sys
 import time
 from collections.abc import Coroutine, Iterable
@@ -28,6 +32,7 @@ import torch
 
 from benchmarks.processes import parser_of, say
 from common.allocator import set_up_allocator
+from common.files import sha256_of
 from common.identity import Role
 from common.model.adapter import trained
 from common.records import Activity, AdapterSpec, JoinRequest, Progress, TrainTask, UpdateHeader
@@ -59,6 +64,7 @@ class Mute:
         )
         self._tasks: asyncio.Queue[tuple[float, TrainTask]] = asyncio.Queue()
         self._beside: list[asyncio.Task[None]] = []
+        self._renewals = itertools.count()
 
     async def join(self) -> AdapterSpec:
         """Join, and do what a worker does beside its work."""
@@ -70,7 +76,7 @@ class Mute:
         return reply.run.adapter
 
     async def prepare(self) -> None:
-        """The first task's adapter, and an update to it that will do for every round."""
+        """The first task's adapter, and an update to it that will do for any round."""
         spec = await self.join()
         await self._next()
         adapter = await self._fetch()
@@ -80,10 +86,16 @@ class Mute:
             for name, tensor in TensorFile(adapter).items()
             if trained(name, spec)
         }
-        content = to_bytes(delta)
-        self._update.write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
-        self._header = UpdateHeader("", 0, "", len(content), digest, EXAMPLES, 0.5, 0.0)
+        self._update.write_bytes(to_bytes(delta))
+        self.renew()
+
+    def renew(self) -> None:
+        """Another last value: the same content again would take the place of the last round's file."""
+        with self._update.open("r+b") as file:
+            file.seek(-4, os.SEEK_END)
+            file.write(struct.pack("<f", 1e-6 * next(self._renewals)))
+        size, digest = self._update.stat().st_size, sha256_of(self._update)
+        self._header = UpdateHeader("", 0, "", size, digest, EXAMPLES, 0.5, 0.0)
 
     async def _next(self) -> None:
         self._task = (await self._tasks.get())[1]
@@ -136,6 +148,11 @@ class Fleet:
         """All have their first adapter and an update to deliver."""
         await self._all(mute.prepare() for mute in self._mutes)
 
+    async def renew(self) -> None:
+        """All have another update to deliver."""
+        for mute in self._mutes:
+            mute.renew()
+
     async def round(self) -> Phases:
         """Seconds of a round's parts, the mean over the workers."""
         found = await asyncio.gather(*(mute.round() for mute in self._mutes))
@@ -173,6 +190,7 @@ async def serve(options: argparse.Namespace) -> None:
     commands = {
         "here": fleet.here,
         "join": fleet.join,
+        "renew": fleet.renew,
         "round": fleet.round,
         "idle": fleet.idle,
         "pushed": fleet.pushed,

@@ -110,11 +110,15 @@ async def work(options: argparse.Namespace) -> None:
     channels = (open_channel(options.coordinator, options.tls, _OPTIONS) for _ in range(options.workers))
     clients = [Client(channel) for channel in channels]
     while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
-        if line == "join":
-            say(await asyncio.gather(*(client.fetch() for client in clients)))
-        else:
-            found = await asyncio.gather(*(client.round() for client in clients))
-            say({part: statistics.fmean(phases[part] for phases in found) for part in found[0]})
+        match line:
+            case "join":
+                say(await asyncio.gather(*(client.fetch() for client in clients)))
+            case "renew":
+                # Nothing is looked at, so that the same content will do.
+                say(None)
+            case "round":
+                found = await asyncio.gather(*(client.round() for client in clients))
+                say({part: statistics.fmean(phases[part] for phases in found) for part in found[0]})
 
 
 def main() -> None:

@@ -24,18 +24,24 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 
 
 class Child:
-    """`python -m module arguments` in a process of its own.
+    """`python -m module arguments` in a process of its own; unless `synced`, by way of benchmarks.unsynced.
 
     What it says on its standard output are lines of JSON; what it logs goes to the file `log`.
     """
 
     def __init__(
-        self, module: str, *arguments: str, log: Path, environment: Mapping[str, str] | None = None
+        self,
+        module: str,
+        *arguments: str,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        synced: bool = True,
     ) -> None:
         self._log = log
+        way = [] if synced else ["benchmarks.unsynced"]
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [sys.executable, "-m", *way, module, *arguments],
                 cwd=ROOT,
                 env=_environment(environment or {}),
                 stdin=subprocess.PIPE,

@@ -64,7 +64,9 @@ def ask_all(fleets: Sequence[Child], command: str) -> list[Any]:
     return [fleet.hear() for fleet in fleets]
 
 
-def start_coordinator(folder: Path, tls: Path | None, settings: Mapping[str, Any]) -> tuple[Child, str]:
+def start_coordinator(
+    folder: Path, tls: Path | None, settings: Mapping[str, Any], synced: bool = True
+) -> tuple[Child, str]:
     """A coordinator of a run that goes on for ever, in `folder`; and where it listens."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {
@@ -84,18 +86,14 @@ def start_coordinator(folder: Path, tls: Path | None, settings: Mapping[str, Any
     # Numbers, texts and lists look the same in TOML as in JSON.
     lines = (f"{key} = {json.dumps(value)}\n" for key, value in (values | dict(settings)).items())
     config.write_text("".join(lines))
-    coordinator = Child(
-        "coordinator",
-        "--config",
-        str(config),
-        log=folder / "coordinator.log",
-    )
+    log = folder / "coordinator.log"
+    coordinator = Child("coordinator", "--config", str(config), log=log, synced=synced)
     endpoint = folder / "run" / ENDPOINT_FILE
     ends = time.monotonic() + _START_SECONDS
     while not endpoint.exists():
         if coordinator.process.poll() is not None or time.monotonic() > ends:
             coordinator.end()
-            raise RuntimeError(f"the coordinator does not listen; {folder / 'coordinator.log'} says why")
+            raise RuntimeError(f"the coordinator does not listen; {log} says why")
         time.sleep(0.05)
     return coordinator, str(json.loads(endpoint.read_text())["address"])
 
@@ -107,6 +105,7 @@ def start_fleets(
     tls: Path | None,
     processes: int,
     *more: str,
+    synced: bool = True,
 ) -> list[Child]:
     """Workers of those names, spread over so many processes."""
     options = ["--coordinator", address, "--folder", str(folder), *more]
@@ -119,6 +118,7 @@ def start_fleets(
             "--names",
             *names[i::processes],
             log=folder / f"fleet-{i}.log",
+            synced=synced,
         )
         for i in range(processes)
     ]
@@ -136,20 +136,20 @@ def wait_for_idle(coordinator: Child, directory: Path) -> None:
 
 @contextmanager
 def running(
-    folder: Path,
-    workers: int,
-    settings: Mapping[str, Any],
-    processes: int = 2,
+    folder: Path, workers: int, settings: Mapping[str, Any], synced: bool = True
 ) -> Iterator[Running]:
-    """A coordinator and workers behind mutual TLS in `folder`, the first adapter fetched by all."""
+    """A coordinator and workers behind mutual TLS in `folder`, the first adapter fetched by all.
+
+    The workers are in two processes; `synced` is whether anybody waits for the disk.
+    """
     tls, names = certificates(folder / "tls", workers)
     rounds = {"rounds.workers": workers, "rounds.minimum": workers}
     with ExitStack() as stack:
-        coordinator, address = start_coordinator(folder, tls, rounds | dict(settings))
+        coordinator, address = start_coordinator(folder, tls, rounds | dict(settings), synced)
         stack.callback(coordinator.end)
         wait_for_idle(coordinator, folder)
         idle = coordinator.memory
-        fleets = start_fleets(folder, address, names, tls, min(processes, workers))
+        fleets = start_fleets(folder, address, names, tls, min(2, workers), synced=synced)
         for fleet in fleets:
             stack.callback(fleet.end)
         ask_all(fleets, "join")
