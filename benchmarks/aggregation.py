@@ -8,8 +8,9 @@ Validation is the check for NaN and infinite values that an update passes before
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ class Updates:
     def start(self) -> TensorFile:
         return TensorFile(self._folder / "0")
 
+    def loaded(self, count: int) -> tuple[dict[str, Tensor], list[Update]]:
+        """The adapter and so many updates, in memory."""
+        whole = (Update(u.worker, u.examples, _copied(u.delta)) for u in self.first(count))
+        return _copied(self.start), list(whole)
+
     def each(self, count: int) -> list[TensorFile]:
         """So many updates' files, to read one after the other."""
         return [TensorFile(self._folder / str(i)) for i in range(1, count + 1)]
@@ -77,17 +83,21 @@ def _tensors(draw: torch.Generator) -> dict[str, Tensor]:
     }
 
 
-def validate(updates: list[TensorFile]) -> None:
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def validate(updates: Iterable[Mapping[str, Tensor]]) -> None:
     """As the inbox does, one update after the other."""
     with one_thread():
         for update in updates:
             check_finite(update)
 
 
-def combine(updates: Updates, count: int, rule: AggregationRule) -> None:
-    """Read and aggregate; keep nothing."""
+def combine(start: Mapping[str, Tensor], updates: list[Update], rule: AggregationRule) -> None:
+    """Aggregate; keep nothing."""
     with passing(rule):
-        for _ in each_aggregated(updates.start, updates.first(count), {}, Settings(rule)):
+        for _ in each_aggregated(start, updates, {}, Settings(rule)):
             pass
 
 
@@ -159,15 +169,25 @@ def main() -> None:
 def steps(store: Store, updates: Updates, repeats: int, count: int = 8) -> dict[str, Any]:
     """What each part of a round's aggregation adds."""
 
+    def mean() -> None:
+        combine(updates.start, updates.first(count), AggregationRule.MEAN)
+
     def validated() -> None:
         validate(updates.each(count))
-        combine(updates, count, AggregationRule.MEAN)
+        mean()
+
+    start, loaded = updates.loaded(count)
+
+    def in_memory() -> None:
+        validate(update.delta for update in loaded)
+        combine(start, loaded, AggregationRule.MEAN)
 
     contestants: dict[str, Callable[[], None]] = {
         "torch.add_": added(count, updates.bytes),
         "torch.add_, one thread": alone(added(count, updates.bytes)),
+        "mean, validated, of updates in memory": in_memory,
         "validation": lambda: validate(updates.each(count)),
-        "mean": lambda: combine(updates, count, AggregationRule.MEAN),
+        "mean": mean,
         "mean, validated": validated,
         "the same, hashed, written and synced": lambda: whole(store, updates, count),
     }
@@ -177,9 +197,13 @@ def steps(store: Store, updates: Updates, repeats: int, count: int = 8) -> dict[
 
 def rules(updates: Updates, repeats: int, count: int = 8) -> dict[str, Any]:
     """Every rule, without validation or writing."""
+
+    def combined(rule: AggregationRule) -> None:
+        combine(updates.start, updates.first(count), rule)
+
     contestants: dict[str, Callable[[], float]] = {"torch.add_": timed(added(count, updates.bytes))}
     for rule in AggregationRule:
-        contestants[str(rule)] = timed(lambda rule=rule: combine(updates, count, rule))  # type: ignore[misc]
+        contestants[str(rule)] = timed(partial(combined, rule))
     return _told(f"rule, {count} updates", interleave(contestants, repeats), count * updates.bytes)
 
 
@@ -205,7 +229,7 @@ def memory(updates: Updates) -> dict[str, Any]:
             if rule is not AggregationRule.MEAN and not 5 <= count <= 8:
                 continue
             with extra_memory() as extra:
-                combine(updates, count, rule)
+                combine(updates.start, updates.first(count), rule)
             figures[str(rule)][count] = extra[0] / 1e6
     columns = ("rule: MB more at", *(f"{count} updates" for count in COUNTS))
     rows = [(r, *(figure(f[c]) if c in f else "-" for c in COUNTS)) for r, f in figures.items()]

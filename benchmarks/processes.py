@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -52,19 +52,25 @@ class Child:
         self._weighed = psutil.Process(self.process.pid)
 
     def tell(self, command: str) -> None:
-        """Give it a line; what it answers is for `hear`."""
+        """Give it a line; what it answers is for `hear`. Raises RuntimeError as `hear` does."""
         assert self.process.stdin is not None
-        self.process.stdin.write(command + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(command + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
 
     def hear(self) -> Any:
         """Its next line. Raises RuntimeError, with the end of its log, when it ended instead."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            told = self._log.read_text(errors="replace")[-2000:]
-            raise RuntimeError(f"{self.process.args!r} ended with {self.process.wait()}:\n{told}")
+            raise self._ended()
         return json.loads(line)
+
+    def _ended(self) -> RuntimeError:
+        told = self._log.read_text(errors="replace")[-2000:]
+        return RuntimeError(f"{self.process.args!r} ended with {self.process.wait()}:\n{told}")
 
     def ask(self, command: str) -> Any:
         """Its answer to a line."""
@@ -113,7 +119,9 @@ class Child:
                 self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
-                stream.close()
+                # Of a process that ended by itself there may be a line that it did not read.
+                with suppress(BrokenPipeError):
+                    stream.close()
 
     def __enter__(self) -> Self:
         return self

@@ -42,9 +42,9 @@ class Place(StrEnum):
     """The disk."""
 
 
-# Of every worker, at most at a time: the update here and at the coordinator, the adapter, and the floor's
-# content, with the next in pieces and whole.
-_COPIES = 6
+# Of every worker, at most at a time: the update here and at the coordinator, the adapter, what is under way,
+# and the floor's content, with the next in pieces and whole.
+_COPIES = 7
 _SPARE_BYTES = 3_000_000_000
 
 Measured = dict[str, float]
