@@ -155,10 +155,11 @@ def main() -> None:
         folder = Path(name)
         updates = Updates(folder, max(COUNTS))
         store = Store(folder / "run")
+        # Memory first: later on, what earlier work has left in the process would do again.
         figures = {
+            "memory": memory(updates),
             "steps": steps(store, updates, options.repeats),
             "rules": rules(updates, max(3, options.repeats // 2)),
-            "memory": memory(updates),
         }
         store.close()
     ratio = figures["steps"]["mean, validated"]["ratio"].value
