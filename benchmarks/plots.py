@@ -23,18 +23,18 @@ def rounds(figures: dict[str, Any]) -> list[Plot]:
     shapes = [shape for shape in ours if shape in flower] if flower else list(ours)
     found = {name: [ours[shape][name] for shape in shapes] for name in ("coordinator", "floor")}
     seconds = {name: [one["round"]["median"] for one in each] for name, each in found.items()}
-    peaks = {name: [one["peak"]["median"] / 1e6 for one in each] for name, each in found.items()}
+    peaks = {name: [one["peak"]["median"] / 1e9 for one in each] for name, each in found.items()}
     if flower:
         seconds["flower"] = [flower[shape]["round"]["median"] for shape in shapes]
-        peaks["flower"] = [flower[shape]["peak"] / 1e6 for shape in shapes]
+        peaks["flower"] = [flower[shape]["peak"] / 1e9 for shape in shapes]
 
-    def plot(name: str, title: str, y_title: str, values: dict[str, list[float]]) -> Plot:
+    def plot(name: str, title: str, y_title: str, values: dict[str, list[float]], log_y: bool) -> Plot:
         series = tuple(Series(_LABELS[key], tuple(shapes), tuple(y)) for key, y in values.items())
-        return Plot(name, title, PlotKind.BARS, "workers × MB of adapter", y_title, series, log_y=True)
+        return Plot(name, title, PlotKind.BARS, "workers × MB of adapter", y_title, series, log_y)
 
     return [
-        plot("round-seconds", "A round", "seconds of a round", seconds),
-        plot("round-memory", "The server's memory", "server's peak memory, MB", peaks),
+        plot("round-seconds", "A round", "seconds of a round", seconds, log_y=True),
+        plot("round-memory", "The server's memory", "server's peak memory, GB", peaks, log_y=False),
     ]
 
 

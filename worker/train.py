@@ -10,6 +10,7 @@ from common.batches import Batch, Dataset
 from common.model import tasks
 from common.model.adapter import Adapted, difference, plus
 from common.model.apoz import ZeroCounter, ZeroCounts
+from common.model.dropout import cheap_dropout
 from common.records import TrainingSpec
 
 # Called after every step with steps done, steps in all and the running loss; may raise to stop.
@@ -63,8 +64,8 @@ def fine_tune(
     # Dropout draws from torch's global generator: fence it off, so that nothing else shows through.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        model.train()
-        with counter:
+        with counter, cheap_dropout(model):
+            model.train()
             for padded in _passes(data, spec, seed):
                 batch = padded.to(device)
                 assert batch.labels is not None
