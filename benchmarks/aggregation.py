@@ -234,7 +234,7 @@ def memory(updates: Updates) -> dict[str, Any]:
             figures[str(rule)][count] = extra[0] / 1e6
     columns = ("rule: MB more at", *(f"{count} updates" for count in COUNTS))
     rows = [(r, *(figure(f[c]) if c in f else "-" for c in COUNTS)) for r, f in figures.items()]
-    print(table(columns, rows), flush=True)
+    print(table(columns, rows) + "\n", flush=True)
     return figures
 
 
