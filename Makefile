@@ -44,7 +44,7 @@ fuzz: $(VENV)/installed ## Feed every decoder 200,000 inputs; more by atheris, w
 	  done; \
 	else echo "without atheris: $(BIN)/pip install -c constraints.txt --editable '.[fuzz]' brings it"; fi
 
-bench: $(VENV)/installed ## Measure everything that docs/performance.md tells; 17 minutes on a machine left alone
+bench: $(VENV)/installed ## Measure everything that docs/performance.md tells; 18 minutes on a machine left alone
 	PYTHONPATH=.:proto HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(if $(wildcard build/flower/installed),--flower build/flower/bin/python)
 
 build/flower/installed: benchmarks/peers/flower/requirements.txt

@@ -191,7 +191,7 @@ def main() -> None:
     parser = benchmark_parser(__doc__)
     roles = ["measure", "serve", "work", "tcp"]
     parser.add_argument("role", nargs="?", choices=roles, default="measure", help=argparse.SUPPRESS)
-    parser.add_argument("--repeats", type=int, default=25, help="of every transfer [25]")
+    parser.add_argument("--repeats", type=int, default=15, help="of every transfer [15]")
     parser.add_argument("--tls", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--coordinator", help=argparse.SUPPRESS)
     options = parser.parse_args()

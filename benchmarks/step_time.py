@@ -139,7 +139,7 @@ def main() -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128], help="tokens of a text [64 128]")
     parser.add_argument("--steps", type=int, default=4, help="of a pass [4]")
-    parser.add_argument("--repeats", type=int, default=9, help="passes of every contestant [9]")
+    parser.add_argument("--repeats", type=int, default=7, help="passes of every contestant [7]")
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     targets: list[Target] = []

@@ -277,7 +277,7 @@ def main() -> None:
     parser = benchmark_parser(__doc__)
     roles = ["measure", "serve", "work"]
     parser.add_argument("role", nargs="?", choices=roles, default="measure", help=argparse.SUPPRESS)
-    parser.add_argument("--repeats", type=int, default=15, help="of every transfer [15]")
+    parser.add_argument("--repeats", type=int, default=11, help="of every transfer [11]")
     for hidden, kind in (
         ("folder", Path),
         ("tls", Path),
