@@ -1,8 +1,8 @@
-"""The figures that people would rather look at, as SVG: rounds beside the floor and Flower, and workers.
+"""The figures that people would rather look at, as SVG: rounds beside the floor and Flower.
 
     python -m benchmarks.plots [--figures build/benchmarks] [--out build/benchmarks]
 
-Draws what the benchmarks of rounds and of scale have written.
+Draws what the benchmark of rounds has written.
 """
 
 import json
@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, default=FOLDER, help=f"[{FOLDER}]")
     parser.add_argument("--out", type=Path, default=FOLDER, help=f"[{FOLDER}]")
     options = parser.parse_args()
+    if not (options.figures / "rounds.json").is_file():
+        parser.error(f"{options.figures} holds no rounds.json; python -m benchmarks.rounds --json writes it")
     for file in draw(options.figures, options.out):
         print(file)
 
