@@ -29,15 +29,15 @@ from benchmarks.measuring import (
     table,
     timed,
 )
-from common.choices import AggregationRule
-from common.compute import one_thread
+from common.config.choices import AggregationRule
 from common.records import ArtifactKind
-from common.schema import check_finite
-from common.tensor_header import in_file_order
-from common.tensors import TensorFile, to_bytes
+from common.runtime.compute import one_thread
+from common.storage.schema import check_finite
+from common.storage.tensor_header import in_file_order
+from common.storage.tensors import TensorFile, to_bytes
 from coordinator.algorithms.aggregation import Settings, Update, each_aggregated
-from coordinator.models import passing
-from coordinator.store import Store
+from coordinator.modelling.models import passing
+from coordinator.storage.store import Store
 
 COUNTS = (2, 8, 32)
 # As LoRA of this rank on attention and FFN of MiniLM's sub-FM: 72 tensors, 100 MB in float32.
@@ -109,8 +109,10 @@ def whole(store: Store, updates: Updates, count: int) -> None:
     order = in_file_order(schema)
     with one_thread():
         found = each_aggregated(start, updates.first(count), {}, Settings(), order)
-        adapter = store.add_each(ArtifactKind.ADAPTER, schema, ((one.name, one.tensor) for one in found))
-    store.path(adapter.sha256).unlink()
+        adapter = store.artifacts.add_each(
+            ArtifactKind.ADAPTER, schema, ((one.name, one.tensor) for one in found)
+        )
+    store.artifacts.path(adapter.sha256).unlink()
 
 
 def added(count: int, size: int) -> Callable[[], None]:

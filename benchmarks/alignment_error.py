@@ -13,15 +13,15 @@ import time
 from transformers import PreTrainedModel
 
 from benchmarks.measuring import benchmark_parser
-from common.batches import Dataset
-from common.choices import AlignmentMethod, Saliency
-from common.config import AlignmentSection, SubModelSection
-from common.encoding import encode
-from common.examples import Examples
+from common.config.choices import AlignmentMethod, Saliency
+from common.config.method import AlignmentSection, SubModelSection
+from common.data.batches import Dataset
+from common.data.encoding import encode
+from common.data.examples import Examples
 from common.records import TaskKind
 from coordinator.algorithms.distillation import hidden_error
-from coordinator.building import SubModelBuilder
-from coordinator.foundation import load_foundation
+from coordinator.modelling.building import SubModelBuilder
+from coordinator.modelling.foundation import load_foundation
 from experiments.packaged import bbc_news, packaged_model, tweets
 
 KIND = TaskKind.TEXT_CLASSIFICATION

@@ -25,7 +25,7 @@ from grpc import aio
 
 from benchmarks.measuring import Ratio, Spread, benchmark_parser, interleave, report, table
 from benchmarks.processes import Child, say
-from common.chunks import CHUNK_BYTES
+from common.transport.chunks import CHUNK_BYTES
 
 SIZE = 100_000_000
 # As common.allocator sets it for the services, told to glibc before the process starts.

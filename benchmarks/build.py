@@ -14,13 +14,13 @@ import torch
 
 from benchmarks.aggregation import extra_memory
 from benchmarks.measuring import Spread, benchmark_parser, figure, interleave, report, table, timed
-from common.batches import Dataset
-from common.choices import AlignmentMethod, Saliency
-from common.config import AlignmentSection, SubModelSection
-from common.encoding import encode
+from common.config.choices import AlignmentMethod, Saliency
+from common.config.method import AlignmentSection, SubModelSection
+from common.data.batches import Dataset
+from common.data.encoding import encode
 from common.records import TaskKind
-from coordinator.building import SubModelBuilder
-from coordinator.foundation import load_foundation
+from coordinator.modelling.building import SubModelBuilder
+from coordinator.modelling.foundation import load_foundation
 from experiments.packaged import bbc_news, packaged_model
 
 KIND = TaskKind.TEXT_CLASSIFICATION

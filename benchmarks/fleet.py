@@ -31,17 +31,17 @@ from typing import Any
 import torch
 
 from benchmarks.processes import parser_of, say
-from common.allocator import set_up_allocator
-from common.files import sha256_of
-from common.identity import Role
+from common.address import Address
 from common.model.adapter import trained
 from common.records import Activity, AdapterSpec, JoinRequest, Progress, TrainTask, UpdateHeader
-from common.rpc import Address
-from common.tensors import TensorFile, to_bytes
-from common.tls import open_tls
+from common.runtime.allocator import set_up_allocator
+from common.storage.files import sha256_of
+from common.storage.tensors import TensorFile, to_bytes
+from common.trust.identity import Role
+from common.trust.tls import open_tls
 from worker.client import Coordinator
 from worker.metrics import Metrics
-from worker.sent import SentLog
+from worker.sent_log import SentLog
 
 EXAMPLES = 100
 JOINS = 4

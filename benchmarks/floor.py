@@ -25,7 +25,7 @@ from grpc import aio
 
 from benchmarks.bare import open_channel, open_port
 from benchmarks.processes import parser_of, say
-from common.chunks import CHUNK_BYTES
+from common.transport.chunks import CHUNK_BYTES
 
 _SERVICE = "benchmark.Floor"
 _OPTIONS = [("grpc.max_receive_message_length", 2 * CHUNK_BYTES), ("grpc.use_local_subchannel_pool", 1)]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import Child
-from common.authority import Authority
-from common.identity import Identity, Role
+from common.trust.authority import Authority
+from common.trust.identity import Identity, Role
 from coordinator.process import ENDPOINT_FILE
 from experiments.packaged import packaged_model
 

@@ -16,12 +16,12 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.measuring import Ratio, Spread, Target, benchmark_parser, interleave, report, table, timed
-from common.batches import Batch, Dataset
-from common.encoding import encode
-from common.examples import Examples
+from common.data.batches import Batch, Dataset
+from common.data.encoding import encode
+from common.data.examples import Examples
 from common.model.adapter import Adapted
 from common.model.apoz import ZeroCounter
-from common.model.families import ffns_of
+from common.model.ffn import ffns_of
 from common.model.submodel import build
 from common.model.tasks import loss
 from common.records import AdapterSpec, AdapterTargets, TaskKind, TrainingSpec
@@ -33,7 +33,7 @@ from coordinator.algorithms.compression import (
     plan_layer_drop,
 )
 from coordinator.algorithms.saliency import l2_norm
-from coordinator.foundation import load_foundation
+from coordinator.modelling.foundation import load_foundation
 from experiments.packaged import bbc_news, packaged_model, tweets
 from worker.train import fine_tune
 

@@ -28,48 +28,36 @@ from benchmarks.bare import SIZE, BareGrpc, RawTcp
 from benchmarks.measuring import Ratio, Spread, Target, benchmark_parser, interleave, report, table
 from benchmarks.processes import Child, say
 from benchmarks.running import certificates
-from common import wire
-from common.allocator import set_up_allocator
-from common.chunk_messages import decode_download
-from common.decoding import Decoding
-from common.identity import Role
+from common.address import Address
+from common.config.file import parse_config
 from common.records import (
-    AdapterSpec,
-    AdapterTargets,
     ArtifactKind,
     ArtifactRef,
     JoinRequest,
-    RunSpec,
-    TaskKind,
-    TaskSpec,
-    TrainingSpec,
     UpdateHeader,
 )
-from common.rpc import Address, new_channel, new_server
-from common.schema import TensorSpec
-from common.tensors import to_bytes
-from common.tls import Tls, TlsFiles, open_tls
-from coordinator.access import Gate
-from coordinator.inbox import Expected, Inbox
-from coordinator.journal import Journal
-from coordinator.meter import Meter
-from coordinator.metrics import Metrics
-from coordinator.rounds import RoundState
-from coordinator.service import FederationService, serve_federation
-from coordinator.sessions import Sessions
-from coordinator.store import Store
+from common.runtime.allocator import set_up_allocator
+from common.runtime.compute import InlineCompute
+from common.storage.schema import TensorSpec
+from common.storage.tensors import to_bytes
+from common.transport import wire
+from common.transport.chunk_messages import decode_download
+from common.transport.decoding import Decoding
+from common.transport.rpc import new_channel, new_server
+from common.trust.identity import Role
+from common.trust.tls import Tls, TlsFiles, open_tls
+from coordinator.context import RunContext
+from coordinator.federation.authorization import AuthorizationInterceptor
+from coordinator.federation.inbox import Expected, Inbox
+from coordinator.federation.rounds import RoundState
+from coordinator.federation.service import FederationService, serve_federation
+from coordinator.federation.sessions import Sessions
+from coordinator.storage.store import Store
 from worker.client import Coordinator
 from worker.metrics import Metrics as WorkerMetrics
 
 EXAMPLES = 100
 MEMORY = Path("/dev/shm")
-RUN = RunSpec(
-    "benchmark",
-    TaskSpec(TaskKind.TEXT_CLASSIFICATION, ("no", "yes"), 16, False),
-    AdapterSpec(AdapterTargets.ATTENTION, 8, 32.0, 0.1),
-    TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0),
-    7,
-)
 
 
 # --- the coordinator's side ---
@@ -80,17 +68,19 @@ async def serve(folder: Path, tls: Path | None) -> None:
     set_up_allocator()
     store = Store(folder / "run")
     store.open_run("benchmark", "{}")
+    config = parse_config(
+        {"model.path": "none", "task.labels": ("no", "yes"), "alignment.steps": 0}, "the benchmark"
+    )
+    run = RunContext.of(config, store, InlineCompute())
     values = torch.randn(SIZE // 4, generator=torch.Generator().manual_seed(0))
-    adapter = store.add_tensors(ArtifactKind.ADAPTER, {"x": values})
-    metrics, sessions, inbox, journal = Metrics(), Sessions(5.0), Inbox(store), Journal(store)
+    adapter = store.artifacts.add_tensors(ArtifactKind.ADAPTER, {"x": values})
+    sessions, inbox = Sessions(5.0), Inbox(store)
     credentials = None
     if tls is not None:
         credentials = Tls(TlsFiles.in_folder(tls / "hub"), Role.COORDINATOR)
-    guards = [Gate(credentials), Decoding()] if credentials else [Decoding()]
+    guards = [AuthorizationInterceptor(credentials), Decoding()] if credentials else [Decoding()]
     server, address = new_server(Address("127.0.0.1", 0), tls=credentials, interceptors=guards)
-    meter = Meter(store, metrics)
-    service = FederationService(RUN, store, sessions, inbox, journal, meter, metrics, max_transfers=8)
-    serve_federation(server, service)
+    serve_federation(server, FederationService(run, sessions, inbox))
     await server.start()
     expected = Expected(adapter, {"delta.x": TensorSpec((SIZE // 4,), torch.float32)})
     say({"address": str(address), "sha256": adapter.sha256, "size": adapter.size})

@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from common.console import EXIT_FAILED, plain_errors
+from common.observability.console import EXIT_FAILED, plain_errors
 
 if TYPE_CHECKING:
-    from coordinator.audit import OwnerAudit
-    from worker.sent import DataOwnerAudit
+    from coordinator.owner.audit import OwnerAudit
+    from worker.sent_log import DataOwnerAudit
 
 
 def audit(
@@ -31,7 +31,7 @@ def audit(
 
         console = Console()
         if (path / "run.sqlite").is_file():
-            from coordinator.audit import audit_run
+            from coordinator.owner.audit import audit_run
 
             found = audit_run(path)
             if as_json:
@@ -41,7 +41,7 @@ def audit(
             if found.leaks:
                 raise typer.Exit(EXIT_FAILED)
         elif (path / "sent.jsonl").is_file():
-            from worker.sent import audit_worker
+            from worker.sent_log import audit_worker
 
             sent = audit_worker(path)
             if as_json:

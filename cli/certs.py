@@ -10,13 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from common.authority import AUTHORITY_DAYS, HOLDER_DAYS, REVOKED, Authority
-from common.certificates import AUTHORITY
-from common.console import plain_errors, run_async
-from common.enrolment import INVITATION_HOURS, Candidate, Guests, Invitation
-from common.identity import Identity, Role
-from common.logs import set_up_logging
-from common.rpc import Address
+from common.address import Address
+from common.observability.console import plain_errors, run_async
+from common.observability.logs import set_up_logging
+from common.trust.authority import AUTHORITY_DAYS, HOLDER_DAYS, REVOKED, Authority
+from common.trust.certificates import AUTHORITY
+from common.trust.enrolment import INVITATION_HOURS, Candidate, Guests, Invitation
+from common.trust.identity import Identity, Role
 
 certs = typer.Typer(
     no_args_is_help=True, help="Make and revoke the certificates by which the two sides know each other."
@@ -112,7 +112,7 @@ def serve(
     bind: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen.")] = "0.0.0.0:7071",
 ) -> None:
     """Answer guests who have an invitation. Runs where the authority's key is, not at the coordinator."""
-    from coordinator.enrolment import serve as answer
+    from coordinator.federation.enrolment import serve as answer
 
     set_up_logging("enrolment")
 

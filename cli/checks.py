@@ -13,9 +13,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from common.certificates import AUTHORITY, CERTIFICATE, KEY, parse_certificate, read_certificate
+from common.address import Address
 from common.errors import CertificateError, FedPftError
-from common.rpc import Address
+from common.trust.certificates import AUTHORITY, CERTIFICATE, KEY, parse_certificate, read_certificate
 
 _CONNECT_SECONDS = 5.0
 _FREE_BYTES = 2_000_000_000

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.console import plain_errors
+from common.observability.console import plain_errors
 
 if TYPE_CHECKING:
-    from common.examples import Columns, Examples
+    from common.data.examples import Columns, Examples
 
 
 def datasets() -> None:
@@ -17,7 +17,7 @@ def datasets() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from common.presets import PRESETS
+    from common.data.presets import PRESETS
 
     # Without lines between the columns all of it fits into 80 characters.
     table = Table(box=SIMPLE_HEAD, caption="* the split for tests unless another is named; else it is train")
@@ -60,9 +60,9 @@ def split(
     with plain_errors():
         import numpy
 
-        from common import seeds
+        from common.data.examples import Columns, write_examples
         from common.errors import DataError
-        from common.examples import Columns, write_examples
+        from common.runtime import seeds
         from experiments.splitting import split_indices
 
         if dirichlet is not None and unlabelled:
@@ -85,8 +85,8 @@ def split(
 
 def _read(source: str, columns: "Columns", root: Path | None) -> "Examples":
     """A path that is there, or else a preset."""
-    from common.examples import read_examples
-    from common.presets import is_preset, load_preset
+    from common.data.examples import read_examples
+    from common.data.presets import is_preset, load_preset
 
     path = Path(source)
     # What has neither folder nor ending is a preset's name, perhaps misspelt.

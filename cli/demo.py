@@ -17,8 +17,8 @@ from rich.console import Console
 from cli.demo_result import compare as compare_results
 from cli.demo_result import figures, show
 from cli.processes import Processes
-from common.console import plain_errors
 from common.errors import ConfigError, StoreError
+from common.observability.console import plain_errors
 
 if TYPE_CHECKING:
     from experiments.splitting import SplitData
@@ -98,8 +98,8 @@ def demo(
     loopback. Takes three to four minutes on two cores; with --compare four times as long.
     """
     with plain_errors():
-        from common.config_file import parse_settings
-        from common.files import write_atomically
+        from common.config.file import parse_settings
+        from common.storage.files import write_atomically
 
         extra = parse_settings(settings or [])
         suffix = "" if data is Data.BBC_NEWS else f"-{data}"
@@ -150,8 +150,8 @@ def _fresh(folder: Path) -> Path:
 
 async def _run(wanted: _Wanted) -> dict[str, Any] | int:
     """The result, or an exit code when interrupted. Raises RunFailed."""
-    from common.config_file import parse_config, template
-    from common.files import write_atomically
+    from common.config.file import parse_config, template
+    from common.storage.files import write_atomically
 
     console, folder = Console(), wanted.folder
     console.print(
@@ -182,7 +182,7 @@ async def _run(wanted: _Wanted) -> dict[str, Any] | int:
 
 def _is_finished(folder: Path) -> bool:
     """Whether the folder holds a run that has nothing left to do."""
-    from coordinator.store import Store
+    from coordinator.storage.store import Store
 
     if not (folder / "run.sqlite").exists():
         return False
@@ -292,9 +292,9 @@ async def _federation(
     console: Console,
 ) -> None:
     """Start everything, show it, and see it through. Raises RunFailed."""
-    from common.rpc import Address
-    from coordinator.admin import Admin
-    from coordinator.live import follow
+    from common.address import Address
+    from coordinator.owner.admin_client import Admin
+    from coordinator.owner.status_view import follow
 
     await processes.start("coordinator", "coordinator", "--config", str(config), "--log", "human")
     endpoint = await processes.endpoint("coordinator", folder / "endpoint.json")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from common.console import plain_errors
+from common.observability.console import plain_errors
 
 
 def demo_files(
@@ -25,7 +25,7 @@ def demo_files(
 ) -> None:
     """Write the demo's files: MiniLM and BBC News, split as `fedpft demo` does. Written folders are kept."""
     with plain_errors():
-        from common.files import write_atomically
+        from common.storage.files import write_atomically
         from experiments.packaged import packaged_model, write_bbc_news
 
         done = owner / "written"

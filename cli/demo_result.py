@@ -14,8 +14,8 @@ from common.records import Evaluation, TaskKind
 
 def figures(method: str, data: str, folder: Path, model: Path, seconds: float, merge: bool) -> dict[str, Any]:
     """The finished run in `folder`; also exports its model. Scores are under their measure's name."""
-    from coordinator.export import export
-    from coordinator.status import open_run, stored_status
+    from coordinator.campaign.status import open_run, stored_status
+    from coordinator.owner.export import export
 
     out = folder / "export"
     export(folder, out, merge=merge)
@@ -72,7 +72,7 @@ def _rows(path: Path) -> int:
 
 def show(console: Console, result: dict[str, Any]) -> None:
     """One run."""
-    from coordinator.live import megabytes
+    from coordinator.owner.status_view import megabytes
 
     measure, parameters = result["measure"], result["parameters"]
     scores = result[measure]
@@ -109,7 +109,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
 
 def compare(console: Console, results: Sequence[dict[str, Any]], reference: str) -> None:
     """Several methods on the same data, each also by its distance to `reference`."""
-    from coordinator.live import megabytes
+    from coordinator.owner.status_view import megabytes
 
     measure = results[0]["measure"]
     best = next(r for r in results if r["method"] == reference)[measure]["fm_after"]

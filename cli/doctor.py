@@ -8,10 +8,10 @@ import typer
 
 from cli import checks
 from cli.checks import Finding
-from common.console import EXIT_USAGE, plain_errors
+from common.address import Address
+from common.data.examples import Columns
 from common.errors import ConfigError
-from common.examples import Columns
-from common.rpc import Address
+from common.observability.console import EXIT_USAGE, plain_errors
 
 
 def doctor(
@@ -85,7 +85,7 @@ def _of_worker(
 
 
 def _of_coordinator(path: Path) -> Iterator[Finding]:
-    from common.config_file import load_config
+    from common.config.file import load_config
 
     config = load_config(path)
     yield checks.versions()
@@ -117,7 +117,7 @@ def _of_coordinator(path: Path) -> Iterator[Finding]:
 
 
 def _data(what: str, path: Path, columns: Columns) -> Finding:
-    from common.examples import read_examples
+    from common.data.examples import read_examples
 
     fix = "correct the path or the columns' names, or mend the file"
     return checks.data(what, lambda: len(read_examples(path, columns)), fix)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.console import plain_errors
 from common.errors import ConfigError
+from common.observability.console import plain_errors
 from experiments.catalogue import EXPERIMENTS
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def experiment(
             raise ConfigError(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}")
         from rich.console import Console
 
-        from common.config_file import parse_settings
-        from common.examples import Columns
+        from common.config.file import parse_settings
+        from common.data.examples import Columns
         from experiments.experiment import Wanted, conduct
         from experiments.packaged import packaged_model
         from experiments.report.files import write_document

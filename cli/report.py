@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from common.console import plain_errors
+from common.observability.console import plain_errors
 
 
 def report(

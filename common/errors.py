@@ -1,6 +1,6 @@
 """Every error that a user or a peer can meet.
 
-`str(error)` is one line that says what is wrong, where, and what to do. `common.rpc` maps each
+`str(error)` is one line that says what is wrong, where, and what to do. `common.transport.rpc` maps each
 class to a gRPC status, so that the class survives the wire.
 """
 

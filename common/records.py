@@ -1,6 +1,6 @@
 """Plain records that travel through the system: ids, references, tasks, status.
 
-They are what protobuf messages become at the edge (`common.wire`); nothing inside imports protobuf.
+They are what protobuf messages become at the edge (`common.transport.wire`); nothing inside imports protobuf.
 """
 
 from dataclasses import dataclass, field

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.console import plain_errors, run_async
-from common.logs import LogFormat
+from common.observability.console import plain_errors, run_async
+from common.observability.logs import LogFormat
 
 if TYPE_CHECKING:
-    from coordinator.admin import Admin
+    from coordinator.owner.admin_client import Admin
 
 app = typer.Typer(add_completion=False)
 
@@ -34,14 +34,14 @@ def coordinator(
     Started again with the same configuration, it goes on where the run was.
     """
     with plain_errors():
-        from common.config_file import load_config
+        from common.config.file import load_config
 
         loaded = load_config(config)
         if insecure:
             server = loaded.server.model_copy(update={"insecure": True})
             loaded = loaded.model_copy(update={"server": server})
         # torch takes seconds to import; --help and a mistake in the file should not.
-        from common.logs import set_up_logging
+        from common.observability.logs import set_up_logging
         from coordinator.process import serve
 
         set_up_logging("coordinator", verbose=verbose, form=log_format)
@@ -71,10 +71,10 @@ def init(
 ) -> None:
     """Write a run.toml with every key, its default and what it does."""
     with plain_errors():
-        from common.config_file import template
+        from common.config.file import template
         from common.errors import ConfigError
-        from common.files import write_atomically
         from common.records import TaskKind
+        from common.storage.files import write_atomically
 
         if out.exists() and not force:
             raise ConfigError(f"{out} is there already; --force overwrites it")
@@ -85,7 +85,7 @@ def init(
             "data.public.path": str(public or "public.jsonl"),
         }
         if preset is not None:
-            from common.presets import find_preset
+            from common.data.presets import find_preset
 
             known, split = find_preset(preset, test=True)
             values |= {"task.kind": str(known.kind), "task.labels": known.labels}
@@ -128,9 +128,9 @@ def build(
     On several: accelerate launch $(which fedpft) build … Broken off, the same command goes on.
     """
     with plain_errors():
-        from common.config_file import parse_config, parse_settings
+        from common.config.file import parse_config, parse_settings
+        from common.data.presets import is_preset
         from common.errors import ConfigError
-        from common.presets import is_preset
 
         given = {
             "model.path": model,
@@ -148,7 +148,7 @@ def build(
         loaded = parse_config(given, "fedpft build")
         if not loaded.aligns_layers:
             raise ConfigError("--steps must be >= 1 unless alignment.method says otherwise")
-        from coordinator.ahead import build_ahead
+        from coordinator.modelling.prebuild import build_ahead
 
         build_ahead(loaded, out)
 
@@ -170,10 +170,10 @@ AllowPlainText = Annotated[bool, typer.Option("--insecure", help="Allow plain te
 
 def _admin(coordinator: str, tls: Path | None, insecure: bool) -> "Admin":
     """A connection to the coordinator. Raises AddressError, CertificateError."""
-    from common.identity import Role
-    from common.rpc import Address, require_loopback
-    from common.tls import open_tls
-    from coordinator.admin import Admin
+    from common.address import Address, require_loopback
+    from common.trust.identity import Role
+    from common.trust.tls import open_tls
+    from coordinator.owner.admin_client import Admin
 
     address = Address.parse(coordinator)
     if tls is None:
@@ -195,7 +195,7 @@ def status(
     import asyncio
 
     from common.records import RunStatus
-    from coordinator.live import follow, show
+    from coordinator.owner.status_view import follow, show
 
     async def main() -> RunStatus:
         async with _admin(coordinator, tls, insecure) as admin:
@@ -205,7 +205,7 @@ def status(
 
     with plain_errors():
         if run is not None:
-            from coordinator.status import open_run, stored_status
+            from coordinator.campaign.status import open_run, stored_status
 
             current = stored_status(*open_run(run))
         else:
@@ -243,7 +243,7 @@ def export(
 ) -> None:
     """Export a run's result as a standard PEFT adapter, or merged into the foundation model."""
     with plain_errors():
-        from coordinator.export import export as write
+        from coordinator.owner.export import export as write
 
         for path in write(run, out, merge):
             typer.echo(str(path))

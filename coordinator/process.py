@@ -9,6 +9,7 @@ import resource
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from uuid import uuid4
 
 import torch
@@ -17,37 +18,39 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from common import faultpoints
-from common.allocator import set_up_allocator
-from common.compute import Compute
-from common.config import RunConfig, TlsSection
-from common.decoding import Decoding
+from common.address import Address, require_loopback
+from common.config.run import RunConfig
+from common.config.service import TlsSection
 from common.errors import FedPftError, Stopped, StoreError
-from common.faultpoints import Point, reach
-from common.files import locked, write_atomically
-from common.identity import Role
-from common.logs import log_about
-from common.records import Phase, RunSpec, TaskSpec, TrainingSpec
-from common.rpc import Address, new_server, require_loopback
-from common.telemetry import open_metrics
-from common.tls import Tls, TlsFiles
-from common.tracing import exporting
-from coordinator import retention
-from coordinator.access import Admission, Gate
-from coordinator.calls import MeasuredCalls
-from coordinator.campaign import Campaign
-from coordinator.gathering import COALESCED_SECONDS
-from coordinator.inbox import Inbox
-from coordinator.journal import Journal
-from coordinator.meter import Meter
-from coordinator.metrics import Metrics
-from coordinator.models import adapter_spec
-from coordinator.page.server import Page
-from coordinator.probe import Probe
-from coordinator.rounds import Lost
-from coordinator.service import AdminService, FederationService, serve_federation
-from coordinator.sessions import Sessions
-from coordinator.store import Store
+from common.observability.logs import log_about
+from common.observability.metrics_endpoint import open_metrics
+from common.observability.tracing import exporting
+from common.records import Phase
+from common.runtime import fault_points
+from common.runtime.allocator import set_up_allocator
+from common.runtime.compute import ComputeThread
+from common.runtime.fault_points import Point, reach
+from common.storage.files import locked, write_atomically
+from common.transport.decoding import Decoding
+from common.transport.rpc import new_server
+from common.trust.identity import Role
+from common.trust.tls import Tls, TlsFiles
+from coordinator.campaign.loop import Campaign
+from coordinator.campaign.progress import RunProgress
+from coordinator.campaign.status import live_status
+from coordinator.campaign.worker_gathering import WorkerGathering
+from coordinator.context import RunContext, identity
+from coordinator.federation.authorization import AuthorizationInterceptor
+from coordinator.federation.call_metrics import CallMetrics
+from coordinator.federation.health_probe import HealthProbe
+from coordinator.federation.inbox import Inbox
+from coordinator.federation.rounds import Lost
+from coordinator.federation.service import FederationService, serve_federation
+from coordinator.federation.sessions import COALESCED_SECONDS, Sessions
+from coordinator.owner.admin_service import AdminService
+from coordinator.owner.page.server import Page
+from coordinator.storage import retention
+from coordinator.storage.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +79,7 @@ async def serve(config: RunConfig) -> Ending:
     # Every worker is an open file, and the limit that a shell sets is often 1,024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    faultpoints.arm(os.environ)
+    fault_points.arm(os.environ)
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
     address = Address.parse(config.server.listen)
@@ -93,50 +96,35 @@ async def serve(config: RunConfig) -> Ending:
             log.info("the run in %s is finished; nothing to do", config.run.directory)
             return Ending()
         resources.enter_context(exporting("fedpft-coordinator"))
-        metrics = Metrics()
-        calls = MeasuredCalls(metrics.called)
-        # Outermost: what a gate refuses is counted, too.
-        interceptors = [calls, Gate(tls), Decoding()] if tls else [calls, Decoding()]
+        compute = ComputeThread()
+        resources.callback(compute.close)
+        run = RunContext.of(config, store, compute)
+        calls = CallMetrics(run.metrics.called)
+        # Outermost: what is not authorized is counted, too.
+        interceptors = [calls, AuthorizationInterceptor(tls), Decoding()] if tls else [calls, Decoding()]
         server, address = new_server(
             address, config.server.keepalive_seconds, tls, interceptors, config.limits.calls
         )
-        endpoint = open_metrics(config.server.metrics, metrics.registry, config.server.insecure)
+        endpoint = open_metrics(config.server.metrics, run.metrics.registry, config.server.insecure)
         resources.callback(endpoint.close)
-        probe = Probe(config.server.health) if config.server.health else None
-        compute = Compute()
-        resources.callback(compute.close)
-        service = _Service(config, run_id, store, metrics, compute, server, probe)
-        return await service.serve(address, endpoint.port)
+        probe = HealthProbe(config.server.health) if config.server.health else None
+        return await _Service(run, server, probe).serve(address, endpoint.port)
 
 
 class _Service:
     """One process's work on a run, between opening what it needs and closing it."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        run_id: str,
-        store: Store,
-        metrics: Metrics,
-        compute: Compute,
-        server: aio.Server,
-        probe: Probe | None,
-    ) -> None:
-        self._config, self._store, self._metrics, self._compute = config, store, metrics, compute
+    def __init__(self, run: RunContext, server: aio.Server, probe: HealthProbe | None) -> None:
+        self._run, self._config, self._store = run, run.config, run.store
         self._server, self._probe = server, probe
         self._stopping = asyncio.Event()
-        self._journal, self._meter = Journal(store), Meter(store, metrics)
-        self._sessions, self._inbox = Sessions(config.server.heartbeat_seconds), Inbox(store, config.limits)
-        shared = (store, self._sessions, self._inbox, self._journal, self._meter, metrics)
-        self._campaign = Campaign(config, *shared, compute)
-        names = config.admission.workers
-        self._federation = FederationService(
-            run_spec(run_id, config),
-            *shared,
-            config.server.max_transfers,
-            Admission(None if names is None else frozenset(names)),
-            config.limits,
-        )
+        self._sessions = Sessions(run.config.server.heartbeat_seconds)
+        self._inbox = Inbox(run.store, run.config.limits)
+        progress = RunProgress(run)
+        self._status = partial(live_status, run, progress, self._sessions, self._inbox)
+        gathering = WorkerGathering(run, progress, self._sessions, self._inbox)
+        self._campaign = Campaign(run, progress, gathering)
+        self._federation = FederationService(run, self._sessions, self._inbox)
         self._ending = Ending()
 
     async def serve(self, address: Address, metrics_port: int) -> Ending:
@@ -151,10 +139,10 @@ class _Service:
             log.info("stopping: %s", reason)
             self._ending.asked = True
             self._stopping.set()
-            self._compute.stop()
+            self._run.compute.stop()
             task.cancel()
 
-        admin = AdminService(self._campaign.status, self._journal, stop)
+        admin = AdminService(self._status, self._run.events, stop)
         await _register(self._server, self._federation, admin)
         await self._server.start()
         if self._probe:
@@ -176,7 +164,7 @@ class _Service:
             watch.cancel()
             (directory / ENDPOINT_FILE).unlink(missing_ok=True)
             self._sessions.close()
-            self._journal.close()
+            self._run.events.close()
             if page:
                 await asyncio.to_thread(page.close)
             if self._probe:
@@ -189,7 +177,7 @@ class _Service:
         server = self._config.server
         if server.page is None:
             return None
-        return Page(server.page, server.insecure, self._campaign.status, self._store.events)
+        return Page(server.page, server.insecure, self._status, self._store.events)
 
     async def _linger(self) -> None:
         """Let the last figures be read."""
@@ -203,7 +191,7 @@ class _Service:
         """Find out what an earlier process left, and whether it is whole. Raises StoreError."""
         retention.sweep(self._store)
         for number, worker in retention.verify(self._store):
-            self._journal.record(
+            self._run.events.record(
                 "update_damaged",
                 f"round {number}: the update of worker {worker} is damaged; it is asked for again",
                 number,
@@ -236,13 +224,13 @@ class _Service:
         while True:
             for worker in sessions.sweep():
                 self._inbox.note(Lost(worker))
-                self._journal.record(
+                self._run.events.record(
                     "worker_lost",
                     f"worker {worker} is silent; it counts as lost",
-                    self._meter.round,
+                    self._run.traffic.round,
                     worker,
                 )
-            self._metrics.workers_are([s.progress.activity for s in sessions.all()])
+            self._run.metrics.workers_are([s.progress.activity for s in sessions.all()])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(1.0, sessions.heartbeat_seconds)):
                     await sessions.changed.wait()
@@ -263,7 +251,9 @@ class _Service:
                 while self._sessions.present() or expected - {s.worker for s in self._sessions.all()}:
                     await self._sessions.changed.wait()
         reach(Point.STEP, "farewell")
-        self._journal.record("workers_dismissed", "workers know that the run is over", self._meter.round)
+        self._run.events.record(
+            "workers_dismissed", "workers know that the run is over", self._run.traffic.round
+        )
 
 
 def _on_signal(ending: Ending, number: signal.Signals, stop: Callable[[str], None]) -> Callable[[], None]:
@@ -296,33 +286,3 @@ def _tls(section: TlsSection) -> Tls | None:
     if section.certificate is None or section.key is None or section.ca is None:
         return None
     return Tls(TlsFiles(section.certificate, section.key, section.ca, section.revoked), Role.COORDINATOR)
-
-
-def identity(config: RunConfig) -> str:
-    """What makes a run this run: all but where its directory is, where it listens, and for whom.
-
-    The threads count: another number of them gives other bits.
-    """
-    return config.model_dump_json(
-        exclude={"server": True, "tls": True, "admission": True, "limits": True, "run": {"directory"}}
-    )
-
-
-def run_spec(run_id: str, config: RunConfig) -> RunSpec:
-    """What workers are told of a run."""
-    task, t = config.task, config.training
-    return RunSpec(
-        run_id,
-        TaskSpec(task.kind, task.labels, task.max_length, task.pairs),
-        adapter_spec(config),
-        TrainingSpec(
-            t.epochs,
-            t.batch_size,
-            t.learning_rate,
-            t.head_learning_rate,
-            t.weight_decay,
-            t.max_gradient_norm,
-            t.proximal,
-        ),
-        config.run.seed,
-    )

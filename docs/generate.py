@@ -22,16 +22,16 @@ from cli.datasets import datasets, split
 from cli.demo import demo
 from cli.demo_files import demo_files
 from cli.doctor import doctor
-from common.config import RunConfig
-from common.config_file import explain
-from common.console import EXIT_FAILED, EXIT_USAGE
+from common.config.file import explain
+from common.config.run import RunConfig
+from common.observability.console import EXIT_FAILED, EXIT_USAGE
 from coordinator.cli import build, coordinator, export, init, status, stop
 from worker.cli import worker
 
 OUT = Path(__file__).with_name("configuration.md")
 
 INTRO = """\
-<!-- Made by docs/generate.py from common/config.py and the commands. Do not edit; run `make docs`. -->
+<!-- Made by docs/generate.py from common/config/ and the commands. Do not edit; run `make docs`. -->
 # Configuration
 
 ## run.toml

@@ -7,9 +7,9 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from common import seeds
-from common.examples import Examples
+from common.data.examples import Examples
 from common.model.adapter import Adapted
+from common.runtime import seeds
 from experiments.clients import Clients, ClientTask, LocalClients, RoundTask, SubModel
 from worker.train import LocalUpdate
 

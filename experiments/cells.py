@@ -13,20 +13,20 @@ from typing import Any
 
 import torch
 
-from common import seeds
-from common.config import RunConfig
-from common.config_file import parse_config
-from common.encoding import encode
+from common.config.file import parse_config
+from common.config.run import RunConfig
+from common.data.encoding import encode
+from common.data.examples import Columns, read_examples
 from common.errors import ConfigError
-from common.examples import Columns, read_examples
-from common.files import write_atomically
 from common.records import ArtifactKind, Evaluation
-from coordinator.building import ABOUT_FILE, SubModelBuilder
-from coordinator.foundation import load_foundation
-from coordinator.models import read_source
-from coordinator.store import Store
+from common.runtime import seeds
+from common.storage.files import write_atomically
+from coordinator.modelling.building import ABOUT_FILE, SubModelBuilder
+from coordinator.modelling.foundation import load_foundation
+from coordinator.modelling.models import read_source
+from coordinator.storage.store import Store
 from experiments.clients import Clients
-from experiments.engine import OnProgress, Simulated, simulate
+from experiments.simulation import OnProgress, Simulated, simulate
 from experiments.sources import Sizes, Source, deal_out
 from experiments.splitting import SplitData
 
@@ -202,7 +202,10 @@ def _figures(
         patches = reference.patches
         rounds = range(1, config.rounds.count + 1)
         updates = [store.updates(number) for number in rounds]
-        adapters, received = store.sizes(ArtifactKind.ADAPTER), store.sizes(ArtifactKind.UPDATE)
+        adapters, received = (
+            store.artifacts.sizes(ArtifactKind.ADAPTER),
+            store.artifacts.sizes(ArtifactKind.UPDATE),
+        )
         latest = store.latest_adapter()
         assert latest is not None
         losses = [sum(u.loss * u.examples for u in us) / sum(u.examples for u in us) for us in updates]

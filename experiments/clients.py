@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from common.batches import Dataset
+from common.data.batches import Dataset
 from common.model.adapter import Adapted
 from common.model.apoz import ZeroCounter
-from common.model.families import ffns_of
+from common.model.ffn import ffns_of
 from common.model.submodel import apply_patch, build
 from common.model.wire_config import read_config
 from common.records import AdapterSpec, TaskSpec, TrainingSpec, ZeroRule

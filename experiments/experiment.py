@@ -16,16 +16,16 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from common import seeds
-from common.config_file import parse_config
-from common.encoding import encode
+from common.config.file import parse_config
+from common.data.encoding import encode
+from common.data.examples import Columns, read_examples
 from common.errors import ConfigError
-from common.examples import Columns, read_examples
-from common.files import write_atomically
 from common.model.adapter import Adapted
-from coordinator.building import SubModelBuilder
-from coordinator.foundation import load_foundation
-from coordinator.models import adapter_spec
+from common.runtime import seeds
+from common.storage.files import write_atomically
+from coordinator.context import adapter_spec
+from coordinator.modelling.building import SubModelBuilder
+from coordinator.modelling.foundation import load_foundation
 from experiments.catalogue import Experiment, Scale
 from experiments.cells import Bench, Cell
 from experiments.clients import Clients

@@ -15,9 +15,9 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from common import seeds
+from common.data.examples import Columns, Examples, join, read_examples, write_examples
 from common.errors import DataError, ModelError
-from common.examples import Columns, Examples, join, read_examples, write_examples
+from common.runtime import seeds
 from experiments.splitting import SplitData, draw_indices, drawn_parts, write_parts
 
 TEST_DOCUMENTS = 425

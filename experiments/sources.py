@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy
 
-from common import seeds
+from common.data.examples import Columns, Examples, read_examples
+from common.data.presets import find_preset, is_preset, load_preset
 from common.errors import DataError
-from common.examples import Columns, Examples, read_examples
-from common.presets import find_preset, is_preset, load_preset
 from common.records import TaskKind
+from common.runtime import seeds
 from experiments.packaged import write_bbc_news, write_fashion_mnist, write_tweets
 from experiments.splitting import SplitData, draw_indices, write_parts
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy
 
+from common.data.examples import Examples, write_examples
 from common.errors import DataError
-from common.examples import Examples, write_examples
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch.optim import AdamW, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.batches import Batch
+from common.data.batches import Batch
 from common.model.adapter import Adapted
 from common.model.tasks import loss
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from common.batches import Batch, TextDataset
-from common.encoding import encode
-from common.examples import Examples
-from common.processors import load_processor
+from common.data.batches import Batch, TextDataset
+from common.data.encoding import encode
+from common.data.examples import Examples
+from common.data.processors import load_processor
 from common.records import AdapterSpec, AdapterTargets, TaskKind
 from tests.conftest import LABELS, sentences
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from common.console import plain_errors, run_async
-from common.logs import LogFormat
+from common.observability.console import plain_errors, run_async
+from common.observability.logs import LogFormat
 
 app = typer.Typer(add_completion=False)
 
@@ -87,10 +87,10 @@ def worker(
 ) -> None:
     """Join a run and fine-tune its sub-FM on private data, until the run is over."""
     # torch takes seconds to import; --help should not.
-    from common.examples import Columns
-    from common.identity import Role
-    from common.logs import set_up_logging
-    from common.tls import open_tls
+    from common.data.examples import Columns
+    from common.observability.logs import set_up_logging
+    from common.trust.identity import Role
+    from common.trust.tls import open_tls
     from worker.data import Source
     from worker.process import WorkerOptions, work
 

@@ -13,14 +13,7 @@ from fedpft.v1 import federation_pb2, federation_pb2_grpc
 from google.protobuf.message import Message
 from grpc import StatusCode, aio
 
-from common import tracing, wire
-from common.chunk_messages import (
-    decode_download,
-    encode_submission,
-    encoded_bytes,
-    submission,
-)
-from common.chunks import ChunkWriter, read_chunks, verify
+from common.address import Address
 from common.errors import (
     BadDigest,
     BrokenTransfer,
@@ -32,7 +25,7 @@ from common.errors import (
     UnknownSession,
     Unreachable,
 )
-from common.faultpoints import Point, reach
+from common.observability import tracing
 from common.records import (
     PROTOCOL_MIN,
     ArtifactRef,
@@ -43,17 +36,19 @@ from common.records import (
     Task,
     UpdateHeader,
 )
-from common.rpc import (
-    FRAME_BYTES,
-    KEEPALIVE_SECONDS,
-    STALL_SECONDS,
-    Address,
-    domain_error,
-    new_channel,
+from common.runtime.fault_points import Point, reach
+from common.transport import wire
+from common.transport.chunk_messages import (
+    decode_download,
+    encode_submission,
+    encoded_bytes,
+    submission,
 )
-from common.tls import Tls
+from common.transport.chunks import ChunkWriter, read_chunks, verify
+from common.transport.rpc import FRAME_BYTES, KEEPALIVE_SECONDS, STALL_SECONDS, domain_error, new_channel
+from common.trust.tls import Tls
 from worker.metrics import Metrics
-from worker.sent import SentLog
+from worker.sent_log import SentLog
 
 log = logging.getLogger(__name__)
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.batches import Dataset
-from common.encoding import encode
+from common.data.batches import Dataset
+from common.data.encoding import encode
+from common.data.examples import Columns, Examples, read_examples
+from common.data.presets import load_preset
+from common.data.processors import Processor
 from common.errors import DataError
-from common.examples import Columns, Examples, read_examples
-from common.presets import load_preset
-from common.processors import Processor
 from common.records import TaskKind, TaskSpec
 
 

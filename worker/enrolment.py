@@ -4,10 +4,10 @@ from cryptography import x509
 from fedpft.v1 import enrolment_pb2 as pb
 from fedpft.v1 import enrolment_pb2_grpc
 
-from common.enrolment import Candidate, Invitation
 from common.errors import Unreachable
-from common.rpc import call, new_channel
-from common.tls import GuestTls
+from common.transport.rpc import call, new_channel
+from common.trust.enrolment import Candidate, Invitation
+from common.trust.tls import GuestTls
 
 _SECONDS = 30.0
 

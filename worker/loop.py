@@ -10,12 +10,10 @@ from pathlib import Path
 
 import torch
 
-from common import tracing
-from common.compute import Compute
 from common.errors import BadUpdate, RunFailed, StaleRound, Stopped, UnknownArtifact
-from common.faultpoints import Point, reach
-from common.logs import log_about
-from common.model import apoz
+from common.model.update import update_tensors
+from common.observability import tracing
+from common.observability.logs import log_about
 from common.records import (
     Activity,
     ArtifactRef,
@@ -28,14 +26,16 @@ from common.records import (
     UpdateHeader,
     WaitTask,
 )
-from common.tensors import Prefixed, to_bytes
-from common.wakeup import Wakeup
-from worker.announced import MOST_DOWNLOAD_BYTES, named
+from common.runtime.compute import Compute
+from common.runtime.fault_points import Point, reach
+from common.runtime.notifier import Notifier
+from common.storage.tensors import to_bytes
 from worker.client import Coordinator
 from worker.data import PrivateData
+from worker.download_limits import MOST_DOWNLOAD_BYTES, named
+from worker.local_model import LocalModel
 from worker.metrics import Metrics
 from worker.outbox import Outbox, question_of
-from worker.workbench import Workbench
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Worker:
         self._outbox = Outbox(place.folder / "outbox")
         self._progress = Progress()
         self._task: Task | None = None
-        self._changed = Wakeup()
+        self._changed = Notifier()
 
     async def run(self) -> None:
         """Join, work, and leave when the run is over.
@@ -95,7 +95,7 @@ class Worker:
     async def _accompanied(self, reply: JoinReply) -> StopTask:
         """Work, with the watch for tasks and the heartbeat beside it."""
         place = self._place
-        bench = Workbench(self._name, reply.run, self._data, place.folder, place.device, place.most_download)
+        bench = LocalModel(self._name, reply.run, self._data, place.folder, place.device, place.most_download)
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._watch())
@@ -108,7 +108,7 @@ class Worker:
             raise failures.exceptions[0] from None
         return stop
 
-    async def _work(self, bench: Workbench) -> StopTask:
+    async def _work(self, bench: LocalModel) -> StopTask:
         """Do task after task, always the newest, until told to stop."""
         done: Task | None = None
         while True:
@@ -136,7 +136,7 @@ class Worker:
                         log.warning("round %d: %s", task.round, error)
                     self._report(Progress(Activity.IDLE, task.round))
 
-    async def _train(self, bench: Workbench, task: TrainTask) -> None:
+    async def _train(self, bench: LocalModel, task: TrainTask) -> None:
         """One round: fetch what is missing, fine-tune, deliver the change."""
         log_about(round=task.round)
         reach(Point.STEP, "task-taken")
@@ -153,7 +153,9 @@ class Worker:
         reach(Point.STEP, "delivered")
         self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
 
-    async def _fine_tune(self, bench: Workbench, task: TrainTask, question: str) -> tuple[UpdateHeader, Path]:
+    async def _fine_tune(
+        self, bench: LocalModel, task: TrainTask, question: str
+    ) -> tuple[UpdateHeader, Path]:
         """Fetch what is missing, train, and keep the update."""
         await self._compute.run(bench.judge, task)
         self._report(Progress(Activity.DOWNLOADING, task.round))
@@ -176,8 +178,7 @@ class Worker:
             update.loss,
         )
         reach(Point.STEP, "trained")
-        tensors = Prefixed.add(update.delta, "delta.")
-        tensors |= Prefixed.add(apoz.to_tensors(update.counts), "apoz.")
+        tensors = update_tensors(update.delta, update.counts)
         header = UpdateHeader(
             session="",
             round=task.round,

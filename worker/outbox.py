@@ -5,10 +5,10 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from common.chunks import verify
 from common.errors import BadDigest
-from common.files import sha256_of, write_atomically
 from common.records import RunSpec, TrainTask, UpdateHeader
+from common.storage.files import sha256_of, write_atomically
+from common.transport.chunks import verify
 
 UPDATE_FILE, ABOUT_FILE = "update.safetensors", "update.json"
 

@@ -11,23 +11,24 @@ from pathlib import Path
 
 import torch
 
-from common import faultpoints
-from common.allocator import set_up_allocator
-from common.compute import Compute
+from common.address import Address, require_loopback
 from common.errors import CertificateError, Stopped
-from common.files import locked
+from common.observability.metrics_endpoint import open_metrics
+from common.observability.tracing import exporting
 from common.records import PROTOCOL_MAX, PROTOCOL_MIN, JoinRequest
-from common.rpc import KEEPALIVE_SECONDS, Address, require_loopback
-from common.telemetry import open_metrics
-from common.tls import Tls
-from common.tracing import exporting
-from common.wire import worker_name
-from worker.announced import MOST_DOWNLOAD_BYTES
+from common.runtime import fault_points
+from common.runtime.allocator import set_up_allocator
+from common.runtime.compute import ComputeThread
+from common.storage.files import locked
+from common.transport.rpc import KEEPALIVE_SECONDS
+from common.transport.wire import worker_name
+from common.trust.tls import Tls
 from worker.client import Coordinator
 from worker.data import PrivateData, Source
+from worker.download_limits import MOST_DOWNLOAD_BYTES
 from worker.loop import Place, Worker
 from worker.metrics import Metrics
-from worker.sent import SentLog
+from worker.sent_log import SentLog
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ async def work(options: WorkerOptions) -> signal.Signals | None:
     SessionReplaced, RunFailed.
     """
     set_up_allocator()
-    faultpoints.arm(os.environ)
+    fault_points.arm(os.environ)
     if options.threads:
         torch.set_num_threads(options.threads)
     address = Address.parse(options.coordinator)
@@ -78,7 +79,7 @@ async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -
     joining = JoinRequest(name, PROTOCOL_MIN, PROTOCOL_MAX, version("fedpft"), len(data))
     metrics = Metrics()
     endpoint = open_metrics(options.metrics, metrics.registry, options.insecure)
-    compute = Compute()
+    compute = ComputeThread()
     sent = SentLog(options.folder)
     coordinator = Coordinator(
         address, joining, options.join_timeout, metrics, options.keepalive, options.tls, sent

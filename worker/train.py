@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.batches import Batch, Dataset
+from common.data.batches import Batch, Dataset
 from common.model import tasks
 from common.model.adapter import Adapted, difference, plus
 from common.model.apoz import ZeroCounter, ZeroCounts

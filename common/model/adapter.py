@@ -23,10 +23,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import BadUpdate, UnsupportedFamily
-from common.model.families import Family, Projection, family_of
+from common.model.families import Family, family_of
+from common.model.ffn import Projection
 from common.model.tasks import peft_type
 from common.records import AdapterSpec, AdapterTargets, TaskKind
-from common.schema import TensorSpec, schema_of
+from common.storage.schema import TensorSpec, schema_of
 
 Tensors = Mapping[str, Tensor]
 

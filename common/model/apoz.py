@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from common.model.families import Ffn
+from common.model.ffn import Ffn
 from common.records import ZeroRule
 
 

@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from common.errors import BadUpdate, ModelError
-from common.model.families import Ffn, family_of, layers_of, set_ffn_width
+from common.model.families import family_of
+from common.model.ffn import Ffn, set_ffn_width
+from common.model.layers import layers_of
 from common.model.tasks import from_config
 from common.records import TaskKind
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.choices import AggregationRule, ServerOptimizer
+from common.config.choices import AggregationRule, ServerOptimizer
 from common.errors import BadUpdate, RunFailed
 from coordinator.algorithms.exact_averaging import residuals
 

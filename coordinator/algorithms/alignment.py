@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from common.choices import NeuronChoice
+from common.config.choices import NeuronChoice
 from common.model.apoz import ZeroCounts, apoz
 from coordinator.algorithms.saliency import top_k
 

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from common.model.families import Ffn, family_of, ffns_of, layer_prefix, layers_of, with_layers
+from common.model.families import family_of
+from common.model.ffn import Ffn, ffns_of
+from common.model.layers import layer_prefix, layers_of, with_layers
 from common.model.submodel import LayerPlan, SubModelPlan, own_weights
 from coordinator.algorithms.saliency import top_k
 

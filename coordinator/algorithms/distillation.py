@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
-from common.batches import Batch
-from common.model.families import Ffn, ffns_of, layers_of, outputs_of
+from common.data.batches import Batch
+from common.model.ffn import Ffn, ffns_of
+from common.model.layers import layers_of, outputs_of
 from coordinator.algorithms import distillation_state
 from coordinator.algorithms.distillation_loss import DistillationLoss, layer_error
 

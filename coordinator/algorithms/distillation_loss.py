@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from common.batches import Batch
-from common.model.families import Ffn, family_of, ffns_of, layers_of, outputs_of
+from common.data.batches import Batch
+from common.model.families import family_of
+from common.model.ffn import Ffn, ffns_of
+from common.model.layers import layers_of, outputs_of
 
 
 def layer_error(teacher: Tensor, student: Tensor, mask: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import BadUpdate, StoreError
-from common.schema import TensorSpec, check, schema_of
+from common.storage.schema import TensorSpec, check, schema_of
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _PARAMETER, _ADAMW_STEP, _STEP = "parameter", "adamw_step", "step"

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.model.families import Family, Projection, family_of, ffns_of, layer_prefix, layers_of
+from common.model.families import Family, family_of
+from common.model.ffn import Projection, ffns_of
+from common.model.layers import layer_prefix, layers_of
 from common.model.submodel import SubModelPlan, own_weights
 from coordinator.algorithms.compression import cut
 

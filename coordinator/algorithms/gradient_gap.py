@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.batches import Batch
+from common.data.batches import Batch
 from common.model.adapter import PEFT_PREFIX, Adapted, layer_pattern
-from common.model.families import ffns_of, layers_of, watch_outputs
+from common.model.ffn import ffns_of
+from common.model.layers import layers_of, watch_outputs
 from common.model.submodel import SubModelPlan
 from common.model.tasks import loss
 from common.records import GradientGap, LayerGap, TaskKind

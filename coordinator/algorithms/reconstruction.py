@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.batches import Batch
+from common.data.batches import Batch
 from common.errors import DataError
-from common.model.families import Ffn, ffns_of
-from coordinator.algorithms.probing import activation_and_sum, undisturbed
+from common.model.ffn import Ffn, ffns_of
+from coordinator.algorithms.activation_capture import activation_and_sum, undisturbed
 
 # Called after every layer with layers done and layers in all; may raise to stop.
 OnLayer = Callable[[int, int], None]

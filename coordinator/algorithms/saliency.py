@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.batches import Batch
-from common.choices import Saliency
+from common.config.choices import Saliency
+from common.data.batches import Batch
 from common.errors import DataError
-from common.model.families import Ffn, encoder_of, ffns_of, layer_outputs
-from coordinator.algorithms.probing import (
+from common.model.ffn import Ffn, ffns_of
+from common.model.layers import encoder_of, layer_outputs
+from coordinator.algorithms.activation_capture import (
     attention_received,
     tokens_of,
     undisturbed,

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common.errors import ConfigError
-from common.files import write_atomically
+from common.storage.files import write_atomically
 from experiments.report.document import Cell, Document, Table
 
 # A spreadsheet would take a text that begins like this for a formula.

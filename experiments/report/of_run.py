@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.records import Evaluation, TaskKind, Traffic
-from coordinator.status import open_run
-from coordinator.store import Store
+from coordinator.campaign.status import open_run
+from coordinator.storage.store import Store
 from experiments.report.document import Cell, Column, Document, Plot, PlotKind, Section, Series, Table
 
 _MEGA = 1e6

@@ -12,7 +12,7 @@ from benchmarks import plots
 from benchmarks.processes import ROOT
 from benchmarks.rounds import measured, start_floor
 from benchmarks.running import adapter_settings, running
-from coordinator.status import open_run, stored_status
+from coordinator.campaign.status import open_run, stored_status
 
 
 @pytest.mark.packaged

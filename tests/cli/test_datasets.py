@@ -13,8 +13,8 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from cli.datasets import datasets, split
-from common.examples import Columns, Examples, read_examples, write_examples
-from common.presets import PRESETS
+from common.data.examples import Columns, Examples, read_examples, write_examples
+from common.data.presets import PRESETS
 
 app = typer.Typer()
 app.command()(datasets)

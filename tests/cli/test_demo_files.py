@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from cli.demo_files import demo_files
-from common.examples import Columns, read_examples
+from common.data.examples import Columns, read_examples
 
 app = typer.Typer()
 app.command()(demo_files)

@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from cli import checks
 from cli.doctor import doctor
-from common.authority import Authority
-from common.config_file import template
-from common.identity import Identity, Role
-from common.rpc import Address, new_server
-from common.tls import Tls, TlsFiles
+from common.address import Address
+from common.config.file import template
+from common.transport.rpc import new_server
+from common.trust.authority import Authority
+from common.trust.identity import Identity, Role
+from common.trust.tls import Tls, TlsFiles
 from tests.conftest import LABELS, write_table
 
 app = typer.Typer()

@@ -10,7 +10,7 @@ import pytest
 import typer
 import yaml
 
-from common.config import RunConfig
+from common.config.run import RunConfig
 from worker.cli import worker
 
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "fedpft"

@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from cli.main import app
-from common.config_file import load_config
+from common.config.file import load_config
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())

@@ -12,10 +12,10 @@ from prometheus_client import generate_latest
 
 from common.errors import BadUpdate, LateUpdate, NotSelected, StaleRound, UnknownRound
 from common.records import Activity, ArtifactKind, Phase
-from coordinator import retention
+from coordinator.federation.service import PUBLISHED
 from coordinator.metrics import Metrics as CoordinatorMetrics
-from coordinator.service import PUBLISHED
-from coordinator.store import Store
+from coordinator.storage import retention
+from coordinator.storage.store import Store
 from tests.deploy.metrics import declared
 from worker.metrics import Metrics as WorkerMetrics
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from common.config_file import parse_config
-from common.examples import Columns, Examples, read_examples
+from common.config.file import parse_config
+from common.data.examples import Columns, Examples, read_examples
 from experiments.bad_clients import BOOST, Attack, SomeBadClients, flip_labels, poison
-from experiments.engine import simulate
+from experiments.simulation import simulate
 from tests.conftest import LABELS, write_model, write_table
 
 log = logging.getLogger(__name__)

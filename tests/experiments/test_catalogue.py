@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.config_file import parse_config
+from common.config.file import parse_config
 from experiments import paper
 from experiments.catalogue import EXPERIMENTS, HEAD_ONLY, Experiment
 from experiments.cells import Cell

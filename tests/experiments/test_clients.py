@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from common.config_file import parse_config
+from common.config.file import parse_config
 from common.errors import ConfigError
 from experiments.clients import Clients
-from experiments.engine import simulate
+from experiments.simulation import simulate
 from tests.conftest import LABELS, write_table
-from tests.experiments.test_engine import data, digest
+from tests.experiments.test_simulation import data, digest
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:.*ray.*:FutureWarning")

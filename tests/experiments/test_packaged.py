@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from common.data.examples import Columns, Examples, read_examples
 from common.errors import DataError
-from common.examples import Columns, Examples, read_examples
 from experiments import packaged
 from experiments.packaged import (
     FASHION_LABELS,

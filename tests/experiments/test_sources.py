@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from common.data.examples import Columns, Examples, read_examples, write_examples
 from common.errors import DataError
-from common.examples import Columns, Examples, read_examples, write_examples
 from experiments.sources import Sizes, Source, deal_out
 from tests.conftest import LABELS, write_pictures, write_table
 

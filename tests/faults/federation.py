@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from common.config_file import template
-from common.faultpoints import TRACE_VARIABLE, VARIABLE
+from common.config.file import template
 from common.records import Phase
-from coordinator.status import open_run
-from coordinator.store import Store
+from common.runtime.fault_points import TRACE_VARIABLE, VARIABLE
+from coordinator.campaign.status import open_run
+from coordinator.storage.store import Store
 from tests.conftest import LABELS, write_table, write_tokenizer
 from tests.faults import services
 
@@ -211,10 +211,10 @@ class Federation:
                 for update in store.accepted(number) or []
             }
             assert self.receipts() <= kept, f"acknowledged and lost: {self.receipts() - kept}"
-            held = {artifact.sha256 for artifact in store.held()}
+            held = {artifact.sha256 for artifact in store.artifacts.held()}
             files = {path.name for path in (self.run / "artifacts").glob("*/*")}
             assert files == held, "files and what the database names differ"
-            assert not store.spooled(), "the spool is not empty"
+            assert not store.artifacts.spooled(), "the spool is not empty"
             return Outcome(
                 latest[1].sha256,
                 latest[0],

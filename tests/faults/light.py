@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from common.address import Address
 from common.model.adapter import trained
 from common.records import (
     Activity,
@@ -19,8 +20,7 @@ from common.records import (
     TrainTask,
     UpdateHeader,
 )
-from common.rpc import Address
-from common.tensors import TensorFile, to_bytes
+from common.storage.tensors import TensorFile, to_bytes
 from worker.client import Coordinator
 from worker.metrics import Metrics
 

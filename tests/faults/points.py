@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from itertools import product
 
-from common.faultpoints import Point
+from common.runtime.fault_points import Point
 
 _DURABLE = (Point.FILE_WRITTEN, Point.FILE_SYNCED, Point.FILE_RENAMED, Point.FOLDER_SYNCED)
 _DECIDED = (Point.TRANSACTION_MADE, Point.TRANSACTION_COMMITTED)

@@ -177,7 +177,7 @@ def test_a_damaged_artifact_is_found_by_its_digest_and_named(damage: str, make: 
     federation.start_all()
     federation.processes["coordinator"].join(30)
     with federation.store() as store:
-        adapter = store.path(store.adapters()[1])
+        adapter = store.artifacts.path(store.adapters()[1])
         good = adapter.read_bytes()
     match damage:
         case "missing":
@@ -201,7 +201,7 @@ def test_a_damaged_update_is_named_and_asked_for_again(make: Make, reference: Ou
     federation.processes["coordinator"].join(30)
     with federation.store() as store:
         (update,) = store.updates(1)
-        path = store.path(update.sha256)
+        path = store.artifacts.path(update.sha256)
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     federation.start("coordinator")
     federation.supervise(60)

@@ -15,8 +15,8 @@ import pytest
 from fedpft.v1 import admin_pb2, admin_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from common.address import Address
 from common.records import Phase
-from common.rpc import Address
 from tests.faults.conftest import Make
 from tests.faults.federation import Federation
 from tests.faults.light import Fleet

@@ -9,8 +9,6 @@ import torch
 from fedpft.v1 import federation_pb2
 from google.protobuf.message import DecodeError
 
-from common import wire
-from common.chunk_messages import decode_download, decode_submission
 from common.errors import BadMessage, BadUpdate
 from common.records import (
     Activity,
@@ -30,8 +28,10 @@ from common.records import (
     TrainTask,
     UpdateHeader,
 )
-from common.tensor_header import read_header
-from common.tensors import TensorFile, to_bytes
+from common.storage.tensor_header import read_header
+from common.storage.tensors import TensorFile, to_bytes
+from common.transport import wire
+from common.transport.chunk_messages import decode_download, decode_submission
 
 Target = Callable[[bytes], None]
 

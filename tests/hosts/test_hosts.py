@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.records import Event, Phase
-from coordinator.status import open_run
+from coordinator.campaign.status import open_run
 from tests.hosts.network import Network, NoNamespaces
 from tests.integration.federation import ROOT, Federation, until
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.config_file import template
+from common.config.file import template
 from common.records import RunStatus, TaskKind
-from coordinator.status import open_run, stored_status
+from coordinator.campaign.status import open_run, stored_status
 from tests.conftest import LABELS, write_pictures, write_table
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from cli.main import app
-from common.examples import Examples, write_examples
+from common.data.examples import Examples, write_examples
 from common.records import TaskKind
 from experiments.packaged import bbc_news
 from experiments.random_models import random_language_model

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 from cli.main import app
 from common.model.submodel import SubModelPlan
 from common.records import ArtifactKind, Phase
-from common.tensors import TensorFile
-from coordinator.audit import audit_run
-from coordinator.store import Store
+from common.storage.tensors import TensorFile
+from coordinator.owner.audit import audit_run
+from coordinator.storage.store import Store
 from tests.conftest import LAYERS
 from tests.integration.federation import Federation, federation
-from worker.sent import audit_worker
+from worker.sent_log import audit_worker
 
 
 def complete_run(running: Federation, metrics: bool = False) -> str:
@@ -78,12 +78,12 @@ def test_no_served_artifact_holds_a_row_of_a_cut_neuron(
     stored = store.sub_model()
     assert stored is not None
     reference, plan_ref, _ = stored
-    plan = SubModelPlan.from_tensors(TensorFile(store.path(plan_ref.sha256)))
+    plan = SubModelPlan.from_tensors(TensorFile(store.artifacts.path(plan_ref.sha256)))
     assert len(reference.patches) == 1
     served = [reference.base, *reference.patches, store.latest_adapter()[1]]  # type: ignore[index]
     rows = []
     for artifact in served:
-        for tensor in TensorFile(store.path(artifact.sha256)).load().values():
+        for tensor in TensorFile(store.artifacts.path(artifact.sha256)).load().values():
             if tensor.dim() == 2:
                 rows += [*tensor, *tensor.T]
     kept_seen = 0
@@ -110,7 +110,7 @@ def test_every_worker_worked_from_the_coordinators_adapter(finished: Federation,
     assert final is not None
     for name in ("worker-1", "worker-2", "worker-3"):
         cached = {p.name for p in (finished.folder / name / "artifacts").iterdir()}
-        adapters = [sha256 for sha256 in cached if store.artifact(sha256).kind is ArtifactKind.ADAPTER]
+        adapters = [sha256 for sha256 in cached if store.artifacts.get(sha256).kind is ArtifactKind.ADAPTER]
         # The cache keeps only what the last task named: the adapter after round 1.
         assert adapters == [_adapter_after(store, 1)]
 
@@ -126,7 +126,7 @@ def test_after_the_first_round_only_adapter_and_patch_travel(finished: Federatio
         assert set(down) == {"adapter", "neuron_patch", "control", "update"}
         assert patch.size < down["neuron_patch"] < patch.size + 1000
         up = {t.kind: t.bytes_up for t in worker.traffic if t.round == 2}
-        sizes = {u.worker: store.artifact(u.sha256).size for u in store.updates(2)}
+        sizes = {u.worker: store.artifacts.get(u.sha256).size for u in store.updates(2)}
         assert sizes[worker.worker] < up["update"] < sizes[worker.worker] + 1000
 
 
@@ -150,7 +150,7 @@ def test_the_export_loads_in_plain_transformers_and_peft(
 
 
 def test_the_exported_model_is_the_one_that_was_scored(finished: Federation, tmp_path: Path) -> None:
-    from common.tables import read_columns
+    from common.data.tables import read_columns
 
     CliRunner().invoke(app, ["export", str(finished.run), "--out", str(tmp_path), "--merge"])
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
@@ -229,7 +229,7 @@ def test_a_planted_leak_makes_the_audit_fail(
         "plan": (ArtifactKind.NEURON_PATCH, {"1.neurons": neurons}),
         "kind": (ArtifactKind.PLAN, plan.to_tensors()),
     }[how]
-    opened.record_served(opened.add_tensors(*planted).sha256)
+    opened.artifacts.record_served(opened.artifacts.add_tensors(*planted).sha256)
     opened.close()
     result = CliRunner().invoke(app, ["audit", str(run)])
     assert result.exit_code == 1
@@ -258,4 +258,4 @@ def test_a_workers_log_says_what_the_coordinator_got_from_it(finished: Federatio
 def _plan(store: Store) -> SubModelPlan:
     stored = store.sub_model()
     assert stored is not None
-    return SubModelPlan.from_tensors(TensorFile(store.path(stored[1].sha256)))
+    return SubModelPlan.from_tensors(TensorFile(store.artifacts.path(stored[1].sha256)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from common.health import problem
+from common.observability.health import problem
 from tests.integration.federation import federation, until
 
 

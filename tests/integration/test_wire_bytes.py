@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from common.compute import Compute
+from common.address import Address
 from common.records import PROTOCOL_MAX, PROTOCOL_MIN, JoinRequest
-from common.rpc import Address
+from common.runtime.compute import ComputeThread
 from tests.conftest import write_table
 from tests.integration.federation import federation
 from worker.client import Coordinator
@@ -48,7 +48,7 @@ async def test_counts_agree_with_the_sockets(tmp_path: Path, model_folder: Path)
     with federation(tmp_path, model_folder, **settings) as running:
         address = Address.parse(running.start_coordinator()["address"])
         data = PrivateData.read(Source(write_table(tmp_path / "data.csv", 40, 5)))
-        metrics, compute = Metrics(), Compute()
+        metrics, compute = Metrics(), ComputeThread()
         joining = JoinRequest("worker-1", PROTOCOL_MIN, PROTOCOL_MAX, "test", len(data))
         coordinator = Coordinator(address, joining, 30, metrics)
         place = Place(tmp_path / "worker", torch.device("cpu"))

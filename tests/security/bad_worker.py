@@ -3,7 +3,7 @@
 from typing import Any
 
 from experiments.bad_clients import Attack, poison
-from worker import workbench
+from worker import local_model
 from worker.cli import main
 from worker.train import LocalUpdate, fine_tune
 
@@ -15,5 +15,5 @@ def backwards(*arguments: Any, **settings: Any) -> LocalUpdate:
 
 
 if __name__ == "__main__":
-    workbench.fine_tune = backwards
+    local_model.fine_tune = backwards
     main()

@@ -12,7 +12,8 @@ from typing import Any
 from fedpft.v1 import admin_pb2, federation_pb2, types_pb2
 from grpc import StatusCode, aio
 
-from common.rpc import MAX_MESSAGE_BYTES, Address
+from common.address import Address
+from common.transport.rpc import MAX_MESSAGE_BYTES
 
 Pb = federation_pb2.SubmitUpdateRequest
 

@@ -8,43 +8,29 @@ import grpc
 import torch
 from grpc import aio
 
-from common import authority as authority_module
-from common.authority import REVOKED, Authority
-from common.decoding import Decoding
-from common.identity import Identity, Role
+from common.address import Address
 from common.records import (
-    AdapterSpec,
-    AdapterTargets,
     ArtifactKind,
     JoinRequest,
     Phase,
-    RunSpec,
     RunStatus,
-    TaskKind,
-    TaskSpec,
-    TrainingSpec,
 )
-from common.rpc import Address, new_server
-from common.tls import Tls, TlsFiles, open_tls
-from coordinator.access import Admission, Gate
-from coordinator.inbox import Inbox
-from coordinator.journal import Journal
-from coordinator.meter import Meter
-from coordinator.metrics import Metrics
+from common.transport.decoding import Decoding
+from common.transport.rpc import new_server
+from common.trust import authority as authority_module
+from common.trust.authority import REVOKED, Authority
+from common.trust.identity import Identity, Role
+from common.trust.tls import Tls, TlsFiles, open_tls
+from coordinator.federation.authorization import AuthorizationInterceptor
+from coordinator.federation.inbox import Inbox
+from coordinator.federation.service import FederationService
+from coordinator.federation.sessions import Sessions
+from coordinator.owner.admin_service import AdminService
 from coordinator.process import _register
-from coordinator.service import AdminService, FederationService
-from coordinator.sessions import Sessions
-from coordinator.store import Store
+from coordinator.storage.store import Store
+from tests.contexts import context
 from worker.client import Coordinator
 from worker.metrics import Metrics as WorkerMetrics
-
-RUN = RunSpec(
-    "run",
-    TaskSpec(TaskKind.TEXT_CLASSIFICATION, ("no", "yes"), 16, False),
-    AdapterSpec(AdapterTargets.ATTENTION, 8, 32.0, 0.1),
-    TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0),
-    7,
-)
 
 COORDINATOR = Identity(Role.COORDINATOR, "hub")
 
@@ -87,26 +73,17 @@ class Guarded:
 
     async def start(self, folder: Path) -> None:
         self.store = Store(folder / "run")
-        self.store.open_run("run", "{}")
-        self.adapter = self.store.add_tensors(ArtifactKind.ADAPTER, {"x": torch.zeros(4)})
-        metrics, self.sessions = Metrics(), Sessions(1.0)
-        self.inbox, self.journal = Inbox(self.store), Journal(self.store)
-        meter = Meter(self.store, metrics)
+        self.adapter = self.store.artifacts.add_tensors(ArtifactKind.ADAPTER, {"x": torch.zeros(4)})
+        run = context(self.store, {"admission.workers": ("a", "b"), "rounds.workers": 2})
+        self.run, self.events = run, run.events
+        self.sessions, self.inbox = Sessions(1.0), Inbox(self.store)
         self.server, self.address = new_server(
-            Address("127.0.0.1", 0), tls=self.tls, interceptors=[Gate(self.tls), Decoding()]
+            Address("127.0.0.1", 0),
+            tls=self.tls,
+            interceptors=[AuthorizationInterceptor(self.tls), Decoding()],
         )
-        federation = FederationService(
-            RUN,
-            self.store,
-            self.sessions,
-            self.inbox,
-            self.journal,
-            meter,
-            metrics,
-            2,
-            Admission(frozenset({"a", "b"})),
-        )
-        admin = AdminService(self._status, self.journal, self.stops.append)
+        federation = FederationService(run, self.sessions, self.inbox)
+        admin = AdminService(self._status, self.events, self.stops.append)
         await _register(self.server, federation, admin)
         await self.server.start()
 
@@ -115,7 +92,7 @@ class Guarded:
 
     async def stop(self) -> None:
         self.sessions.close()
-        self.journal.close()
+        self.events.close()
         await self.server.stop(0.2)
         self.store.close()
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from common.config_file import load_config
-from common.examples import Columns, read_examples
-from coordinator.store import Store
+from common.config.file import load_config
+from common.data.examples import Columns, read_examples
+from coordinator.storage.store import Store
 from experiments.bad_clients import Attack, SomeBadClients
-from experiments.engine import simulate
+from experiments.simulation import simulate
 from tests.integration.federation import federation
 
 

@@ -21,13 +21,13 @@ from grpc import StatusCode
 from typer.testing import CliRunner
 
 from cli.main import app
-from common.authority import Authority
-from common.certificates import identity_of, read_certificate
-from common.enrolment import Candidate, Guests, Invitation
+from common.address import Address
 from common.errors import CertificateError, NotAllowed
-from common.identity import Identity, Role
-from common.rpc import Address
-from common.tls import Tls, TlsFiles
+from common.trust.authority import Authority
+from common.trust.certificates import identity_of, read_certificate
+from common.trust.enrolment import Candidate, Guests, Invitation
+from common.trust.identity import Identity, Role
+from common.trust.tls import Tls, TlsFiles
 
 GUEST = Identity(Role.WORKER, "hospital-a")
 NOWHERE = Address("127.0.0.1", 1)

@@ -17,8 +17,8 @@ from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from common.identity import Role
-from coordinator.access import MAY_CALL
+from common.trust.identity import Role
+from coordinator.federation.authorization import MAY_CALL
 from tests.security.guarded import COORDINATOR, Certificates, Guarded
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from common.rpc import Address
-from coordinator.admin import Admin
-from coordinator.store import Store
+from common.address import Address
+from coordinator.owner.admin_client import Admin
+from coordinator.storage.store import Store
 from tests.integration.federation import Federation, federation, until
 from tests.security.flood import Flood
 
@@ -53,7 +53,7 @@ def update_size(running: Federation) -> int:
     """Bytes of an update of this run."""
     store = Store.existing(running.run)
     try:
-        return store.artifact(store.updates(1)[0].sha256).size
+        return store.artifacts.get(store.updates(1)[0].sha256).size
     finally:
         store.close()
 
@@ -132,11 +132,11 @@ def test_a_flood_of_bad_streams_keeps_nobody_from_the_rounds(
             lost = [e for e in store.events() if e.kind == "worker_lost" and e.worker == "worker-1"]
             assert lost == []
             assert all(u.worker == "worker-1" for n in range(1, 10) for u in store.updates(n))
-            assert sum(path.stat().st_size for path in store.spooled("flood")) < 1 << 20
+            assert sum(path.stat().st_size for path in store.artifacts.spooled("flood")) < 1 << 20
         finally:
             store.close()
         assert not any("INTERNAL" in answer or "UNKNOWN" in answer for answer in flood.answers), flood.answers
         printed = (tmp_path / "coordinator.log").read_text(errors="replace")
         assert "Traceback" not in printed, printed[:20_000]
-        # Nor can the log or the journal be filled up by it.
+        # Nor can the log or the events be filled up by it.
         assert len(printed) < 100 * flood.sent

@@ -11,8 +11,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cli.main import app
-from common.identity import Role
 from common.records import Phase
+from common.trust.identity import Role
 from tests.integration.federation import ROOT, federation, until
 from tests.security.guarded import COORDINATOR, Certificates
 

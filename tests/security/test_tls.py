@@ -18,21 +18,23 @@ from fedpft.v1 import federation_pb2, federation_pb2_grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from common import tls as tls_module
-from common import wire
-from common.certificates import AUTHORITY, CERTIFICATE, KEY
+from common.address import Address
 from common.errors import CertificateError, NotAllowed, Unreachable
-from common.identity import Role
+from common.model.update import update_schema
 from common.records import ArtifactKind, Chunk, StopTask, UpdateHeader, WaitTask
-from common.rpc import Address, call, new_channel
-from common.schema import schema_of
-from common.tensors import to_bytes
-from common.tls import Tls, TlsFiles, open_tls
-from coordinator.admin import Admin
-from coordinator.inbox import Expected, update_schema
-from coordinator.rounds import RoundState
-from coordinator.sessions import Assignment
-from tests.security.guarded import COORDINATOR, RUN, Certificates, Guarded
+from common.storage.schema import schema_of
+from common.storage.tensors import to_bytes
+from common.transport import wire
+from common.transport.rpc import call, new_channel
+from common.trust import tls as tls_module
+from common.trust.certificates import AUTHORITY, CERTIFICATE, KEY
+from common.trust.identity import Role
+from common.trust.tls import Tls, TlsFiles, open_tls
+from coordinator.federation.inbox import Expected
+from coordinator.federation.rounds import RoundState
+from coordinator.federation.sessions import Assignment
+from coordinator.owner.admin_client import Admin
+from tests.security.guarded import COORDINATOR, Certificates, Guarded
 
 # Connections that are opened at once.
 BURST = 300
@@ -114,7 +116,7 @@ async def test_a_worker_tells_nothing_to_who_is_not_its_coordinator(
     """Another worker of the same authority, a coordinator of another, and one that is for another host."""
     certificates.issue(Role.WORKER, "b")
     other = Certificates(tmp_path / "others").issue(Role.COORDINATOR, "hub", "other")
-    with patch("common.authority._OWN_HOST", ("elsewhere.example",)):
+    with patch("common.trust.authority._OWN_HOST", ("elsewhere.example",)):
         elsewhere = certificates.issue(Role.COORDINATOR, "hub", "elsewhere")
     folder = {"worker-b": certificates.folder / "worker-b", "other": other, "elsewhere": elsewhere}[shown]
     pair = ((folder / KEY).read_bytes(), (folder / CERTIFICATE).read_bytes())
@@ -205,7 +207,7 @@ async def test_a_revoked_worker_is_refused_at_its_next_call_and_a_new_certificat
     folder = certificates.issue(Role.WORKER, "a")
     worker = guarded.worker(folder, "a")
     await worker.join()
-    artifact = guarded.store.add(ArtifactKind.ADAPTER, b"for workers")
+    artifact = guarded.store.artifacts.add(ArtifactKind.ADAPTER, b"for workers")
     certificates.authority.revoke("worker/a")
     with pytest.raises(NotAllowed, match="certificate of worker/a is revoked"):
         await worker.download(artifact, certificates.folder)
@@ -231,7 +233,9 @@ async def test_a_stream_that_is_open_tells_a_revoked_worker_nothing_more(
 async def test_an_upload_under_way_ends_when_its_worker_is_revoked(
     guarded: Guarded, certificates: Certificates
 ) -> None:
-    expected = Expected(guarded.adapter, update_schema(schema_of({"x": torch.zeros(4)}), RUN.adapter, {}))
+    expected = Expected(
+        guarded.adapter, update_schema(schema_of({"x": torch.zeros(4)}), guarded.run.spec.adapter, {})
+    )
     guarded.inbox.open(RoundState(1, frozenset({"a"}), 1, closes_at=1e12), expected)
     worker = guarded.worker(certificates.issue(Role.WORKER, "a"), "a")
     await worker.join()

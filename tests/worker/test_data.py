@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from common.batches import CausalDataset, Dataset, TextDataset
-from common.encoding import ImageDataset
+from common.data.batches import CausalDataset, Dataset, TextDataset
+from common.data.encoding import ImageDataset
+from common.data.examples import Columns, Examples
+from common.data.processors import load_processor
 from common.errors import DataError, ModelError
-from common.examples import Columns, Examples
-from common.processors import load_processor
 from common.records import TaskKind, TaskSpec
 from tests.conftest import LABELS, sentences, write_pictures, write_table
 from tests.families import write_family

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.batches import Dataset, TextDataset
-from common.encoding import encode
+from common.data.batches import Dataset, TextDataset
+from common.data.encoding import encode
+from common.data.examples import Columns, read_examples
+from common.data.processors import load_processor
 from common.errors import Stopped
-from common.examples import Columns, read_examples
 from common.model import tasks
 from common.model.adapter import PEFT_PREFIX, RESIDUAL, Adapted, plus, trained
 from common.model.apoz import ZeroCounter
-from common.model.families import Projection, ffns_of
-from common.processors import load_processor
+from common.model.ffn import Projection, ffns_of
 from common.records import AdapterSpec, AdapterTargets, TaskKind, TrainingSpec, ZeroRule
 from tests.conftest import FFN, HIDDEN, LABELS, VOCABULARY, write_pictures, write_table
 from tests.families import small_model, write_family

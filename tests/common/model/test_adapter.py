@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.batches import Dataset
+from common.data.batches import Dataset
 from common.errors import BadUpdate
 from common.model.adapter import (
     PEFT_PREFIX,
@@ -24,7 +24,9 @@ from common.model.adapter import (
     plus,
     trained,
 )
-from common.model.families import FAMILIES, Projection, family_named, layers_of
+from common.model.families import FAMILIES, family_named
+from common.model.ffn import Projection
+from common.model.layers import layers_of
 from common.records import AdapterSpec, AdapterTargets, TaskKind
 from tests.conftest import HIDDEN, LAYERS
 from tests.families import small_inputs, small_model

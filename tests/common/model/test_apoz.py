@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.batches import Dataset
+from common.data.batches import Dataset
 from common.model.adapter import Adapted
 from common.model.apoz import ZeroCounter, ZeroCounts, apoz, count_at_rest, from_tensors, merge, to_tensors
-from common.model.families import FAMILIES, Ffn, ffns_of
+from common.model.families import FAMILIES
+from common.model.ffn import Ffn, ffns_of
 from common.records import AdapterSpec, AdapterTargets, TaskKind, ZeroRule
 from tests.conftest import FFN, write_model
 from tests.families import small_inputs, small_model

@@ -6,19 +6,9 @@ from torch import nn
 from transformers import BertConfig, Dinov2Config, Dinov2ForImageClassification, T5Config
 
 from common.errors import ModelError, UnsupportedFamily
-from common.model.families import (
-    FAMILIES,
-    encoder_of,
-    family_named,
-    family_of,
-    ffns_of,
-    is_smooth,
-    layer_outputs,
-    layer_prefix,
-    layers_of,
-    set_ffn_width,
-    with_layers,
-)
+from common.model.families import FAMILIES, family_named, family_of
+from common.model.ffn import ffns_of, is_smooth, set_ffn_width
+from common.model.layers import encoder_of, layer_outputs, layer_prefix, layers_of, with_layers
 from tests.families import FFN, HIDDEN, LAYERS, small_config, small_inputs, small_model
 
 every_family = pytest.mark.parametrize("model_type", FAMILIES)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.batches import Dataset
+from common.data.batches import Dataset
 from common.errors import BadUpdate, ModelError
-from common.model.families import FAMILIES, Ffn, ffns_of
+from common.model.families import FAMILIES
+from common.model.ffn import Ffn, ffns_of
 from common.model.submodel import (
     LayerPlan,
     SubModelPlan,
@@ -22,7 +23,7 @@ from common.model.submodel import (
     tied_names,
 )
 from common.records import TaskKind
-from common.tensors import TensorFile, to_bytes
+from common.storage.tensors import TensorFile, to_bytes
 from tests.conftest import FFN, HIDDEN, LAYERS
 from tests.families import small_config, small_inputs, small_model
 from tests.small import TEXT, copies, load_model, load_texts, logits, same_bits

@@ -12,7 +12,7 @@ from common.model.families import FAMILIES
 from common.model.tasks import from_config
 from common.model.wire_config import known_keys, read_config
 from common.records import TaskKind, TaskSpec
-from coordinator.foundation import wire_config
+from coordinator.modelling.foundation import wire_config
 from tests.conftest import LABELS
 from tests.families import small_config
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from common.tensors import to_bytes
+from common.storage.tensors import to_bytes
 from coordinator.algorithms.distillation import Settings, distil
 from tests.coordinator.algorithms.pairs import COMPRESSED, add_lora, batches, pair, values
 

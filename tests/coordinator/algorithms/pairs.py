@@ -8,8 +8,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.batches import Batch
-from common.model.families import FAMILIES, Projection, family_of, ffns_of
+from common.data.batches import Batch
+from common.model.families import FAMILIES, family_of
+from common.model.ffn import Projection, ffns_of
 from common.model.submodel import build
 from common.records import TaskKind
 from coordinator.algorithms.compression import cut, ffn_widths, plan_ffn_pruning

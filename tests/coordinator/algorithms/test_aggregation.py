@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.choices import AggregationRule, ServerOptimizer
+from common.config.choices import AggregationRule, ServerOptimizer
 from common.errors import BadUpdate, RunFailed
 from common.model.adapter import plus
 from coordinator.algorithms.aggregation import Settings, Update, aggregate, combine, step

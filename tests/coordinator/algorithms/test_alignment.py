@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.choices import NeuronChoice
+from common.config.choices import NeuronChoice
 from common.model.apoz import ZeroCounts
 from coordinator.algorithms.alignment import chosen_neurons, due
 

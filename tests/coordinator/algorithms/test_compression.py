@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from common.model.families import FAMILIES, Ffn, ffns_of, layer_prefix, layers_of
+from common.model.families import FAMILIES
+from common.model.ffn import Ffn, ffns_of
+from common.model.layers import layer_prefix, layers_of
 from common.model.submodel import SubModelPlan, build, own_weights
 from common.records import TaskKind
 from coordinator.algorithms.compression import (

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.batches import Batch
+from common.data.batches import Batch
 from common.errors import Stopped
-from common.model.families import FAMILIES, Ffn, ffns_of
+from common.model.families import FAMILIES
+from common.model.ffn import Ffn, ffns_of
 from common.model.submodel import apply_patch, make_patch
 from coordinator.algorithms.distillation import Settings, distil, hidden_error
 from coordinator.algorithms.distillation_loss import linear_map, weight_error

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from common.model.families import FAMILIES, encoder_of, family_of, ffns_of, layers_of, outputs_of
+from common.model.families import FAMILIES, family_of
+from common.model.ffn import ffns_of
+from common.model.layers import encoder_of, layers_of, outputs_of
 from coordinator.algorithms.distillation_loss import DistillationLoss, layer_error, linear_map, weight_error
 from tests.coordinator.algorithms.pairs import COMPRESSED, TEXT_FAMILIES, pair
 from tests.families import HIDDEN, LAYERS, small_inputs

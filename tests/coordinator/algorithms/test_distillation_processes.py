@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.model.families import ffns_of
-from common.tensors import TensorFile
+from common.model.ffn import ffns_of
+from common.storage.tensors import TensorFile
 from tests.coordinator.algorithms import distil_together
 from tests.coordinator.algorithms.pairs import COMPRESSED, add_lora, pair, same_bits, values
 

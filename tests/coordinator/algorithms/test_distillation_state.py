@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.errors import Stopped, StoreError
 from common.model.families import FAMILIES
-from common.tensors import TensorFile, to_bytes
+from common.storage.tensors import TensorFile, to_bytes
 from coordinator.algorithms.distillation import Settings, distil
 from tests.coordinator.algorithms.pairs import COMPRESSED, add_lora, batches, pair, same_bits, values
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.model.families import FAMILIES, ffns_of, layers_of
+from common.model.families import FAMILIES
+from common.model.ffn import ffns_of
+from common.model.layers import layers_of
 from common.model.submodel import LayerPlan, SubModelPlan, own_weights
 from coordinator.algorithms import compression, exposure
 from coordinator.algorithms.saliency import l2_norm

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from common.batches import Batch
+from common.data.batches import Batch
 from common.model.adapter import Adapted
-from common.model.families import FAMILIES, ffns_of
+from common.model.families import FAMILIES
+from common.model.ffn import ffns_of
 from common.model.submodel import SubModelPlan, build
 from common.records import AdapterSpec, AdapterTargets, TaskKind
 from coordinator.algorithms.compression import (

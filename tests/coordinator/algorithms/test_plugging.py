@@ -6,7 +6,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.model.adapter import PEFT_PREFIX, RESIDUAL, Adapted
-from common.model.families import FAMILIES, ffns_of, layers_of
+from common.model.families import FAMILIES
+from common.model.ffn import ffns_of
+from common.model.layers import layers_of
 from common.model.submodel import SubModelPlan, build
 from common.records import AdapterSpec, AdapterTargets
 from coordinator.algorithms.compression import (

@@ -9,13 +9,15 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from common.batches import Batch
+from common.data.batches import Batch
 from common.errors import DataError, Stopped
-from common.model.families import FAMILIES, Ffn, encoder_of, family_of, ffns_of
+from common.model.families import FAMILIES, family_of
+from common.model.ffn import Ffn, ffns_of
+from common.model.layers import encoder_of
 from common.model.submodel import build
+from coordinator.algorithms.activation_capture import tokens_of
 from coordinator.algorithms.compression import config_of, cut, ffn_widths, plan_ffn_pruning, plan_full
 from coordinator.algorithms.distillation import hidden_error
-from coordinator.algorithms.probing import tokens_of
 from coordinator.algorithms.reconstruction import reconstruct
 from coordinator.algorithms.saliency import l2_norm
 from tests.families import small_inputs, small_model

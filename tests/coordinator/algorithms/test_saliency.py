@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from common.batches import Batch
-from common.choices import Saliency
+from common.config.choices import Saliency
+from common.data.batches import Batch
 from common.errors import DataError, Stopped
-from common.model.families import FAMILIES, Ffn, Projection, encoder_of, family_of, ffns_of, layer_outputs
-from coordinator.algorithms.probing import attention_received, tokens_of
+from common.model.families import FAMILIES, family_of
+from common.model.ffn import Ffn, Projection, ffns_of
+from common.model.layers import encoder_of, layer_outputs
+from coordinator.algorithms.activation_capture import attention_received, tokens_of
 from coordinator.algorithms.saliency import integrated_gradients, l2_norm, score_layers, top_k
 from tests.families import FFN, LAYERS, small_inputs, small_model
 

@@ -7,14 +7,14 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from common.config_file import parse_config
+from common.config.file import parse_config
 from common.records import Event, Traffic
-from coordinator.process import identity
-from coordinator.store import Store
-from experiments.engine import simulate
+from coordinator.context import identity
+from coordinator.storage.store import Store
 from experiments.report.of_run import document
+from experiments.simulation import simulate
 from tests.conftest import LABELS, write_table
-from tests.experiments.test_engine import data
+from tests.experiments.test_simulation import data
 
 
 @pytest.fixture(scope="module")

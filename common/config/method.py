@@ -1,0 +1,186 @@
+"""What FedPFT can be set to: sub-FM, alignment, adapter, training, aggregation, rounds."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from common.config.choices import (
+    AggregationRule,
+    AlignmentMethod,
+    Construction,
+    LoraAveraging,
+    NeuronChoice,
+    Saliency,
+    ServerOptimizer,
+)
+from common.config.section import Positive, Rate, Section, Share
+from common.records import AdapterTargets
+
+
+class SubModelSection(Section):
+    """How the sub-FM is cut from the FM."""
+
+    path: Path | None = None
+    """Folder that `fedpft build` has written; unset cuts and aligns at the start of the run."""
+    construction: Construction = Construction.FFN_PRUNING
+    """"ffn-pruning" is FedPFT; "layer-drop" is FedOT: as many whole layers as have the same number of
+    parameters; "full" sends the whole FM (FedPETuning, the upper reference)."""
+    saliency: Saliency = Saliency.L2
+    """Which neurons stay: "l2" (the paper), "activation", "integrated-gradients", "attention", "random"."""
+    saliency_batches: Positive = 4
+    """Public batches on which a saliency other than "l2" and "random" looks at activations."""
+    drop_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75
+    """Share of FFN neurons cut from every compressed layer."""
+    keep_first: int = Field(default=1, ge=0)
+    """This many first layers stay whole."""
+    keep_last: int = Field(default=1, ge=0)
+    """This many last layers stay whole."""
+
+
+class Distillation(Section):
+    """Settings of a distillation of the FM into the sub-FM."""
+
+    batch_size: Positive = 16
+    """Texts per step."""
+    learning_rate: Rate = 1e-3
+    """AdamW's peak learning rate; cosine decay after warm-up."""
+    warmup: Share = 0.06
+    """Share of the steps in which the learning rate rises."""
+    weight_term: Annotated[float, Field(ge=0)] = 0.01
+    """Factor of the loss term on the FFN's linearised map (alpha in the paper)."""
+    attention_term: Annotated[float, Field(ge=0)] = 0.0
+    """Factor of a further term: the attention output of the layer behind each compressed one."""
+    logit_term: Annotated[float, Field(ge=0)] = 0.0
+    """Factor of a further term: the last layer's output, which the head reads."""
+
+
+class AlignmentSection(Distillation):
+    """Layer-level alignment, before the first round."""
+
+    method: AlignmentMethod = AlignmentMethod.GRADIENT
+    """"gradient" (the paper), "closed-form" (ridge reconstruction, no steps), or "both" in this order:
+    closed form, then gradient."""
+    steps: int = Field(default=200, ge=0)
+    """Optimiser steps of the gradient; 0 leaves the sub-FM as it was cut. More steps gain a little."""
+    ridge: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly the closed form holds on to the present weights."""
+    closed_form_batches: Positive = 16
+    """Public batches that the closed form reads."""
+    checkpoint_every: Positive = 50
+    """A broken-off alignment goes on from the last multiple of so many steps."""
+
+
+class RealignmentSection(Distillation):
+    """Neuron-level alignment during the rounds, guided by the workers' APoZ counts."""
+
+    every: int = Field(default=0, ge=0)
+    """Align after every so many rounds (t in the paper, 10 there); 0 never."""
+    drift: Annotated[float, Field(gt=0, le=2)] | None = None
+    """Align also after any round whose gradient gap shows a drift above this (0: equal gradients,
+    1: no relation); unset never."""
+    steps: Positive = 20
+    """Optimiser steps of each alignment."""
+    proportion: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of each compressed layer's neurons that are updated (p in the paper)."""
+    choice: NeuronChoice = NeuronChoice.HIGHEST
+    """Which these are: those of "highest" APoZ (the paper), of "lowest", or "random" ones."""
+    zero_rule: Literal["auto", "pre-activation", "near-zero"] = "auto"
+    """What APoZ counts: arguments of the activation function <= 0, or activations near zero. "auto" takes
+    the first for smooth functions (GELU, SiLU), which have next to no zeros, the second for ReLU."""
+    zero_threshold: Annotated[float, Field(ge=0)] = 0.0
+    """Largest absolute activation that counts as zero under "near-zero"."""
+
+
+class AdapterSection(Section):
+    """The tuned parameters: LoRA and the task head."""
+
+    targets: AdapterTargets = AdapterTargets.ATTENTION
+    """"attention": LoRA on query, key, value and output of every layer; "attention+ffn": on the FFN's kept
+    neurons as well; "none": the head alone."""
+    rank: Positive = 8
+    """Rank of LoRA."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """LoRA's scale is alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout on LoRA's input."""
+
+
+class TrainingSection(Section):
+    """How workers train in a round."""
+
+    epochs: Positive = 1
+    """Passes over the private data."""
+    batch_size: Positive = 16
+    """Examples per step."""
+    learning_rate: Rate = 2e-3
+    """AdamW's learning rate for LoRA."""
+    head_learning_rate: Rate = 5e-3
+    """AdamW's learning rate for the head."""
+    weight_decay: Share = 0.01
+    """AdamW's decoupled weight decay."""
+    max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this L2 norm."""
+    decay: Literal["linear", "constant"] = "linear"
+    """How the learning rates change over the rounds."""
+    proximal: Annotated[float, Field(ge=0)] = 0.0
+    """FedProx's mu: pulls the worker's adapter towards the round's; 0 is FedAvg."""
+
+
+class AggregationSection(Section):
+    """How updates become the next adapter."""
+
+    rule: AggregationRule = AggregationRule.MEAN
+    """"mean" (FedAvg); against bad workers "median", "trimmed-mean", "krum", "multi-krum"."""
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    """Share that "trimmed-mean" cuts off at either end."""
+    byzantine: int = Field(default=1, ge=0)
+    """How many bad workers "krum" and "multi-krum" reckon with; they need 2 * this + 3 updates."""
+    norm_limit: Annotated[float, Field(gt=1)] | None = None
+    """Set updates aside whose L2 norm is more than so many times the round's median, as long as
+    rounds.minimum stay; unset takes them all."""
+    optimizer: ServerOptimizer = ServerOptimizer.NONE
+    """How the change is applied: "none", "momentum" (FedAvgM), "adam" (FedAdam), "yogi" (FedYogi)."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Factor of the change; "adam" and "yogi" want less, such as 0.01."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of "momentum", "adam" and "yogi"."""
+    second_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Of the squares, in "adam" and "yogi"."""
+    tau: Annotated[float, Field(gt=0)] = 1e-3
+    """Adaptivity of "adam" and "yogi": smaller adapts more."""
+    lora: LoraAveraging = LoraAveraging.FACTORS
+    """What is averaged of LoRA: its "factors" A and B (the paper); B alone, "freeze-a" (FFA-LoRA, half
+    the upload); or the product, "exact" (FedEx-LoRA, with larger downloads)."""
+
+
+class GradientGapSection(Section):
+    """How far apart the FM's and the sub-FM's gradients are, after each round, on public data."""
+
+    batches: int = Field(default=2, ge=0)
+    """Batches to measure on; 0 measures nothing."""
+    batch_size: Positive = 16
+    """Texts or images per batch."""
+
+
+class RoundsSection(Section):
+    """The federated rounds."""
+
+    count: Positive = 5
+    """Rounds in all."""
+    workers: Positive = 3
+    """The first round starts when this many workers are there, later ones when they are back or missed for
+    longer than grace_seconds."""
+    sample: Positive | None = None
+    """Workers drawn for each round; unset draws all that are there."""
+    over_select: int = Field(default=0, ge=0)
+    """This many further workers are drawn beside the sample; the round closes with as many updates as the
+    sample has workers, and the last ones are refused. Which came first is no matter of the seed."""
+    minimum: Positive = 1
+    """A round whose deadline has passed counts with at least this many updates."""
+    deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """A round closes after this time at the latest."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """A round waits for a worker that is lost this long before it goes on without, with its minimum."""
+    tries: Positive = 3
+    """A round that misses its minimum is repeated this often before the run fails."""

@@ -1,0 +1,147 @@
+"""A coordinator's run configuration: typed, frozen, valid from birth. `common.config.file` reads it."""
+
+import math
+
+from pydantic import model_validator
+
+from common.config.choices import (
+    AggregationRule,
+    AlignmentMethod,
+    Construction,
+    LoraAveraging,
+    ServerOptimizer,
+)
+from common.config.method import (
+    AdapterSection,
+    AggregationSection,
+    AlignmentSection,
+    GradientGapSection,
+    RealignmentSection,
+    RoundsSection,
+    SubModelSection,
+    TrainingSection,
+)
+from common.config.section import Section
+from common.config.service import AdmissionSection, ComputeSection, LimitsSection, ServerSection, TlsSection
+from common.config.task import DataSection, ModelSection, RunSection, TaskSection
+from common.records import AdapterTargets, TaskKind
+
+
+class RunConfig(Section):
+    """The whole file."""
+
+    run: RunSection = RunSection()
+    """The run as a whole."""
+    model: ModelSection
+    """The foundation model (FM). It never leaves the coordinator."""
+    task: TaskSection
+    """What the model learns."""
+    data: DataSection = DataSection()
+    """The owner's own data."""
+    sub_fm: SubModelSection = SubModelSection()
+    """How the sub-FM is cut from the FM."""
+    alignment: AlignmentSection = AlignmentSection()
+    """Layer-level alignment, before the first round."""
+    realignment: RealignmentSection = RealignmentSection()
+    """Neuron-level alignment during the rounds, guided by the workers' APoZ counts."""
+    adapter: AdapterSection = AdapterSection()
+    """The tuned parameters: LoRA and the task head."""
+    training: TrainingSection = TrainingSection()
+    """How workers train in a round."""
+    aggregation: AggregationSection = AggregationSection()
+    """How updates become the next adapter."""
+    gradient_gap: GradientGapSection = GradientGapSection()
+    """How far apart the FM's and the sub-FM's gradients are, after each round, on public data."""
+    rounds: RoundsSection = RoundsSection()
+    """The federated rounds."""
+    server: ServerSection = ServerSection()
+    """Where the coordinator listens."""
+    tls: TlsSection = TlsSection()
+    """Mutual TLS, with the files that `fedpft certs issue` writes; files that change are read anew."""
+    admission: AdmissionSection = AdmissionSection()
+    """Who may take part in the run."""
+    limits: LimitsSection = LimitsSection()
+    """What workers may ask for. Who goes beyond is refused and told why; the run goes on."""
+    compute: ComputeSection = ComputeSection()
+    """Where the coordinator computes."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunConfig":
+        if self.aligns and self.data.public is None:
+            raise ValueError(
+                "data.public.path (or preset) must be set for an alignment; or do without: "
+                'alignment.steps = 0 with method = "gradient", realignment.every = 0 and no drift'
+            )
+        if self.prunes and self.data.public is None and self.sub_fm.saliency.needs_data:
+            raise ValueError(
+                f'data.public.path (or preset) must be set for sub_fm.saliency = "{self.sub_fm.saliency}"'
+            )
+        if self.realignment.drift is not None and self.gradient_gap.batches == 0:
+            raise ValueError("realignment.drift needs gradient_gap.batches >= 1")
+        if self.rounds.minimum > (self.rounds.sample or self.rounds.workers):
+            raise ValueError("rounds.minimum must not exceed the workers of a round")
+        admitted = self.admission.workers
+        if admitted is not None and len(set(admitted)) < self.rounds.workers:
+            raise ValueError("rounds.workers must not exceed the workers that admission.workers names")
+        if self.rounds.over_select and self.rounds.sample is None:
+            raise ValueError("rounds.over_select needs rounds.sample: without it all workers are asked")
+        if self.task.kind is TaskKind.CAUSAL_LM and self.adapter.targets is AdapterTargets.NONE:
+            raise ValueError('adapter.targets must not be "none" for causal-lm: there is no head to tune')
+        if self.task.pairs and self.data.test and self.data.test.path and not self.data.test.pair_column:
+            raise ValueError("data.test.pair_column must be set, as task.pairs is true")
+        if self.sub_fm.path is not None and not self.prunes:
+            raise ValueError(
+                f'sub_fm.path must be unset for sub_fm.construction = "{self.sub_fm.construction}"'
+            )
+        self._check_exact_averaging()
+        self._check_robust_rule()
+        return self
+
+    def _check_robust_rule(self) -> None:
+        a, least = self.aggregation, self.rounds.minimum
+        if a.rule in (AggregationRule.KRUM, AggregationRule.MULTI_KRUM) and least < 2 * a.byzantine + 3:
+            raise ValueError(
+                f'rounds.minimum must be >= {2 * a.byzantine + 3} for aggregation.rule = "{a.rule}" with '
+                f"byzantine = {a.byzantine}, got {least}"
+            )
+        cut = 2 * math.ceil(a.trim * least)
+        if a.rule is AggregationRule.TRIMMED_MEAN and least <= cut:
+            raise ValueError(
+                f"rounds.minimum must be > {cut} for aggregation.trim = {a.trim}, "
+                f"which cuts {cut} of {least} updates"
+            )
+
+    def _check_exact_averaging(self) -> None:
+        a = self.aggregation
+        if a.lora is not LoraAveraging.EXACT:
+            return
+        if a.rule is not AggregationRule.MEAN or a.optimizer is not ServerOptimizer.NONE:
+            raise ValueError(
+                'aggregation.lora = "exact" needs aggregation.rule = "mean" and optimizer = "none"'
+            )
+        if self.adapter.targets is AdapterTargets.ATTENTION_FFN and self.realigns:
+            # Both would write to the FFN's weights.
+            raise ValueError(
+                'aggregation.lora = "exact" with adapter.targets = "attention+ffn" '
+                "leaves no room for realignment; set realignment.every = 0 and leave out realignment.drift"
+            )
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the sub-FM has fewer FFN neurons than the FM: only then there is something to align."""
+        return self.sub_fm.construction is Construction.FFN_PRUNING
+
+    @property
+    def realigns(self) -> bool:
+        """Whether the sub-FM may be aligned during the rounds."""
+        return self.prunes and (self.realignment.every > 0 or self.realignment.drift is not None)
+
+    @property
+    def aligns(self) -> bool:
+        """Whether any alignment will run."""
+        return self.realigns or (self.prunes and self.sub_fm.path is None and self.aligns_layers)
+
+    @property
+    def aligns_layers(self) -> bool:
+        """Whether the layer-level alignment would do anything."""
+        return self.alignment.steps > 0 or self.alignment.method is not AlignmentMethod.GRADIENT

@@ -1,0 +1,95 @@
+"""The service around a run: where it listens, whom it lets in, what it allows, where it computes."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from common.config.section import Positive, Section
+from common.trust.identity import NAME
+
+WorkerName = Annotated[str, Field(pattern=NAME)]
+
+
+class ServerSection(Section):
+    """Where the coordinator listens."""
+
+    listen: str = "127.0.0.1:7070"
+    """HOST:PORT for workers and `fedpft status`; port 0 takes a free one."""
+    metrics: str | None = "127.0.0.1:7071"
+    """HOST:PORT of the Prometheus metrics; port 0 takes a free one, unset serves none."""
+    insecure: bool = False
+    """Allow plain text on addresses other machines can reach, of the metrics also beside [tls]."""
+    page: str | None = None
+    """HOST:PORT of a read-only web page that shows the run; plain text, so that addresses that other machines
+    can reach need insecure."""
+    health: str | None = None
+    """HOST:PORT of gRPC's health service alone, in plain text also beside [tls], for probes of containers."""
+    linger_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """After the run's end go on serving its status and metrics this long, for what scrapes and watches."""
+    heartbeat_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Workers report this often; one silent for three intervals counts as lost."""
+    keepalive_seconds: Annotated[float, Field(ge=1)] = 20.0
+    """A connection silent for so long is probed; without an answer for as long again it counts as dead."""
+    max_transfers: Positive = 8
+    """Artifact downloads served at the same time; more wait their turn."""
+
+
+class TlsSection(Section):
+    """Mutual TLS, with the files that `fedpft certs issue` writes; files that change are read anew."""
+
+    certificate: Path | None = None
+    """The coordinator's certificate, tls.crt; unset speaks plain text."""
+    key: Path | None = None
+    """Its key, tls.key."""
+    ca: Path | None = None
+    """Certificate of the authority whose workers and admins are let in, ca.crt."""
+    revoked: Path | None = None
+    """The authority's list of revoked certificates, revoked.pem; unset knows of none."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "TlsSection":
+        given = [path is not None for path in (self.certificate, self.key, self.ca)]
+        if any(given) and not all(given):
+            raise ValueError("certificate, key and ca must be set together")
+        if self.revoked is not None and not all(given):
+            raise ValueError("revoked needs certificate, key and ca")
+        return self
+
+
+class AdmissionSection(Section):
+    """Who may take part in the run."""
+
+    workers: tuple[WorkerName, ...] | None = None
+    """Names of the workers that may join; unset admits any, under TLS any that has a worker's certificate."""
+
+
+class LimitsSection(Section):
+    """What workers may ask for. Who goes beyond is refused and told why; the run goes on."""
+
+    examples: Positive = 10_000_000
+    """Most examples that a worker may name: with the mean, its weight."""
+    workers: Positive = 10_000
+    """Most names under which workers may join."""
+    updates_per_round: Positive = 3
+    """Different updates of one worker that a round takes; each stays on disk until the round is over."""
+    calls_per_second: Annotated[float, Field(gt=0)] = 50.0
+    """Calls that a worker may make in the long run; those of ten seconds at once."""
+    streams: Positive = 64
+    """Streams that a worker may have open at the same time: tasks, downloads, uploads; those of connections
+    that died unnoticed count until they are noticed."""
+    calls: Positive = 30_000
+    """Calls and streams of all workers at the same time; more are turned away."""
+    upload_bytes_per_second: Annotated[float, Field(gt=0)] = 1024.0
+    """An upload slower than this on average, after a minute, is broken off; it may go on where it was."""
+    disk_gigabytes: Annotated[float, Field(gt=0)] | None = None
+    """While artifacts and uploads take more than this, no update is taken; workers try again. Unset: any."""
+
+
+class ComputeSection(Section):
+    """Where the coordinator computes."""
+
+    device: str = "cpu"
+    """A torch device, such as "cpu" or "cuda:0"."""
+    threads: Positive | None = None
+    """CPU threads of torch; unset takes all cores. Part of what makes a result repeat."""

@@ -1,0 +1,92 @@
+"""The run, the model, the task and the owner's data."""
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from common.config.section import Section
+from common.records import TaskKind
+
+
+class RunSection(Section):
+    """The run as a whole."""
+
+    directory: Path = Path("runs/run")
+    """Folder that holds everything of the run; the same folder continues the same run."""
+    seed: int = Field(default=7, ge=0, lt=2**32)
+    """Fixes every random choice."""
+
+
+class ModelSection(Section):
+    """The foundation model (FM). It never leaves the coordinator."""
+
+    path: str
+    """Local directory in the Hugging Face layout, or a hub id."""
+
+
+class TaskSection(Section):
+    """What the model learns."""
+
+    kind: TaskKind = TaskKind.TEXT_CLASSIFICATION
+    """"text-classification", "image-classification" or "causal-lm" (the next token of texts)."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, as they stand in the label column; order is class index. None for causal-lm."""
+    pairs: bool = False
+    """Whether every example is a pair of texts."""
+    max_length: int = Field(default=128, ge=8)
+    """Longer texts are cut to this many tokens; for causal-lm texts are joined and cut into such pieces."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TaskSection":
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels must be distinct")
+        if self.kind is TaskKind.CAUSAL_LM and self.labels:
+            raise ValueError("labels must be left out for causal-lm, which has no classes")
+        if self.kind is not TaskKind.CAUSAL_LM and len(self.labels) < 2:
+            raise ValueError(f"labels must name at least 2 classes, got {list(self.labels)}")
+        if self.pairs and self.kind is not TaskKind.TEXT_CLASSIFICATION:
+            raise ValueError(f"pairs must be false for {self.kind}")
+        return self
+
+
+class DataSource(Section):
+    """A file, an image folder, or a named data set."""
+
+    path: Path | None = None
+    """CSV, TSV, JSONL or Parquet file, or a folder of images."""
+    preset: str | None = None
+    """Instead of a path, a data set by name, such as "sst2:validation"; `fedpft datasets` lists them."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    image_column: str = "image"
+    """Column that holds the image."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataSource":
+        if (self.path is None) == (self.preset is None):
+            raise ValueError("exactly one of path and preset must be set")
+        return self
+
+
+class PublicData(DataSource):
+    """Public, unlabelled texts or images on which the sub-FM is aligned to the FM."""
+
+
+class TestData(DataSource):
+    """The owner's labelled test data; without it nothing is scored."""
+
+    pair_column: str | None = None
+    """Column that holds the second text of pairs."""
+    label_column: str = "label"
+    """Column that holds the label's name; not read for causal-lm, nor of image folders."""
+
+
+class DataSection(Section):
+    """The owner's own data. Workers' data never appears here."""
+
+    root: Path | None = None
+    """Folder with local copies of presets, laid out as on the hub; unset asks the hub."""
+    public: PublicData | None = None
+    """Public, unlabelled texts or images on which the sub-FM is aligned to the FM."""
+    test: TestData | None = None
+    """The owner's labelled test data; without it nothing is scored."""

@@ -1,0 +1,1 @@
+"""Examples: out of tables, folders and presets, prepared as a model reads them, in batches."""

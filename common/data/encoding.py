@@ -1,0 +1,106 @@
+"""Examples → what a model reads: token rows, or pixels on demand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from common.data.batches import Batch, CausalDataset, Dataset, Row, TextDataset, chosen
+from common.data.examples import Examples
+from common.data.images import ImageProcessor, decode
+from common.errors import DataError, ModelError
+from common.records import TaskKind
+
+# Bytes of preprocessed images that a data set may keep, so that later passes need not decode.
+CACHE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class ImageDataset(Dataset):
+    """Images, decoded and preprocessed when a batch needs them, with class indices if labelled."""
+
+    examples: Examples
+    processor: ImageProcessor
+    labels: list[int] | None
+    _kept: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """pixel_values [B, 3, H, W]. Raises DataError for an image that cannot be decoded, naming it."""
+        pixels = torch.stack([self._pixels(i) for i in indices])
+        return Batch({"pixel_values": pixels}, chosen(self.labels, indices))
+
+    def _pixels(self, i: int) -> Tensor:
+        """One image [3, H, W], kept when all of them fit."""
+        if i in self._kept:
+            return self._kept[i]
+        assert self.examples.images is not None
+        image = decode(self.examples.images[i], self.examples.name_of(i))
+        pixels = self.processor.pixel_values([image])[0]
+        if pixels.nbytes * len(self) <= CACHE_BYTES:
+            self._kept[i] = pixels
+        return pixels
+
+
+def encode(
+    processor: PreTrainedTokenizerBase | ImageProcessor,
+    examples: Examples,
+    kind: TaskKind,
+    max_length: int,
+    labels: tuple[str, ...] | None,
+) -> Dataset:
+    """Examples as a task of this kind wants them; texts are tokenised here, once, outside of training.
+
+    `processor` is the model's tokenizer, with a pad token, or its image processor. Texts and pairs
+    are cut to `max_length` tokens. `labels` are the class names in order of index; None: unlabelled.
+    For a language model, whose labels are its texts, EOS ends every text, and all of them
+    together are cut into blocks of `max_length` tokens.
+
+    Raises DataError when the examples are not what `kind` needs or have a label not in `labels`,
+    ModelError when the model's tokenizer or image processor does not fit.
+    """
+    examples.require(kind)
+    if kind is TaskKind.CAUSAL_LM:
+        tokenizer = _tokenizer(processor, kind)
+        return CausalDataset(_causal_rows(tokenizer, examples, max_length), tokenizer)
+    indices = None if labels is None else examples.class_indices(labels)
+    if kind is TaskKind.IMAGE_CLASSIFICATION:
+        if not isinstance(processor, ImageProcessor):
+            raise ModelError(f"{kind} needs an image processor, not a tokenizer")
+        return ImageDataset(examples, processor, indices)
+    tokenizer = _tokenizer(processor, kind)
+    encoded: Any = tokenizer(examples.texts, examples.pairs, truncation=True, max_length=max_length)
+    keys = list(encoded.keys())
+    rows = [{key: encoded[key][i] for key in keys} for i in range(len(examples))]
+    return TextDataset(rows, tokenizer, indices)
+
+
+def _causal_rows(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> list[Row]:
+    """Blocks of at least two tokens: one alone has none to foretell."""
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the model's tokenizer has no EOS token to put between texts")
+    # Longer texts than the model takes are no mistake here: they are cut further down.
+    encoded: Any = tokenizer(examples.texts, verbose=False)
+    tokens: list[int] = []
+    for text in encoded["input_ids"]:
+        tokens += text
+        if tokens[-1:] != [tokenizer.eos_token_id]:
+            tokens.append(tokenizer.eos_token_id)
+    blocks = [tokens[start : start + max_length] for start in range(0, len(tokens), max_length)]
+    rows = [block for block in blocks if len(block) > 1]
+    if not rows:
+        raise DataError(f"{examples.source}: there is no text to learn from")
+    return [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]
+
+
+def _tokenizer(
+    processor: PreTrainedTokenizerBase | ImageProcessor, kind: TaskKind
+) -> PreTrainedTokenizerBase:
+    if isinstance(processor, ImageProcessor):
+        raise ModelError(f"{kind} needs a tokenizer, not an image processor")
+    return processor

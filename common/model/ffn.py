@@ -1,0 +1,134 @@
+"""A layer's FFN, seen alike in every family."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from common.errors import UnsupportedFamily
+from common.model.families import Family, family_of
+from common.model.layers import layers_of
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map, in nn.Linear's layout whether it is a Linear or a Conv1D (stored transposed)."""
+
+    site: nn.Module
+    """The module in the layer: the map itself, or peft's wrapper around it. Hooks go here."""
+
+    @property
+    def module(self) -> nn.Linear | Conv1D:
+        """The map itself."""
+        inner = getattr(self.site, "base_layer", self.site)
+        if not isinstance(inner, nn.Linear | Conv1D):
+            raise UnsupportedFamily(f"{type(inner).__name__} is no linear map")
+        return inner
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in]; writing into it writes into the model."""
+        weight: Tensor = self.module.weight
+        return self.stored(weight)
+
+    def stored(self, weight: Tensor) -> Tensor:
+        """A weight [out, in] in the layout in which this map's class keeps it."""
+        return weight.T if isinstance(self.module, Conv1D) else weight
+
+    @property
+    def gradient(self) -> Tensor:
+        """The weight's gradient, [out, in], likewise."""
+        gradient = self.module.weight.grad
+        assert isinstance(gradient, Tensor)
+        return self.stored(gradient)
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """[out], where the family has one."""
+        bias: nn.Parameter | None = self.module.bias
+        return bias
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Weight and bias, without an adapter's."""
+        return list(self.module.parameters(recurse=False))
+
+
+@dataclass(frozen=True)
+class Ffn:
+    """A layer's FFN. Neuron j is row j of every map in `ins`, column j of `out`.
+
+    Plain: out(act(in(x))). Gated: out(act(gate(x)) * up(x)).
+    """
+
+    ins: tuple[Projection, ...]
+    out: Projection
+    norm: nn.Module
+    layer: nn.Module
+    post_norm: bool
+    """Layer output: norm(x + ffn(x)) if post-norm, else x + scale * ffn(norm(x))."""
+    scale: Tensor | None
+    """[d], or None for 1."""
+
+    @property
+    def width(self) -> int:
+        """Number of neurons."""
+        return self.out.weight.shape[1]
+
+    def neuron_parameters(self) -> list[nn.Parameter]:
+        """What a neuron-level alignment trains: what belongs to single neurons, so not out's bias."""
+        maps = [p for m in self.ins for p in m.parameters()]
+        return [*maps, *(p for p in self.out.parameters() if p is not self.out.bias)]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What a layer-level alignment trains."""
+        return [p for m in (*self.ins, self.out) for p in m.parameters()] + list(self.norm.parameters())
+
+
+def ffns_of(model: PreTrainedModel) -> list[Ffn]:
+    """The FFN of every layer, first to last. Raises UnsupportedFamily where a variant has another."""
+    family = family_of(model.config)
+    return [
+        Ffn(
+            tuple(_projection(layer, path, family) for path in family.ffn_in),
+            _projection(layer, family.ffn_out, family),
+            layer.get_submodule(family.ffn_norm),
+            layer,
+            family.post_norm,
+            layer.get_parameter(family.ffn_scale) if family.ffn_scale else None,
+        )
+        for layer in layers_of(model)
+    ]
+
+
+def _projection(layer: nn.Module, path: str, family: Family) -> Projection:
+    try:
+        found = Projection(layer.get_submodule(path))
+    except AttributeError:
+        raise UnsupportedFamily(
+            f"this {family.model_type} keeps its FFN elsewhere than the family does: no {path}"
+        ) from None
+    return found
+
+
+def set_ffn_width(layer: nn.Module, family: Family, width: int) -> None:
+    """Replace a layer's FFN maps by uninitialised ones for `width` neurons."""
+    for path in family.ffn_in:
+        layer.set_submodule(path, _resized(_projection(layer, path, family), out_features=width))
+    out = _projection(layer, family.ffn_out, family)
+    layer.set_submodule(family.ffn_out, _resized(out, in_features=width))
+
+
+def _resized(
+    old: Projection, in_features: int | None = None, out_features: int | None = None
+) -> nn.Linear | Conv1D:
+    rows, columns = out_features or old.weight.shape[0], in_features or old.weight.shape[1]
+    if isinstance(old.module, Conv1D):
+        return Conv1D(rows, columns)
+    return nn.Linear(columns, rows, old.bias is not None)
+
+
+def is_smooth(config: PretrainedConfig) -> bool:
+    """Whether the FFN's activation has next to no exact zeros: all but ReLU and its kin."""
+    name = str(getattr(config, family_of(config).activation))
+    return not name.startswith("relu")

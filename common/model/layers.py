@@ -1,0 +1,97 @@
+"""A model's layers: where they are, how their weights are named, what they put out."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from common.errors import ModelError
+from common.model.families import family_of
+
+
+def encoder_of(model: PreTrainedModel) -> nn.Module:
+    """The module that turns inputs into hidden states."""
+    return model.get_submodule(family_of(model.config).encoder)
+
+
+def layers_of(model: PreTrainedModel) -> Sequence[nn.Module]:
+    """The transformer layers, first to last."""
+    layers = encoder_of(model).get_submodule(family_of(model.config).layers)
+    assert isinstance(layers, nn.ModuleList)
+    return list(layers)
+
+
+def layer_prefix(config: PretrainedConfig, layer: int) -> str:
+    """How a layer's names begin in the task model's state dict: "bert.encoder.layer.0."."""
+    family = family_of(config)
+    return f"{family.encoder}.{family.layers}.{layer}."
+
+
+def with_layers(config: PretrainedConfig, count: int) -> PretrainedConfig:
+    """The configuration of the same model with `count` layers. Raises ModelError."""
+    if count > config.num_hidden_layers:
+        raise ModelError(f"the model has {config.num_hidden_layers} layers, {count} were asked for")
+    changed = deepcopy(config)
+    changed.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        changed.layer_types = config.layer_types[:count]
+    return changed
+
+
+def layer_outputs(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """The output [B, T, d] of every layer, first to last, before any final normalisation.
+
+    By hooks: what the models themselves return as hidden states differs, the last one in some
+    families being normalised.
+    """
+    return outputs_of(model, layers_of(model), inputs)
+
+
+class _SeenAll(Exception):
+    """Ends a forward pass of which nothing more is wanted."""
+
+
+def outputs_of(
+    model: PreTrainedModel, modules: Sequence[nn.Module], inputs: dict[str, Tensor]
+) -> list[Tensor]:
+    """What each of these parts of the encoder puts out, [B, T, d], in their order.
+
+    The encoder runs no further than to the last of them.
+    """
+    seen: dict[int, Tensor] = {}
+
+    def note(index: int) -> Any:
+        def observe(module: nn.Module, inputs: Any, output: Any) -> None:
+            seen[index] = output[0] if isinstance(output, tuple) else output
+            if len(seen) == len(modules):
+                raise _SeenAll
+
+        return observe
+
+    hooks = [module.register_forward_hook(note(index)) for index, module in enumerate(modules)]
+    try:
+        with suppress(_SeenAll):
+            encoder_of(model)(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [seen[index] for index in range(len(modules))]
+
+
+@contextmanager
+def watch_outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """A list that every module's output is appended to as it is computed."""
+    seen: list[Tensor] = []
+
+    def observe(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [module.register_forward_hook(observe) for module in modules]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,1 @@
+"""What a process runs on: memory, the compute thread, notifications, seeds, fault points."""

@@ -1,0 +1,288 @@
+"""Protobuf ↔ records, for what workers and coordinator say; `admin_wire` is for what the owner is told.
+
+These two are where both are known.
+
+`*_from_pb` checks what protobuf cannot (a digest's form, an enum's range) and raises BadMessage.
+"""
+
+import math
+import re
+from enum import StrEnum
+from typing import TypeVar
+
+from fedpft.v1 import federation_pb2, types_pb2
+
+from common.errors import BadMessage
+from common.observability.tracing import well_formed
+from common.records import (
+    Activity,
+    AdapterSpec,
+    AdapterTargets,
+    ArtifactKind,
+    ArtifactRef,
+    Chunk,
+    JoinReply,
+    JoinRequest,
+    Progress,
+    RunSpec,
+    StopTask,
+    SubModelRef,
+    Task,
+    TaskKind,
+    TaskSpec,
+    TrainingSpec,
+    TrainTask,
+    UpdateHeader,
+    WaitTask,
+    ZeroRule,
+)
+from common.trust.identity import NAME
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(NAME)
+
+Member = TypeVar("Member", bound=StrEnum)
+
+
+def enum_from_pb(kind: type[Member], pb_enum: object, prefix: str, number: int) -> Member:
+    """The member of ours that a protobuf enum's number stands for. Raises BadMessage."""
+    try:
+        label: str = pb_enum.Name(number)  # type: ignore[attr-defined]
+        return kind[label.removeprefix(prefix)]
+    except (ValueError, KeyError):
+        raise BadMessage(f"{kind.__name__} {number} is not known; upgrade this side") from None
+
+
+def _digest(text: str) -> str:
+    if not _SHA256.fullmatch(text):
+        raise BadMessage("a digest must be 64 lower-case hexadecimal digits")
+    return text
+
+
+def worker_name(text: str) -> str:
+    """Check a worker's name, which becomes part of logs, metrics and file names.
+
+    Raises BadMessage.
+    """
+    if not _NAME.fullmatch(text):
+        raise BadMessage(
+            f"worker name {text[:64]!r} must be 1 to 64 letters, digits, '.', '_' or '-', "
+            "the first a letter or digit"
+        )
+    return text
+
+
+# --- artifacts ---
+
+
+def ref_to_pb(ref: ArtifactRef) -> types_pb2.ArtifactRef:
+    kind = types_pb2.ArtifactKind.Value(f"ARTIFACT_KIND_{ref.kind.name}")
+    return types_pb2.ArtifactRef(kind=kind, sha256=ref.sha256, size=ref.size)
+
+
+def ref_from_pb(m: types_pb2.ArtifactRef) -> ArtifactRef:
+    kind = enum_from_pb(ArtifactKind, types_pb2.ArtifactKind, "ARTIFACT_KIND_", m.kind)
+    return ArtifactRef(kind, _digest(m.sha256), m.size)
+
+
+def chunk_to_pb(chunk: Chunk) -> types_pb2.Chunk:
+    return types_pb2.Chunk(offset=chunk.offset, data=bytes(chunk.data))
+
+
+def chunk_from_pb(m: types_pb2.Chunk) -> Chunk:
+    return Chunk(m.offset, m.data)
+
+
+# --- joining ---
+
+
+def join_request_to_pb(r: JoinRequest) -> federation_pb2.JoinRequest:
+    return federation_pb2.JoinRequest(
+        worker=r.worker,
+        protocol_min=r.protocol_min,
+        protocol_max=r.protocol_max,
+        software=r.software,
+        examples=r.examples,
+    )
+
+
+def join_request_from_pb(m: federation_pb2.JoinRequest) -> JoinRequest:
+    if m.examples < 1:
+        raise BadMessage("a worker needs at least one example")
+    return JoinRequest(worker_name(m.worker), m.protocol_min, m.protocol_max, m.software[:64], m.examples)
+
+
+def join_reply_to_pb(r: JoinReply) -> federation_pb2.JoinResponse:
+    return federation_pb2.JoinResponse(
+        session=r.session,
+        protocol=r.protocol,
+        run=run_spec_to_pb(r.run),
+        heartbeat_seconds=r.heartbeat_seconds,
+    )
+
+
+def join_reply_from_pb(m: federation_pb2.JoinResponse) -> JoinReply:
+    return JoinReply(m.session, m.protocol, run_spec_from_pb(m.run), m.heartbeat_seconds)
+
+
+def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
+    targets = types_pb2.AdapterTargets.Value(f"ADAPTER_TARGETS_{r.adapter.targets.name}")
+    return types_pb2.RunSpec(
+        run_id=r.run_id,
+        task=types_pb2.TaskSpec(
+            labels=r.task.labels,
+            max_length=r.task.max_length,
+            kind=types_pb2.TaskKind.Value(f"TASK_KIND_{r.task.kind.name}"),
+            pairs=r.task.pairs,
+        ),
+        adapter=types_pb2.AdapterSpec(
+            targets=targets,
+            rank=r.adapter.rank,
+            alpha=r.adapter.alpha,
+            dropout=r.adapter.dropout,
+            freeze_a=r.adapter.freeze_a,
+        ),
+        training=types_pb2.TrainingSpec(
+            epochs=r.training.epochs,
+            batch_size=r.training.batch_size,
+            learning_rate=r.training.learning_rate,
+            head_learning_rate=r.training.head_learning_rate,
+            weight_decay=r.training.weight_decay,
+            max_gradient_norm=r.training.max_gradient_norm,
+            proximal=r.training.proximal,
+        ),
+        seed=r.seed,
+    )
+
+
+def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
+    a, t = m.adapter, m.training
+    kind = enum_from_pb(TaskKind, types_pb2.TaskKind, "TASK_KIND_", m.task.kind)
+    targets = enum_from_pb(AdapterTargets, types_pb2.AdapterTargets, "ADAPTER_TARGETS_", a.targets)
+    return RunSpec(
+        run_id=m.run_id,
+        task=TaskSpec(kind, tuple(m.task.labels), m.task.max_length, m.task.pairs),
+        adapter=AdapterSpec(targets, a.rank, a.alpha, a.dropout, a.freeze_a),
+        training=TrainingSpec(
+            t.epochs,
+            t.batch_size,
+            t.learning_rate,
+            t.head_learning_rate,
+            t.weight_decay,
+            t.max_gradient_norm,
+            t.proximal,
+        ),
+        seed=m.seed,
+    )
+
+
+# --- tasks ---
+
+
+def sub_model_to_pb(r: SubModelRef) -> types_pb2.SubModel:
+    return types_pb2.SubModel(
+        config_json=r.config_json,
+        ffn_widths=r.ffn_widths,
+        base=ref_to_pb(r.base),
+        patches=[ref_to_pb(p) for p in r.patches],
+        tokenizer=[ref_to_pb(p) for p in r.processor],
+    )
+
+
+def sub_model_from_pb(m: types_pb2.SubModel) -> SubModelRef:
+    return SubModelRef(
+        m.config_json,
+        tuple(m.ffn_widths),
+        ref_from_pb(m.base),
+        tuple(ref_from_pb(p) for p in m.patches),
+        tuple(ref_from_pb(p) for p in m.tokenizer),
+    )
+
+
+def task_to_pb(task: Task) -> federation_pb2.WatchTasksResponse:
+    match task:
+        case TrainTask():
+            train = federation_pb2.TrainTask(
+                round=task.round,
+                sub_model=sub_model_to_pb(task.sub_model),
+                adapter=ref_to_pb(task.adapter),
+                learning_rate_factor=task.learning_rate_factor,
+                apoz_layers=task.apoz_layers,
+                seconds_left=task.seconds_left,
+                attempt=task.attempt,
+                zero_rule=types_pb2.ZeroRule.Value(f"ZERO_RULE_{task.zero_rule.name}"),
+                zero_threshold=task.zero_threshold,
+                traceparent=task.traceparent,
+            )
+            return federation_pb2.WatchTasksResponse(train=train)
+        case WaitTask(reason):
+            wait = federation_pb2.WaitTask(reason=reason)
+            return federation_pb2.WatchTasksResponse(wait=wait)
+        case StopTask(finished, reason):
+            stop = federation_pb2.StopTask(finished=finished, reason=reason)
+            return federation_pb2.WatchTasksResponse(stop=stop)
+
+
+def task_from_pb(m: federation_pb2.WatchTasksResponse) -> Task:
+    match m.WhichOneof("task"):
+        case "train":
+            t = m.train
+            return TrainTask(
+                t.round,
+                sub_model_from_pb(t.sub_model),
+                ref_from_pb(t.adapter),
+                t.learning_rate_factor,
+                tuple(t.apoz_layers),
+                t.seconds_left,
+                t.attempt,
+                enum_from_pb(ZeroRule, types_pb2.ZeroRule, "ZERO_RULE_", t.zero_rule),
+                t.zero_threshold,
+                well_formed(t.traceparent),
+            )
+        case "wait":
+            return WaitTask(m.wait.reason)
+        case "stop":
+            return StopTask(m.stop.finished, m.stop.reason)
+        case _:
+            raise BadMessage("a task of a kind not known here; upgrade the worker")
+
+
+def progress_to_pb(p: Progress) -> types_pb2.Progress:
+    activity = types_pb2.Activity.Value(f"ACTIVITY_{p.activity.name}")
+    return types_pb2.Progress(activity=activity, round=p.round, step=p.step, steps=p.steps, loss=p.loss)
+
+
+def progress_from_pb(m: types_pb2.Progress) -> Progress:
+    activity = enum_from_pb(Activity, types_pb2.Activity, "ACTIVITY_", m.activity)
+    return Progress(activity, m.round, m.step, m.steps, m.loss)
+
+
+# --- updates ---
+
+
+def header_to_pb(h: UpdateHeader) -> federation_pb2.UpdateHeader:
+    return federation_pb2.UpdateHeader(
+        session=h.session,
+        round=h.round,
+        adapter_sha256=h.adapter_sha256,
+        size=h.size,
+        sha256=h.sha256,
+        examples=h.examples,
+        loss=h.loss,
+        seconds=h.seconds,
+    )
+
+
+def header_from_pb(m: federation_pb2.UpdateHeader) -> UpdateHeader:
+    if not (math.isfinite(m.loss) and math.isfinite(m.seconds) and m.seconds >= 0):
+        raise BadMessage("an update's loss and seconds must be finite")
+    return UpdateHeader(
+        m.session,
+        m.round,
+        _digest(m.adapter_sha256),
+        m.size,
+        _digest(m.sha256),
+        m.examples,
+        m.loss,
+        m.seconds,
+    )

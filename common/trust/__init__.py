@@ -1,0 +1,1 @@
+"""Who is who: identities, certificates, their authority, enrolment, mutual TLS."""

@@ -1,0 +1,124 @@
+"""Looking into a model while it runs: FFN activations, attention, residual sums. All is undone after."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from common.data.batches import Batch
+from common.model.families import family_of
+from common.model.ffn import Ffn
+from common.model.layers import encoder_of, layers_of
+
+
+def tokens_of(values: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, T, ...] → [N, ...], padding left out: chosen, not multiplied by 0, for padding may hold NaN."""
+    return values.flatten(0, 1) if mask is None else values[mask.bool()]
+
+
+@contextmanager
+def undisturbed(*models: nn.Module) -> Iterator[None]:
+    """While open, no dropout and no trainable parameter; after that each module's state as it was."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    trainable = [p for model in models for p in model.parameters() if p.requires_grad]
+    for model in models:
+        model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def watch_activations(ffn: Ffn, observe: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """`observe` is given the neurons' activations [B, T, K] in every pass: the input of the out map.
+
+    So of a gated FFN the product. What it returns, if anything, takes their place.
+    """
+
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        changed = observe(inputs[0])
+        return None if changed is None else (changed, *inputs[1:])
+
+    hook = ffn.out.site.register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def watch_attention(model: PreTrainedModel, observe: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """`observe` is given each layer's index and attention probabilities [B, heads, queries, keys].
+
+    Computed eagerly while open: the faster implementations never form them. By hooks rather than by
+    `output_attentions`, which would hold all layers' probabilities at once and leave hooks behind.
+    """
+    holder = family_of(model.config).attention[0].rpartition(".")[0]
+
+    def watch(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        def after(module: nn.Module, inputs: Any, output: Any) -> None:
+            assert output[1] is not None, f"{type(module).__name__} forms no attention probabilities"
+            observe(layer, output[1])
+
+        return after
+
+    implementation = model.config._attn_implementation
+    with ExitStack() as undo:
+        for i, layer in enumerate(layers_of(model)):
+            undo.callback(layer.get_submodule(holder).register_forward_hook(watch(i)).remove)
+        undo.callback(model.set_attn_implementation, implementation)
+        model.set_attn_implementation("eager")
+        yield
+
+
+def attention_received(probabilities: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over heads and unpadded queries of the attention paid to each token: [B, T], rows sum to 1.
+
+    `probabilities` [B, heads, queries, keys], `mask` [B, T]. A row of nothing but padding gets zeros.
+    """
+    by_query = probabilities.float().mean(1)
+    if mask is None:
+        return by_query.mean(1)
+    queries = mask.bool()
+    kept = by_query.masked_fill(~queries[:, :, None], 0.0).sum(1)
+    return kept / queries.sum(1, keepdim=True).clamp(min=1)
+
+
+class _Reached(Exception):
+    """Ends a forward pass of which the rest is not needed."""
+
+
+@torch.no_grad()
+def activation_and_sum(model: PreTrainedModel, ffn: Ffn, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of one layer, at the N unpadded tokens: activations a [N, K], and the residual sum z [N, d].
+
+    z = x + scale * (W2 a + b): what `norm` is given in post-norm models, the layer's output in pre-norm
+    ones. The pass ends there.
+    """
+    seen: list[Tensor] = []
+
+    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        raise _Reached
+
+    def after_layer(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+        raise _Reached
+
+    with ExitStack() as undo:
+        undo.enter_context(watch_activations(ffn, seen.append))
+        if ffn.post_norm:
+            undo.callback(ffn.norm.register_forward_pre_hook(before_norm).remove)
+        else:
+            undo.callback(ffn.layer.register_forward_hook(after_layer).remove)
+        with suppress(_Reached):
+            encoder_of(model)(**batch.inputs)
+    activation, total = seen
+    return tokens_of(activation, batch.mask), tokens_of(total, batch.mask)

@@ -1,0 +1,269 @@
+"""THE LOOP: a run from the foundation model to the tuned one, whoever trains its clients.
+
+Every step is committed to the store before the next begins, and every step asks the store whether
+it is already done: started again, the loop goes on where it was.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+from common.errors import StoreError
+from common.records import ArtifactKind, ArtifactRef, Phase, StopTask, SubModelRef
+from common.runtime.fault_points import Point, reach
+from coordinator.campaign import schedule
+from coordinator.campaign.gathering import Gathering
+from coordinator.campaign.progress import RunProgress
+from coordinator.campaign.schedule import Scoring
+from coordinator.campaign.status import reading
+from coordinator.context import RunContext
+from coordinator.modelling.building import CHECKPOINT_FILE
+from coordinator.modelling.models import Models
+from coordinator.storage import retention
+from coordinator.storage.store import StoredUpdate
+
+T = TypeVar("T")
+
+
+class Campaign:
+    """Runs one run; maths goes to the run's compute."""
+
+    def __init__(
+        self, run: RunContext, progress: RunProgress, gathering: Gathering, scoring: Scoring | None = None
+    ) -> None:
+        self._run, self._progress, self._gathering = run, progress, gathering
+        self._scoring = scoring or Scoring()
+        self._config, self._store, self._events = run.config, run.store, run.events
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        """How long the steps took, by name, in this process."""
+
+    async def run(self) -> None:
+        """The whole run (FedPFT, Algorithm 1).
+
+        Raises RunFailed, StoreError, and what loading the model and data raises.
+        """
+        with self._progress.traced("build", 0):
+            models = await self._load()
+            sub_fm = await self._sub_model(models)
+            done, adapter = await self._first_adapter(models, *sub_fm)
+            await self._clear_up()
+            await self._evaluate(models, done)
+        while (number := done + 1) <= self._config.rounds.count:
+            with self._progress.traced("round", number):
+                updates, adapter = await self._round(models, number, adapter)
+                await self._measure(models, number)
+                await self._realign(models, number, updates)
+                await self._evaluate(models, number)
+                done = number
+                await self._clear_up()
+        self._finish(adapter)
+
+    # --- the steps ---
+
+    async def _load(self) -> Models:
+        self._progress.enter(Phase.BUILDING, "loading the foundation model")
+        return await self._timed("loading", Models, self._config, self._store)
+
+    async def _sub_model(self, models: Models) -> tuple[SubModelRef, ArtifactRef]:
+        """Cut the sub-FM and align it, or find it done."""
+        if stored := self._store.sub_model():
+            return stored[:2]
+        on_step = self._progress.on_step
+        self._progress.enter(Phase.BUILDING, "cutting the sub-FM")
+        plan, module = await self._timed("building", models.cut, on_step)
+        reach(Point.STEP, "cut")
+        if self._config.prunes and self._config.sub_fm.path is None and self._config.aligns_layers:
+            self._progress.enter(Phase.ALIGNING, "aligning the sub-FM to the FM")
+            before, after = await self._timed("building", models.align_layers, plan, module, on_step)
+            self._aligned(0, before, after)
+            reach(Point.STEP, "aligned")
+        reference, plan_file, facts = await self._timed("building", models.publish, plan, module)
+        self._store.commit_sub_model(reference, plan_file, facts)
+        (self._store.directory / CHECKPOINT_FILE).unlink(missing_ok=True)
+        self._events.record(
+            "sub_model_ready",
+            f"sub-FM ready: {facts.sub_fm_parameters:,} of {facts.fm_parameters:,} parameters, "
+            f"{reference.base.size / 1e6:.1f} MB",
+            fm_parameters=facts.fm_parameters,
+            sub_fm_parameters=facts.sub_fm_parameters,
+            bytes=reference.base.size,
+        )
+        return reference, plan_file
+
+    async def _first_adapter(
+        self, models: Models, reference: SubModelRef, plan: ArtifactRef
+    ) -> tuple[int, ArtifactRef]:
+        """The last round done and its adapter; a fresh run begins with round 0."""
+        fresh = await self._timed("building", models.equip, reference, plan)
+        if self._store.latest_adapter() is None:
+            self._store.commit_adapter(0, self._store.artifacts.add_tensors(ArtifactKind.ADAPTER, fresh))
+        latest = self._store.latest_adapter()
+        assert latest is not None
+        number, adapter = latest
+        models.plug_in(adapter)
+        await self._measure(models, number)
+        if number:
+            self._events.record("run_resumed", f"going on after round {number}", number)
+            # A run that an earlier version began has no record of what was accepted: it was everything.
+            await self._realign(models, number, self._store.accepted(number) or self._store.updates(number))
+        return number, adapter
+
+    async def _round(
+        self, models: Models, number: int, adapter: ArtifactRef
+    ) -> tuple[list[StoredUpdate], ArtifactRef]:
+        """Have clients train and combine what they send: the updates, and the adapter that they make."""
+        with self._run.metrics.round_seconds.time():
+            with self._timing("training"):
+                updates = await self._gathering.gather(models, number, adapter)
+            return updates, await self._aggregate(models, number, adapter, updates)
+
+    async def _aggregate(
+        self, models: Models, number: int, adapter: ArtifactRef, updates: list[StoredUpdate]
+    ) -> ArtifactRef:
+        """Combine the updates and plug the result into both models: the round is done."""
+        self._progress.enter(Phase.AGGREGATING, "the aggregation")
+        before = self._store.server_state(number - 1)
+        result, state = await self._timed("aggregating", models.aggregate, adapter, updates, before)
+        reach(Point.STEP, "aggregated")
+        self._store.commit_adapter(number, result, state)
+        self._run.traffic.save()
+        models.plug_in(result)
+        reach(Point.STEP, "plugged-in")
+        self._events.record(
+            "round_closed",
+            f"round {number}: {len(updates)} updates aggregated, adapter {result.sha256[:12]}…",
+            number,
+            updates=len(updates),
+            examples=sum(u.examples for u in updates),
+        )
+        return result
+
+    async def _measure(self, models: Models, number: int) -> None:
+        """Measure the gradient gap, when it can be and is not done."""
+        if not models.gap_measurable or not self._config.gradient_gap.batches:
+            return
+        if any(gap.round == number for gap in self._store.gaps()):
+            return
+        gap = await self._timed("measuring", models.measure_gap, number)
+        reach(Point.STEP, "gap-measured")
+        self._store.commit_gap(gap)
+        self._run.metrics.gap_measured(gap)
+        self._events.record(
+            "gradient_gap",
+            f"round {number}: the sub-FM's gradient has cosine {gap.cosine:.3f} with the FM's "
+            f"and {gap.norm_ratio:.2f} times its norm: drift {gap.drift:.3f}",
+            number,
+            cosine=gap.cosine,
+            norm_ratio=gap.norm_ratio,
+            drift=gap.drift,
+        )
+
+    def _realigns_after(self, number: int) -> bool:
+        """Whether an alignment follows this round."""
+        drift = next((gap.drift for gap in self._store.gaps() if gap.round == number), None)
+        return schedule.realigns_after(self._config, number, drift)
+
+    async def _realign(self, models: Models, number: int, updates: list[StoredUpdate]) -> None:
+        """Neuron-level alignment, when it is due and not done."""
+        if not self._realigns_after(number) or self._store.aligned_after(number):
+            return
+        self._progress.enter(Phase.ALIGNING, "re-aligning the sub-FM's neurons")
+        patch, before, after = await self._timed(
+            "re-aligning", models.align_neurons, updates, number, self._progress.on_step
+        )
+        reach(Point.STEP, "re-aligned")
+        self._store.commit_alignment(number, patch, before, after)
+        self._aligned(number, before, after)
+
+    async def _evaluate(self, models: Models, number: int) -> None:
+        """Score the models, when it is due, there is test data and it is not done."""
+        count = self._config.rounds.count
+        if not (models.scored and self._scoring.due(number, count)):
+            return
+        if any(e.round == number for e in self._store.evaluations()):
+            return
+        self._progress.enter(Phase.EVALUATING, "the evaluation")
+        fm_only = self._scoring.fm_only(number, count)
+        evaluations = await self._timed("scoring", models.evaluate, number, self._progress.on_step, fm_only)
+        reach(Point.STEP, "evaluated")
+        self._store.commit_evaluation(*evaluations)
+        for evaluation in evaluations:
+            self._run.metrics.evaluated(evaluation)
+        measure, shown = reading(evaluations, self._config.task.kind)
+        beside = "" if fm_only else f", of the sub-FM {shown['sub_fm']}"
+        figures = {f"{e.model}_accuracy": e.accuracy for e in evaluations}
+        figures |= {f"{e.model}_loss": e.loss for e in evaluations}
+        text = f"round {number}: {measure} of the FM {shown['fm']}{beside}"
+        self._events.record("evaluated", text, number, "", **figures)
+
+    async def _clear_up(self) -> None:
+        """Delete what nothing needs any more, and say what the rest takes."""
+        freed = await self._run.compute.run(retention.collect, self._store)
+        self._run.metrics.collected.inc(freed)
+        self._run.metrics.disk_holds(await self._run.compute.run(retention.sizes, self._store))
+
+    def _finish(self, adapter: ArtifactRef) -> None:
+        self._run.traffic.save()
+        reach(Point.STEP, "finishing")
+        self._store.end_run(Phase.FINISHED, "all rounds are done")
+        self._progress.enter(Phase.FINISHED, "")
+        self._events.record("run_finished", f"finished: adapter {adapter.sha256}", self._progress.round)
+        self._gathering.dismiss(StopTask(True, "the run is finished"))
+
+    # --- how it ended otherwise ---
+
+    def finished_before(self) -> None:
+        """An earlier process finished the run: tell those who ask."""
+        self._progress.enter(Phase.FINISHED, "")
+        self._gathering.dismiss(StopTask(True, "the run is finished"))
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has come to an end, as opposed to this process."""
+        return self._progress.phase in (Phase.FINISHED, Phase.FAILED)
+
+    def fail(self, reason: str) -> None:
+        """The run ended with an error."""
+        self._run.traffic.save()
+        if self._store.outcome() is None and self._progress.phase is not Phase.BUILDING:
+            self._store.end_run(Phase.FAILED, reason)
+        self._progress.enter(Phase.FAILED, "")
+        self._events.record("run_failed", f"failed: {reason}", self._progress.round)
+        self._gathering.dismiss(StopTask(False, reason))
+
+    def stopped(self, why: str = "") -> None:
+        """This process ends, because the owner wants it or for `why`; the run can go on later."""
+        with suppress(StoreError):
+            self._run.traffic.save()
+        self._progress.enter(Phase.STOPPED, why)
+        text = f"stopped{f' ({why})' if why else ''}; the same command goes on"
+        self._events.record("run_stopped", text, self._progress.round)
+
+    # --- parts ---
+
+    def _aligned(self, number: int, before: float, after: float) -> None:
+        self._run.metrics.alignment_error.labels("before").set(before)
+        self._run.metrics.alignment_error.labels("after").set(after)
+        level = "neuron" if number else "layer"
+        self._events.record(
+            "aligned",
+            f"{level}-level alignment: hidden-state error {before:.4f} → {after:.4f}",
+            number,
+            error_before=before,
+            error_after=after,
+        )
+
+    async def _timed(self, step: str, work: Callable[..., T], *arguments: object) -> T:
+        """The result of `work`, computed where the run computes."""
+        with self._timing(step):
+            return await self._run.compute.run(work, *arguments)
+
+    @contextmanager
+    def _timing(self, step: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[step] += time.monotonic() - begun

@@ -1,0 +1,104 @@
+"""Where a run stands: the same picture out of its store and, with more of it, while it runs."""
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from common.config.run import RunConfig
+from common.records import (
+    Activity,
+    Evaluation,
+    Phase,
+    Progress,
+    RunStatus,
+    TaskKind,
+    Traffic,
+    WorkerStatus,
+)
+from coordinator.campaign.progress import RunProgress
+from coordinator.context import RunContext
+from coordinator.federation.inbox import Inbox
+from coordinator.federation.rounds import RoundState
+from coordinator.federation.sessions import Session, Sessions
+from coordinator.storage.store import Store
+
+
+def stored_status(store: Store, config: RunConfig, workers: bool = True) -> RunStatus:
+    """What the store knows of the run; its `workers` may be left out, as a live coordinator knows better."""
+    outcome, latest, sub_model = store.outcome(), store.latest_adapter(), store.sub_model()
+    traffic = store.traffic() if workers else {}
+    seen = worker_statuses(store, [], lambda worker: tuple(traffic.get(worker, ()))) if workers else ()
+    return RunStatus(
+        run_id=store.run_id(),
+        phase=Phase(outcome) if outcome else Phase.STOPPED,
+        round=latest[0] if latest else 0,
+        rounds=config.rounds.count,
+        waiting_for="",
+        step=0,
+        steps=0,
+        workers=seen,
+        evaluations=store.evaluations(),
+        gaps=store.gaps(),
+        models=sub_model[2] if sub_model else None,
+        adapter_sha256=latest[1].sha256 if latest else "",
+        directory=str(store.directory),
+        task=config.task.kind,
+    )
+
+
+def live_status(run: RunContext, progress: RunProgress, sessions: Sessions, inbox: Inbox) -> RunStatus:
+    """Where a run that workers are connected to stands, now; on the event loop."""
+    step, steps = progress.steps
+    state, waiting_for = inbox.state, progress.waiting_for
+    if progress.phase is Phase.TRAINING and state is not None and state.missing:
+        waiting_for = awaited_updates(state, asyncio.get_running_loop().time())
+    return replace(
+        stored_status(run.store, run.config, workers=False),
+        phase=progress.phase,
+        round=progress.round,
+        waiting_for=waiting_for,
+        step=step,
+        steps=steps,
+        workers=worker_statuses(run.store, sessions.all(), run.traffic.of),
+    )
+
+
+def reading(evaluations: Sequence[Evaluation], kind: TaskKind) -> tuple[str, dict[str, str]]:
+    """What people look at, "accuracy" or "perplexity", and its value by model."""
+    if kind is TaskKind.CAUSAL_LM:
+        return "perplexity", {e.model: f"{math.exp(min(e.loss, 700.0)):.2f}" for e in evaluations}
+    return "accuracy", {e.model: f"{e.accuracy:.4f}" for e in evaluations}
+
+
+def worker_statuses(
+    store: Store, sessions: Sequence[Session], traffic: Callable[[str], tuple[Traffic, ...]]
+) -> tuple[WorkerStatus, ...]:
+    """Every worker that ever joined, by name; without a session it has left."""
+    live = {session.worker: session for session in sessions}
+    gone = Progress(Activity.LEFT)
+    return tuple(
+        WorkerStatus(name, live[name].progress if name in live else gone, examples, traffic(name))
+        for name, examples in store.workers().items()
+    )
+
+
+def open_run(directory: Path) -> tuple[Store, RunConfig]:
+    """The store and configuration of a run's directory. Raises StoreError when it holds none."""
+    store = Store.existing(directory)
+    return store, RunConfig.model_validate_json(store.config())
+
+
+def awaited_updates(state: RoundState, now: float) -> str:
+    """What an open round waits for, and how long at most for those that are lost."""
+    names = []
+    for worker in sorted(state.missing):
+        if worker not in state.lost:
+            names.append(worker)
+        elif (left := min(state.lost[worker], state.closes_at) - now) > 0:
+            names.append(f"{worker} ({Activity.LOST}, waited for another {left:.0f} s)")
+    more = (state.needed or len(state.selected)) - len(state.received)
+    if more < len(names):
+        return f"{more} more update(s), of {', '.join(names)}"
+    return f"updates of {', '.join(names)}"

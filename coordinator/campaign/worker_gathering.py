@@ -1,0 +1,173 @@
+"""A round's updates from workers: choose them, have them train, and try again when too few report."""
+
+import asyncio
+
+from common.errors import RunFailed
+from common.model.update import update_schema
+from common.observability import tracing
+from common.records import ArtifactRef, Phase, StopTask, TrainTask, WaitTask
+from common.runtime.fault_points import Point, reach
+from common.storage.tensors import TensorFile
+from coordinator.campaign import schedule
+from coordinator.campaign.gathering import Gathering
+from coordinator.campaign.progress import RunProgress
+from coordinator.context import RunContext
+from coordinator.federation.inbox import Expected, Inbox
+from coordinator.federation.rounds import Lost, RoundPhase, RoundState
+from coordinator.federation.sessions import COALESCED_SECONDS, Assignment, Sessions
+from coordinator.modelling.models import Models
+from coordinator.storage.store import StoredUpdate
+
+
+class WorkerGathering(Gathering):
+    """Gathers the updates of workers that are connected. Lives on the event loop."""
+
+    def __init__(self, run: RunContext, progress: RunProgress, sessions: Sessions, inbox: Inbox) -> None:
+        super().__init__(run)
+        self._rounds, self._store, self._events = run.config.rounds, run.store, run.events
+        self._progress, self._sessions, self._inbox = progress, sessions, inbox
+
+    async def gather(self, models: Models, number: int, adapter: ArtifactRef) -> list[StoredUpdate]:
+        """Have workers train, until the round closes with enough updates.
+
+        Raises RunFailed, naming who is missing, when it missed its minimum in all of its tries.
+        """
+        if (accepted := self._store.accepted(number)) is not None:
+            return accepted
+        missing = "nobody"
+        for attempt in range(1, self._rounds.tries + 1):
+            selected = await self._select(number)
+            if len(selected) >= self._rounds.minimum:
+                state = await self._train(models, number, adapter, selected)
+                if (accepted := self._store.accepted(number)) is not None:
+                    self._run.metrics.tries.labels("closed").inc()
+                    return accepted
+                reported, absent = len(state.received), state.selected - state.received
+            else:
+                reported, absent = 0, frozenset(self._store.workers()) - frozenset(selected)
+            missing = ", ".join(sorted(absent))
+            self._run.metrics.tries.labels("short").inc()
+            self._events.record(
+                "round_short",
+                f"round {number}, try {attempt}: {reported} of at least "
+                f"{self._rounds.minimum} updates; missing: {missing}",
+                number,
+            )
+        raise RunFailed(
+            f"round {number} missed its minimum of {self._rounds.minimum} updates {self._rounds.tries} "
+            f"times; missing: {missing}"
+        )
+
+    def dismiss(self, task: StopTask) -> None:
+        """Tell every worker, also those still to come."""
+        self._sessions.assign_all(task)
+
+    async def _select(self, number: int) -> list[str]:
+        """Wait for enough workers, then draw those of this round.
+
+        A try that an earlier process began goes on with the workers that it had drawn.
+        """
+        # An update that holds a receipt counts, also when the try in which it came fell short.
+        holders = [u.worker for u in self._store.updates(number)]
+        if (drawn := self._store.interrupted_try(number)) is not None:
+            return sorted({*drawn, *holders})
+        present = await self._enough_workers(number)
+        return sorted(
+            {*schedule.select(self._run.config, number, present, self._rounds.over_select), *holders}
+        )
+
+    async def _enough_workers(self, number: int) -> list[str]:
+        """The workers that are there, once they are enough.
+
+        The first round waits for rounds.workers as long as it takes. A later one waits for those that
+        left it for rounds.grace_seconds, then goes on with its minimum; without that it gives up at
+        its deadline, with too few.
+        """
+        rounds = self._rounds
+        begun = asyncio.get_running_loop().time()
+        needed = max(rounds.workers, rounds.sample or 0)
+        first = number == 1 and not self._store.last_selected()
+        while len(present := self._sessions.present()) < needed:
+            waited = asyncio.get_running_loop().time() - begun
+            limit = rounds.grace_seconds if len(present) >= rounds.minimum else rounds.deadline_seconds
+            if not first and waited >= limit:
+                break
+            self._say_who_is_missing(present, needed)
+            try:
+                async with asyncio.timeout(None if first else limit - waited):
+                    await self._sessions.changed.wait()
+            except TimeoutError:
+                continue
+            # When thousands come, the next look sees many of them.
+            await asyncio.sleep(COALESCED_SECONDS)
+        return present
+
+    def _say_who_is_missing(self, present: list[str], needed: int) -> None:
+        waiting = f"{needed - len(present)} more worker(s): {len(present)} of {needed} are here"
+        if known := sorted(set(self._store.workers()) - set(present)):
+            waiting += f"; not here: {', '.join(known[:10])}{' …' if len(known) > 10 else ''}"
+        if waiting != self._progress.waiting_for:
+            self._progress.enter(Phase.WAITING, waiting)
+            # Without the number that are here: it changes with each that comes, and all would be told.
+            self._sessions.assign_all(WaitTask(f"the run waits until {needed} worker(s) are here"))
+
+    async def _train(
+        self, models: Models, number: int, adapter: ArtifactRef, selected: list[str]
+    ) -> RoundState:
+        """One try at a round."""
+        rounds = self._rounds
+        stored = self._store.sub_model()
+        assert stored is not None
+        attempt = self._store.open_try(number, selected)
+        counted = models.counted_layers if schedule.may_realign_after(self._run.config, number) else {}
+        task = TrainTask(
+            round=number,
+            sub_model=stored[0],
+            adapter=adapter,
+            learning_rate_factor=schedule.learning_rate_factor(self._run.config, number),
+            apoz_layers=tuple(counted),
+            seconds_left=rounds.deadline_seconds,
+            attempt=attempt,
+            zero_rule=models.zero_rule,
+            zero_threshold=self._run.config.realignment.zero_threshold,
+            traceparent=tracing.traceparent(),
+        )
+        closes_at = asyncio.get_running_loop().time() + rounds.deadline_seconds
+        state = RoundState(
+            number,
+            frozenset(selected),
+            rounds.minimum,
+            closes_at,
+            needed=min(len(selected), rounds.sample) if rounds.sample and rounds.over_select else None,
+            grace=rounds.grace_seconds,
+            received=frozenset(u.worker for u in self._store.updates(number)),
+        )
+        self._progress.enter_round(number)
+        schema = TensorFile(self._store.artifacts.path(adapter.sha256)).schema()
+        self._sessions.assign_all(WaitTask(f"round {number} is under way without this worker"))
+        self._inbox.open(state, Expected(adapter, update_schema(schema, self._run.spec.adapter, counted)))
+        for worker in sorted(state.missing):
+            self._sessions.assign(worker, Assignment(task, closes_at))
+            if not self._sessions.is_present(worker):
+                self._inbox.note(Lost(worker))
+        self._progress.enter(Phase.TRAINING, f"updates of {', '.join(selected)}")
+        self._events.record(
+            "round_opened", f"round {number} of {rounds.count}: {', '.join(selected)}", number
+        )
+        reach(Point.STEP, "round-opened")
+        state = await self._inbox.collect()
+        reach(Point.STEP, "round-closed")
+        self._sessions.assign_all(WaitTask(f"round {number} is being aggregated"))
+        accepted = None
+        if state.phase is RoundPhase.CLOSED:
+            accepted = state.received - await self._set_aside_and_told(number, state.received)
+        self._store.close_try(number, attempt, state.phase, accepted)
+        return state
+
+    async def _set_aside_and_told(self, number: int, received: frozenset[str]) -> frozenset[str]:
+        """Workers whose updates do not count although they were received; they hear why."""
+        updates = [u for u in self._store.updates(number) if u.worker in received]
+        reasons = await self._set_aside(number, updates)
+        for worker, reason in reasons.items():
+            self._sessions.assign(worker, Assignment(WaitTask(reason)))
+        return frozenset(reasons)

@@ -1,0 +1,316 @@
+"""The servicers: convert, authenticate, delegate. No maths here."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from fedpft.v1 import federation_pb2, federation_pb2_grpc
+from google.protobuf.message import Message
+from grpc import aio
+
+from common.errors import BadMessage, BrokenTransfer, FedPftError, TooMany, UnknownArtifact
+from common.records import ArtifactKind, Chunk, JoinReply, JoinRequest, UpdateHeader
+from common.runtime.fault_points import Point, reach
+from common.transport import wire
+from common.transport.chunk_messages import decode_submission, encode_download, encoded_bytes
+from common.transport.chunks import read_chunks
+from common.transport.rpc import FRAME_BYTES, STALL_SECONDS, answers
+from coordinator.context import RunContext
+from coordinator.federation.authorization import Admission
+from coordinator.federation.inbox import Inbox
+from coordinator.federation.rate_limits import RateLimiter
+from coordinator.federation.rounds import Left, Returned
+from coordinator.federation.sessions import Session, Sessions
+from coordinator.federation.transfer_slots import TransferSlots
+
+log = logging.getLogger(__name__)
+
+# Refused updates of a worker in a round that become events; all are counted.
+_REFUSALS_TOLD = 10
+
+# Only these ever leave; the plan, other workers' updates and the server optimiser's state do not. A kind
+# that is new stays until somebody adds it here.
+PUBLISHED = frozenset(
+    {
+        ArtifactKind.SUB_MODEL,
+        ArtifactKind.NEURON_PATCH,
+        ArtifactKind.ADAPTER,
+        ArtifactKind.TOKENIZER,
+        ArtifactKind.TOKENIZER_CONFIG,
+        ArtifactKind.IMAGE_PROCESSOR,
+    }
+)
+
+
+Submission = federation_pb2.SubmitUpdateRequest | Chunk
+
+
+class FederationService(federation_pb2_grpc.FederationServiceServicer):
+    """What workers call."""
+
+    def __init__(self, run: RunContext, sessions: Sessions, inbox: Inbox) -> None:
+        self._run, self._sessions, self._inbox = run, sessions, inbox
+        self._store, self._events = run.store, run.events
+        self._traffic, self._metrics = run.traffic, run.metrics
+        self._limits = limits = run.config.limits
+        self._admission = Admission(run.config.admission.workers)
+        self._rate_limiter = RateLimiter(limits.calls_per_second, limits.streams)
+        # Memory grows with concurrent streams, so their number is capped and the rest waits.
+        self._slots = TransferSlots(run.config.server.max_transfers, STALL_SECONDS)
+        self._refused: Counter[tuple[str, int]] = Counter()
+
+    @answers
+    async def Join(self, request: federation_pb2.JoinRequest, context: Any) -> federation_pb2.JoinResponse:
+        joining = wire.join_request_from_pb(request)
+        self._admission.require(joining.worker, context)
+        self._rate_limiter.call(joining.worker)
+        self._require_acceptable(joining)
+        session, version = self._sessions.join(joining)
+        self._store.remember_worker(joining.worker, joining.examples, joining.software)
+        self._inbox.note(Returned(joining.worker))
+        self._metrics.joins.inc()
+        if session.first_for_a_while:
+            self._events.record(
+                "worker_joined",
+                f"worker {joining.worker} joined with {joining.examples} examples",
+                self._traffic.round,
+                joining.worker,
+                examples=joining.examples,
+            )
+        reply = JoinReply(session.token, version, self._run.spec, self._sessions.heartbeat_seconds)
+        message = wire.join_reply_to_pb(reply)
+        self._count(session, "control", request, message)
+        return message
+
+    @answers
+    async def WatchTasks(
+        self, request: federation_pb2.WatchTasksRequest, context: Any
+    ) -> AsyncIterator[federation_pb2.WatchTasksResponse]:
+        session = self._session(request.session, context)
+        self._count(session, "control", request)
+        with self._rate_limiter.stream(session.worker):
+            async for task in self._sessions.tasks(session):
+                message = wire.task_to_pb(task)
+                self._count(session, "control", None, message)
+                yield message
+
+    @answers
+    async def Heartbeat(
+        self, request: federation_pb2.HeartbeatRequest, context: Any
+    ) -> federation_pb2.HeartbeatResponse:
+        session = self._session(request.session, context)
+        reply = federation_pb2.HeartbeatResponse()
+        self._count(session, "control", request, reply)
+        if self._sessions.report(session, wire.progress_from_pb(request.progress)):
+            self._inbox.note(Returned(session.worker))
+            self._events.record(
+                "worker_returned",
+                f"worker {session.worker} is heard again",
+                self._traffic.round,
+                session.worker,
+            )
+        return reply
+
+    @answers
+    async def DownloadArtifact(
+        self, request: federation_pb2.DownloadArtifactRequest, context: Any
+    ) -> AsyncIterator[bytes]:
+        """Answers are encoded already: see `serve_federation`."""
+        session = self._session(request.session, context)
+        artifact = self._store.artifacts.get(request.sha256)
+        if artifact.kind not in PUBLISHED:
+            raise UnknownArtifact(f"there is no artifact {request.sha256[:12]}…")
+        self._store.artifacts.record_served(artifact.sha256)
+        self._count(session, artifact.kind, request)
+        with self._rate_limiter.stream(session.worker):
+            async with self._slots.slot() as slot:
+                for chunk in read_chunks(self._store.artifacts.path(artifact.sha256), request.offset):
+                    message = encode_download(chunk)
+                    self._traffic.down(session.worker, artifact.kind, len(message) + FRAME_BYTES)
+                    reach(Point.CHUNK_SENT, artifact.kind)
+                    with slot.taking():
+                        yield message
+                    # A worker that takes its chunks is alive, also when nothing else of it gets through.
+                    self._sessions.find(session.token)
+
+    @answers
+    async def OfferUpdate(
+        self, request: federation_pb2.OfferUpdateRequest, context: Any
+    ) -> federation_pb2.OfferUpdateResponse:
+        header = wire.header_from_pb(request.header)
+        session = self._session(header.session, context)
+        reply = federation_pb2.OfferUpdateResponse()
+        with self._refusals(session, header):
+            if self._inbox.admit(session.worker, session.examples, header):
+                reply.offset = self._inbox.held(session.worker, header)
+            else:
+                reply.duplicate = True
+                self._metrics.updates.labels("duplicate").inc()
+                self._sessions.release(session.worker, header.round)
+        self._count(session, "update", request, reply)
+        return reply
+
+    @answers
+    async def SubmitUpdate(
+        self, request_iterator: AsyncIterator[Submission], context: Any
+    ) -> federation_pb2.SubmitUpdateResponse:
+        messages = aiter(request_iterator)
+        first = await _next(messages)
+        if first is None or isinstance(first, Chunk) or first.WhichOneof("part") != "header":
+            raise BadMessage("a submission begins with its header")
+        header = wire.header_from_pb(first.header)
+        session = self._session(header.session, context)
+        self._count(session, "update", first)
+        with self._rate_limiter.stream(session.worker):
+            duplicate = await self._take(session, header, messages)
+        self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
+        self._sessions.release(session.worker, header.round)
+        if not duplicate:
+            self._metrics.received(header.loss, session.worker, header.seconds, header.size)
+            self._events.record(
+                "update_received",
+                f"round {header.round}: update of worker {session.worker}, training loss {header.loss:.3f}",
+                header.round,
+                session.worker,
+                loss=header.loss,
+                seconds=header.seconds,
+                examples=header.examples,
+                bytes=header.size,
+            )
+        reply = federation_pb2.SubmitUpdateResponse(duplicate=duplicate)
+        self._count(session, "update", None, reply)
+        return reply
+
+    async def _take(
+        self,
+        session: Session,
+        header: UpdateHeader,
+        messages: AsyncIterator[Submission],
+    ) -> bool:
+        """From the header to the record; returns whether the same update was here before."""
+        async with self._inbox.one_submission(session.worker):
+            with self._refusals(session, header):
+                duplicate = not self._inbox.admit(session.worker, session.examples, header)
+                if not duplicate:
+                    await self._receive(session, header, messages)
+                    await asyncio.to_thread(self._inbox.keep, session.worker, header)
+                    self._inbox.commit(session.worker, header)
+        return duplicate
+
+    async def _receive(
+        self,
+        session: Session,
+        header: UpdateHeader,
+        messages: AsyncIterator[Submission],
+    ) -> None:
+        """Spool an update's chunks, durably; they end when its header does not fit or it is too slow."""
+        with self._inbox.receive(session.worker, header) as writer:
+            rate = self._limits.upload_bytes_per_second
+            begun = fits = False
+            try:
+                async with asyncio.timeout(STALL_SECONDS + header.size / rate):
+                    while (message := await _next(messages)) is not None:
+                        chunk = message if isinstance(message, Chunk) else wire.chunk_from_pb(message.chunk)
+                        self._traffic.up(session.worker, "update", encoded_bytes(chunk) + FRAME_BYTES)
+                        if not begun:
+                            writer.go_back(chunk.offset)
+                            begun = True
+                            # What an interrupted upload left may be damaged: its digest will tell.
+                            fits = chunk.offset > 0
+                        writer.write(chunk)
+                        fits = fits or self._inbox.header_fits(session.worker, header)
+                        self._sessions.find(session.token)
+            except TimeoutError:
+                raise BrokenTransfer(
+                    f"slower than {rate:g} bytes a second; go on where it broke off"
+                ) from None
+            self._inbox.received(session.worker)
+            await asyncio.to_thread(writer.commit)
+
+    @contextmanager
+    def _refusals(self, session: Session, header: UpdateHeader) -> Iterator[None]:
+        """Count and record why an update is refused."""
+        try:
+            yield
+        except FedPftError as error:
+            self._metrics.updates.labels(type(error).__name__).inc()
+            # An event takes room on disk: who is refused again and again is news only so often.
+            self._refused[session.worker, self._traffic.round] += 1
+            if self._refused[session.worker, self._traffic.round] <= _REFUSALS_TOLD:
+                self._events.record(
+                    "update_refused",
+                    f"update of worker {session.worker} refused: {error}",
+                    header.round,
+                    session.worker,
+                )
+            raise
+
+    def _require_acceptable(self, joining: JoinRequest) -> None:
+        """Raise BadMessage or TooMany for a worker with too many examples, or one worker too many."""
+        if joining.examples > self._limits.examples:
+            raise BadMessage(
+                f"worker {joining.worker} names {joining.examples} examples, "
+                f"limits.examples allows {self._limits.examples}"
+            )
+        if not self._sessions.knows(joining.worker) and len(self._sessions) >= self._limits.workers:
+            raise TooMany(f"{self._limits.workers} workers have joined; limits.workers allows no more")
+
+    @answers
+    async def Leave(self, request: federation_pb2.LeaveRequest, context: Any) -> federation_pb2.LeaveResponse:
+        session = self._session(request.session, context)
+        reply = federation_pb2.LeaveResponse()
+        self._count(session, "control", request, reply)
+        self._sessions.leave(session)
+        self._inbox.note(Left(session.worker))
+        self._events.record(
+            "worker_left",
+            f"worker {session.worker} left: {request.reason[:200]}",
+            self._traffic.round,
+            session.worker,
+        )
+        return reply
+
+    def _session(self, token: str, context: Any) -> Session:
+        """The caller's session. Raises UnknownSession, SessionReplaced, TooMany, NotAllowed for another's."""
+        session = self._sessions.find(token)
+        self._admission.require(session.worker, context)
+        self._rate_limiter.call(session.worker)
+        return session
+
+    def _count(self, session: Session, kind: str, up: Message | None, down: Message | None = None) -> None:
+        if up is not None:
+            self._traffic.up(session.worker, kind, up.ByteSize() + FRAME_BYTES)
+        if down is not None:
+            self._traffic.down(session.worker, kind, down.ByteSize() + FRAME_BYTES)
+
+
+def serve_federation(server: aio.Server, service: FederationService) -> None:
+    """Have `server` answer what workers call; calls that carry chunks without protobuf's copies of them."""
+    federation_pb2_grpc.add_FederationServiceServicer_to_server(service, server)
+    request = federation_pb2.DownloadArtifactRequest.FromString
+    reply: Any = federation_pb2.SubmitUpdateResponse.SerializeToString
+    # In place of those that were just generated.
+    server.add_registered_method_handlers(
+        federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name,
+        {
+            "DownloadArtifact": grpc.unary_stream_rpc_method_handler(service.DownloadArtifact, request),
+            "SubmitUpdate": grpc.stream_unary_rpc_method_handler(
+                service.SubmitUpdate, decode_submission, reply
+            ),
+        },
+    )
+
+
+async def _next(
+    messages: AsyncIterator[Submission],
+) -> Submission | None:
+    """The stream's next message, None at its end. Raises BrokenTransfer when none comes for too long."""
+    try:
+        async with asyncio.timeout(STALL_SECONDS):
+            return await anext(messages, None)
+    except TimeoutError:
+        raise BrokenTransfer(f"nothing came for {STALL_SECONDS:.0f} s") from None

@@ -1,0 +1,231 @@
+"""Who is there, what each owes, and how far it has come. Lives on the event loop."""
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+
+from common.errors import ProtocolMismatch, SessionReplaced, UnknownSession, Unreachable
+from common.records import (
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    Activity,
+    JoinRequest,
+    Progress,
+    StopTask,
+    Task,
+    TrainTask,
+    WaitTask,
+)
+from common.runtime.notifier import Notifier
+
+# When thousands come and go, what happens within so long is looked at together.
+COALESCED_SECONDS = 0.05
+# A worker silent for this many heartbeat intervals counts as lost.
+MISSED_HEARTBEATS = 3
+# A worker that flaps replaces its session again and again: what is remembered of that is bounded.
+REMEMBERED_REPLACEMENTS = 1000
+
+
+@dataclass
+class Session:
+    """A worker's connection to the run, from Join on."""
+
+    token: str
+    worker: str
+    examples: int
+    heard: float
+    progress: Progress = field(default_factory=Progress)
+    replaced: bool = False
+    first_for_a_while: bool = True
+    """Whether the name joined not just now; a flapping worker is news only now and then."""
+    tasked: Notifier = field(default_factory=Notifier)
+    """Of its stream of tasks alone: another task of one worker is nothing to thousands of others."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker owes; it outlives a session, so that a worker that returns is told again."""
+
+    task: Task
+    closes_at: float | None = None
+
+
+class Sessions:
+    """All workers of a run. `clock` gives seconds on a monotonic clock."""
+
+    def __init__(self, heartbeat_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.heartbeat_seconds = heartbeat_seconds
+        self.changed = Notifier()
+        """Who is there."""
+        self._clock = clock
+        self._by_token: dict[str, Session] = {}
+        self._by_worker: dict[str, Session] = {}
+        self._replaced: OrderedDict[str, str] = OrderedDict()
+        self._told: dict[str, float] = {}
+        self._assignments: dict[str, Assignment] = {}
+        self._closed = False
+        self._default: Task = WaitTask("the sub-FM is being built")
+
+    # --- coming and going ---
+
+    def join(self, request: JoinRequest) -> tuple[Session, int]:
+        """A new session and the protocol version to speak; an earlier session of the name ends.
+
+        Raises ProtocolMismatch.
+        """
+        version = _negotiate(request)
+        now = self._clock()
+        told = self._told.get(request.worker)
+        news = told is None or now - told >= self.heartbeat_seconds
+        if news:
+            self._told[request.worker] = now
+        if old := self._by_worker.get(request.worker):
+            self._replace(old)
+        session = Session(
+            secrets.token_urlsafe(24), request.worker, request.examples, now, first_for_a_while=news
+        )
+        self._by_token[session.token] = session
+        self._by_worker[session.worker] = session
+        self.changed.notify()
+        return session, version
+
+    def _replace(self, old: Session) -> None:
+        """End a session whose name joined again; of the last ones it is still known why they ended."""
+        old.replaced = True
+        old.tasked.notify()
+        if self._by_token.pop(old.token, None) is not None:
+            self._replaced[old.token] = old.worker
+        while len(self._replaced) > REMEMBERED_REPLACEMENTS:
+            self._replaced.popitem(last=False)
+
+    def find(self, token: str) -> Session:
+        """The session, now heard of. Raises UnknownSession, SessionReplaced."""
+        session = self._by_token.get(token)
+        if session is None:
+            if token in self._replaced:
+                raise _replaced(self._replaced[token])
+            raise UnknownSession("the coordinator does not know this session; join again")
+        session.heard = self._clock()
+        return session
+
+    def report(self, session: Session, progress: Progress) -> bool:
+        """Note how far a worker has come; tells whether it was lost until now."""
+        returned = not session.progress.activity.present
+        session.progress = progress
+        if returned:
+            self.changed.notify()
+        return returned
+
+    def leave(self, session: Session) -> None:
+        """The worker said goodbye."""
+        session.progress = replace(session.progress, activity=Activity.LEFT)
+        self._by_token.pop(session.token, None)
+        self.changed.notify()
+
+    def sweep(self) -> list[str]:
+        """Mark workers that have been silent too long; returns those newly lost."""
+        limit = self._clock() - MISSED_HEARTBEATS * self.heartbeat_seconds
+        silent = [s for s in self._present() if s.heard < limit]
+        for session in silent:
+            session.progress = replace(session.progress, activity=Activity.LOST)
+        if silent:
+            self.changed.notify()
+        return [session.worker for session in silent]
+
+    def is_present(self, worker: str) -> bool:
+        """Whether the worker can be given a task."""
+        session = self._by_worker.get(worker)
+        return session is not None and session.progress.activity.present
+
+    def knows(self, worker: str) -> bool:
+        """Whether a worker of this name has joined since this process began."""
+        return worker in self._by_worker
+
+    def __len__(self) -> int:
+        return len(self._by_worker)
+
+    def present(self) -> list[str]:
+        """Names of workers that can be given a task, sorted."""
+        return sorted(session.worker for session in self._present())
+
+    def all(self) -> list[Session]:
+        """The last session of every worker that joined since this process began, by name."""
+        return [self._by_worker[name] for name in sorted(self._by_worker)]
+
+    def _present(self) -> list[Session]:
+        return [s for s in self._by_worker.values() if s.progress.activity.present]
+
+    # --- tasks ---
+
+    def assign(self, worker: str, assignment: Assignment) -> None:
+        """Give a worker its task, replacing what it owed."""
+        self._assignments[worker] = assignment
+        if session := self._by_worker.get(worker):
+            session.tasked.notify()
+
+    def release(self, worker: str, round_number: int) -> None:
+        """The worker has delivered what it owed for this round; what it owes for another one stays."""
+        owed = self._assignments.get(worker)
+        if owed is not None and isinstance(owed.task, TrainTask) and owed.task.round == round_number:
+            self.assign(worker, Assignment(WaitTask(f"round {round_number} waits for other workers")))
+
+    def assign_all(self, task: Task) -> None:
+        """Give every worker, also those still to come, the same task."""
+        if task == self._default and not self._assignments:
+            return
+        self._assignments.clear()
+        self._default = task
+        self._notify_all()
+
+    def close(self) -> None:
+        """This process is about to end: streams of tasks end, for workers to try again later."""
+        self._closed = True
+        self._notify_all()
+
+    def _notify_all(self) -> None:
+        for session in self._by_worker.values():
+            session.tasked.notify()
+
+    async def tasks(self, session: Session) -> AsyncIterator[Task]:
+        """What the worker owes now, then every change, up to a StopTask.
+
+        Raises SessionReplaced, and Unreachable once this process is about to end.
+        """
+        told: Assignment | None = None
+        while True:
+            if self._closed:
+                raise Unreachable("the coordinator is stopping")
+            # Not `find`: that this process wakes a stream does not mean that the worker is heard.
+            if session.replaced:
+                raise _replaced(session.worker)
+            owed = self._assignments.get(session.worker, Assignment(self._default))
+            if owed == told:
+                await session.tasked.wait()
+                continue
+            told = owed
+            yield self._timed(owed)
+            if isinstance(owed.task, StopTask):
+                return
+
+    def _timed(self, assignment: Assignment) -> Task:
+        task = assignment.task
+        if isinstance(task, TrainTask) and assignment.closes_at is not None:
+            return replace(task, seconds_left=max(0.0, assignment.closes_at - self._clock()))
+        return task
+
+
+def _replaced(worker: str) -> SessionReplaced:
+    return SessionReplaced(f"another worker joined as {worker!r}; give each worker its own --name")
+
+
+def _negotiate(request: JoinRequest) -> int:
+    version = min(PROTOCOL_MAX, request.protocol_max)
+    if version >= max(PROTOCOL_MIN, request.protocol_min):
+        return version
+    older = "coordinator" if request.protocol_min > PROTOCOL_MAX else "worker"
+    raise ProtocolMismatch(
+        f"coordinator speaks protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, worker "
+        f"{request.protocol_min} to {request.protocol_max}: upgrade the {older}"
+    )

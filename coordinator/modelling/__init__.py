@@ -1,0 +1,1 @@
+"""The two models: loaded, built, aligned, tuned, scored."""

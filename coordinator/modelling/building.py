@@ -1,0 +1,215 @@
+"""The sub-FM before the rounds: planned, cut from the FM, aligned to it. Blocking."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from common.config.choices import AlignmentMethod, Construction
+from common.config.method import AlignmentSection, Distillation, SubModelSection
+from common.data.batches import Batch, Dataset
+from common.errors import ConfigError, ModelError, StoreError
+from common.model.layers import layer_prefix
+from common.model.submodel import SubModelPlan, build, own_weights
+from common.records import TaskKind
+from common.runtime import seeds
+from common.storage.files import write_atomically
+from common.storage.tensors import TensorFile, to_bytes
+from coordinator.algorithms import compression, distillation, reconstruction, saliency
+
+# Steps done, steps in all; may raise to stop the computation.
+OnProgress = Callable[[int, int], None]
+
+# The hidden-state error is reported on this much of the public corpus.
+_ERROR_BATCHES, _ERROR_BATCH_SIZE = 4, 16
+
+PLAN_FILE, LAYERS_FILE, ABOUT_FILE = "plan.safetensors", "layers.safetensors", "build.json"
+CHECKPOINT_FILE = "alignment-checkpoint.safetensors"
+_ORIGIN = "origin"
+
+
+@dataclass(frozen=True)
+class SubModelBuilder:
+    """Cuts and aligns sub-FMs of one FM; the same settings and seed give the same bits."""
+
+    fm: PreTrainedModel
+    kind: TaskKind
+    public: Dataset | None
+    settings: SubModelSection
+    alignment: AlignmentSection
+    seed: int
+    accelerator: Accelerator | None = None
+
+    def cut(self, on_progress: OnProgress) -> tuple[SubModelPlan, PreTrainedModel]:
+        """Plan the sub-FM and cut it from the FM (FedPFT, section 3.2).
+
+        Raises ConfigError when the settings leave nothing to cut.
+        """
+        s = self.settings
+        match s.construction:
+            case Construction.FULL:
+                plan = compression.plan_full(self.fm)
+            case Construction.LAYER_DROP:
+                plan = compression.plan_layer_drop(self.fm, s.drop_ratio, s.keep_first, s.keep_last)
+            case Construction.FFN_PRUNING:
+                batches = self._some(s.saliency_batches, "saliency") if s.saliency.needs_data else []
+                seed = seeds.derive(self.seed, "saliency")
+                scores = saliency.score_layers(self.fm, s.saliency, batches, seed, on_progress)
+                plan = compression.plan_ffn_pruning(scores, s.drop_ratio, s.keep_first, s.keep_last)
+                if not plan.compressed:
+                    raise ConfigError(
+                        f"sub_fm.keep_first = {s.keep_first} and sub_fm.keep_last = {s.keep_last} keep all "
+                        f'{len(plan.layers)} layers whole; keep fewer, or set sub_fm.construction = "full"'
+                    )
+        return plan, self._built(plan, compression.cut(self.fm, plan))
+
+    def align(
+        self,
+        plan: SubModelPlan,
+        sub_fm: PreTrainedModel,
+        on_progress: OnProgress,
+        checkpoint: Path | None = None,
+    ) -> tuple[float, float]:
+        """Layer-level alignment, in place (FedPFT, section 3.3); returns the hidden-state error before
+        and after. What breaks off goes on from the file `checkpoint`."""
+        a = self.alignment
+        before = self.hidden_error(plan, sub_fm)
+        # A closed form has none of its own.
+        left = checkpoint if a.method is not AlignmentMethod.CLOSED_FORM else None
+        origin = self._origin(plan)
+        resume = _left_at(left, origin) if left and left.exists() else None
+        if a.method is not AlignmentMethod.GRADIENT and resume is None:
+            batches = self._some(a.closed_form_batches, "closed-form")
+            reconstruction.reconstruct(
+                self.fm, sub_fm, plan.compressed, batches, a.ridge, on_layer=on_progress
+            )
+        if a.method is not AlignmentMethod.CLOSED_FORM and a.steps:
+            distillation.distil(
+                self.fm,
+                sub_fm,
+                plan.compressed,
+                self.batches(a.batch_size, "alignment", *self._share()),
+                distillation_settings(a, a.steps),
+                on_step=lambda step, steps, loss: on_progress(step, steps),
+                accelerator=self.accelerator,
+                on_checkpoint=None if checkpoint is None else partial(_keep, checkpoint, origin),
+                checkpoint_every=a.checkpoint_every,
+                resume=resume,
+            )
+        return before, self.hidden_error(plan, sub_fm)
+
+    def _origin(self, plan: SubModelPlan) -> Tensor:
+        """Tells this build from others, uint8 [32]: a checkpoint serves the one that it is of."""
+        told = {
+            "fm": fingerprint(self.fm),
+            "plan": hashlib.sha256(to_bytes(plan.to_tensors())).hexdigest(),
+            "alignment": self.alignment.model_dump(mode="json", exclude={"checkpoint_every"}),
+            "seed": self.seed,
+        }
+        return torch.tensor(list(hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()))
+
+    def _share(self) -> tuple[int, ...]:
+        """Which of several processes this is, so that each reads batches of its own; () when alone."""
+        if self.accelerator is None or self.accelerator.num_processes == 1:
+            return ()
+        return (self.accelerator.process_index,)
+
+    def hidden_error(self, plan: SubModelPlan, sub_fm: PreTrainedModel) -> float:
+        """Relative squared error of the compressed layers' outputs on public data."""
+        some = self._some(_ERROR_BATCHES, "hidden-error", _ERROR_BATCH_SIZE)
+        return distillation.hidden_error(self.fm, sub_fm, plan.compressed, iter(some))
+
+    def batches(self, batch_size: int, *purpose: str | int) -> Iterator[Batch]:
+        """Public data without end, in an order of its own for every purpose."""
+        assert self.public is not None
+        batches = self.public.endless(batch_size, seeds.derive(self.seed, *purpose) % 2**62)
+        device = next(self.fm.parameters()).device
+        return (batch.to(device) for batch in batches)
+
+    def _some(self, count: int, purpose: str, batch_size: int = 16) -> list[Batch]:
+        batches = self.batches(batch_size, purpose)
+        return [next(batches) for _ in range(count)]
+
+    def _built(self, plan: SubModelPlan, weights: dict[str, Tensor]) -> PreTrainedModel:
+        config, widths = compression.config_of(self.fm, plan), compression.ffn_widths(self.fm, plan)
+        return build(config, self.kind, widths, weights, next(self.fm.parameters()).device)
+
+    # --- ahead of a run ---
+
+    def load(self, folder: Path) -> tuple[SubModelPlan, PreTrainedModel]:
+        """What `save` wrote. Raises ModelError when it is not there, or of another FM."""
+        try:
+            fm_sha256 = json.loads((folder / ABOUT_FILE).read_text())["fm_sha256"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"{folder} holds no built sub-FM: {error}; `fedpft build` makes one") from None
+        if fm_sha256 != fingerprint(self.fm):
+            raise ModelError(f"{folder} holds the sub-FM of another foundation model; build it anew")
+        plan = SubModelPlan.from_tensors(TensorFile(folder / PLAN_FILE))
+        weights = compression.cut(self.fm, plan) | TensorFile(folder / LAYERS_FILE).load()
+        return plan, self._built(plan, weights)
+
+    def save(
+        self, folder: Path, plan: SubModelPlan, sub_fm: PreTrainedModel, error: tuple[float, float]
+    ) -> None:
+        """Write plan and layers: a secret of the FM's owner, as the plan tells which neurons were cut."""
+        stack = layer_prefix(self.fm.config, 0).removesuffix("0.")
+        layers = {name: t for name, t in own_weights(sub_fm).items() if name.startswith(stack)}
+        write_atomically(folder / PLAN_FILE, to_bytes(plan.to_tensors()))
+        write_atomically(folder / LAYERS_FILE, to_bytes(layers))
+        about = {
+            "fm_sha256": fingerprint(self.fm),
+            "ffn_widths": compression.ffn_widths(self.fm, plan),
+            "settings": self.settings.model_dump(mode="json"),
+            "alignment": self.alignment.model_dump(mode="json"),
+            "seed": self.seed,
+            "hidden_error_before": error[0],
+            "hidden_error_after": error[1],
+        }
+        # Last: without it the folder counts as empty.
+        write_atomically(folder / ABOUT_FILE, json.dumps(about, indent=2).encode())
+
+
+def _keep(checkpoint: Path, origin: Tensor, state: Mapping[str, Tensor]) -> None:
+    write_atomically(checkpoint, to_bytes({**state, _ORIGIN: origin}))
+
+
+def _left_at(checkpoint: Path, origin: Tensor) -> dict[str, Tensor]:
+    """Where a distillation broke off. Raises StoreError when that was another one."""
+    state = TensorFile(checkpoint).load()
+    found = state.pop(_ORIGIN, None)
+    if found is None or not torch.equal(found, origin):
+        raise StoreError(
+            f"{checkpoint} is of an alignment with other settings or another model; "
+            "restore them, or remove the file"
+        )
+    return state
+
+
+def distillation_settings(section: Distillation, steps: int) -> distillation.Settings:
+    """As the algorithm wants them."""
+    return distillation.Settings(
+        steps,
+        section.learning_rate,
+        section.warmup,
+        section.weight_term,
+        section.attention_term,
+        section.logit_term,
+    )
+
+
+def fingerprint(fm: PreTrainedModel) -> str:
+    """SHA-256 over the names and values of the FM's layers, whatever its head."""
+    stack = layer_prefix(fm.config, 0).removesuffix("0.")
+    digest = hashlib.sha256()
+    for name, tensor in sorted(own_weights(fm).items()):
+        if name.startswith(stack):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

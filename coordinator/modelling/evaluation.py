@@ -1,0 +1,35 @@
+"""Scores on the owner's test data."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from common.data.batches import Dataset
+from common.model.tasks import tally
+from common.records import TaskKind
+
+
+@torch.inference_mode()
+def score(
+    model: nn.Module,
+    data: Dataset,
+    kind: TaskKind,
+    on_progress: Callable[[int, int], None] = lambda batch, batches: None,
+    batch_size: int = 32,
+) -> tuple[float, float]:
+    """Accuracy (0 to 1) and mean cross entropy (nats) on labelled data.
+
+    Of a language model over its next tokens, so that its perplexity is exp of the second. `on_progress`
+    is called before every batch with batches done and in all; it may raise to stop.
+    """
+    device = next(model.parameters()).device
+    right, loss, answers = 0, 0.0, 0
+    batches = -(-len(data) // batch_size)
+    for done, padded in enumerate(data.in_order(batch_size)):
+        on_progress(done, batches)
+        batch = padded.to(device)
+        assert batch.labels is not None
+        batch_right, batch_loss, batch_answers = tally(model(**batch.inputs).logits, batch.labels, kind)
+        right, loss, answers = right + batch_right, loss + batch_loss, answers + batch_answers
+    return right / answers, loss / answers

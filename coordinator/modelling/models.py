@@ -1,0 +1,338 @@
+"""The coordinator's two models and what is computed on them. Blocking: runs in the compute thread."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from common.config.choices import AggregationRule, Construction, LoraAveraging
+from common.config.run import RunConfig
+from common.config.task import DataSource, TestData
+from common.data.batches import Dataset
+from common.data.encoding import encode
+from common.data.examples import Columns, Examples, read_examples
+from common.data.presets import load_preset
+from common.data.processors import processor_files
+from common.errors import StoreError
+from common.model.adapter import Adapted
+from common.model.apoz import ZeroCounts, from_tensors, merge
+from common.model.ffn import ffns_of, is_smooth
+from common.model.layers import layers_of
+from common.model.submodel import SubModelPlan, apply_patch, build, make_patch, own_weights
+from common.model.update import APOZ, DELTA, Prefixed
+from common.records import (
+    ArtifactKind,
+    ArtifactRef,
+    Evaluation,
+    GradientGap,
+    ModelFacts,
+    SubModelRef,
+    ZeroRule,
+)
+from common.runtime import seeds
+from common.runtime.compute import one_thread
+from common.storage.tensor_header import in_file_order
+from common.storage.tensors import TensorFile
+from coordinator.algorithms import aggregation, alignment, compression, distillation, gradient_gap
+from coordinator.algorithms.aggregation import Update
+from coordinator.algorithms.plugging import plug
+from coordinator.context import adapter_spec
+from coordinator.modelling.building import CHECKPOINT_FILE, OnProgress, SubModelBuilder, distillation_settings
+from coordinator.modelling.evaluation import score
+from coordinator.modelling.foundation import load_foundation, wire_config
+from coordinator.storage.store import Store, StoredUpdate
+
+
+class Models:
+    """FM and sub-FM with the present adapter in both.
+
+    Construction loads the FM and the owner's data; raises ModelError and DataError.
+    """
+
+    def __init__(self, config: RunConfig, store: Store) -> None:
+        self._config, self._store = config, store
+        self._seed, self._kind = config.run.seed, config.task.kind
+        self._device = torch.device(config.compute.device)
+        self._spec = adapter_spec(config)
+        fm, self._processor = load_foundation(
+            config.model.path, self._kind, config.task.labels, seeds.derive(self._seed, "head")
+        )
+        self._fm = fm.to(self._device)  # type: ignore[arg-type]  # mistyped in transformers 5
+        self._public: Dataset | None = None
+        if config.data.public is not None and not self._whole:
+            self._public = self._read(config.data.public, None)
+        self._test: Dataset | None = None
+        if config.data.test is not None:
+            self._test = self._read(config.data.test, config.task.labels)
+        self._builder = SubModelBuilder(
+            self._fm, self._kind, self._public, config.sub_fm, config.alignment, self._seed
+        )
+        self._plan: SubModelPlan
+        self._tuned_fm: Adapted
+        self._tuned_sub_fm: Adapted
+        self._fresh: dict[str, Tensor]
+        self._fm_widths: tuple[int, ...]
+        self._adapter: ArtifactRef | None = None
+        self._plugged: ArtifactRef | None = None
+
+    def _read(self, source: DataSource, labels: tuple[str, ...] | None) -> Dataset:
+        task = self._config.task
+        examples = read_source(source, self._config)
+        return encode(self._processor, examples, task.kind, task.max_length, labels)
+
+    def encoded(self, examples: Examples) -> Dataset:
+        """Labelled examples as the models read them: what a worker does with its own."""
+        task = self._config.task
+        return encode(self._processor, examples, task.kind, task.max_length, task.labels)
+
+    @property
+    def tuned_sub_fm(self) -> Adapted:
+        """The sub-FM with the present adapter, as workers have it."""
+        self._plug()
+        return self._tuned_sub_fm
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the sub-FM is the FM."""
+        return self._config.sub_fm.construction is Construction.FULL
+
+    @property
+    def scored(self) -> bool:
+        """Whether there is test data."""
+        return self._test is not None
+
+    @property
+    def gap_measurable(self) -> bool:
+        """Whether there is a gap between the models, and data to measure it on."""
+        return self._public is not None
+
+    @property
+    def counted_layers(self) -> dict[int, int]:
+        """Layers to count for APoZ, with their FFN widths in the sub-FM."""
+        ffns = ffns_of(self._tuned_sub_fm.base)
+        return {layer: ffns[layer].width for layer in self._plan.compressed}
+
+    @property
+    def zero_rule(self) -> ZeroRule:
+        """What APoZ counts, for this FM's activation function."""
+        rule = self._config.realignment.zero_rule
+        if rule == "auto":
+            return ZeroRule.PRE_ACTIVATION if is_smooth(self._fm.config) else ZeroRule.NEAR_ZERO
+        return ZeroRule(rule)
+
+    # --- before the first round ---
+
+    def cut(self, on_progress: OnProgress) -> tuple[SubModelPlan, PreTrainedModel]:
+        """Plan the sub-FM and cut it from the FM (FedPFT, section 3.2), or take one built before."""
+        path = self._config.sub_fm.path
+        return self._builder.load(path) if path is not None else self._builder.cut(on_progress)
+
+    def align_layers(
+        self, plan: SubModelPlan, sub_fm: PreTrainedModel, on_progress: OnProgress
+    ) -> tuple[float, float]:
+        """Layer-level alignment; returns the hidden-state error before and after."""
+        return self._builder.align(plan, sub_fm, on_progress, self._store.directory / CHECKPOINT_FILE)
+
+    def publish(
+        self, plan: SubModelPlan, sub_fm: PreTrainedModel
+    ) -> tuple[SubModelRef, ArtifactRef, ModelFacts]:
+        """Write the sub-FM's artifacts."""
+        weights = own_weights(sub_fm)
+        base = self._store.artifacts.add_tensors(ArtifactKind.SUB_MODEL, weights)
+        files = processor_files(self._processor)
+        reference = SubModelRef(
+            wire_config(sub_fm.config),
+            compression.ffn_widths(self._fm, plan),
+            base,
+            (),
+            tuple(self._store.artifacts.add(kind, content) for kind, content in files.items()),
+        )
+        probe = Adapted(self._module(reference, plan, weights), self._kind, self._spec)
+        facts = ModelFacts(
+            fm_parameters=_parameters([self._fm]),
+            sub_fm_parameters=sum(w.numel() for w in weights.values()),
+            fm_layer_parameters=_parameters(layers_of(self._fm)),
+            sub_fm_layer_parameters=_parameters(layers_of(sub_fm)),
+            adapter_parameters=sum(t.numel() for t in probe.tensors().values()),
+            fm_bytes=sum(p.numel() * p.element_size() for p in self._fm.parameters()),
+        )
+        plan_file = self._store.artifacts.add_tensors(ArtifactKind.PLAN, plan.to_tensors())
+        return reference, plan_file, facts
+
+    def _module(
+        self, reference: SubModelRef, plan: SubModelPlan, weights: Mapping[str, Tensor]
+    ) -> PreTrainedModel:
+        """The sub-FM as workers make it."""
+        config = compression.config_of(self._fm, plan)
+        module = build(config, self._kind, reference.ffn_widths, weights, self._device)
+        for patch in reference.patches:
+            apply_patch(ffns_of(module), TensorFile(self._store.artifacts.path(patch.sha256)))
+        return module
+
+    def equip(self, reference: SubModelRef, plan: ArtifactRef) -> dict[str, Tensor]:
+        """Take the published sub-FM, as workers do, and put adapters into both models.
+
+        Returns the first adapter.
+        """
+        self._plan = SubModelPlan.from_tensors(TensorFile(self._store.artifacts.path(plan.sha256)))
+        weights = TensorFile(self._store.artifacts.path(reference.base.sha256)).load()
+        module = self._module(reference, self._plan, weights)
+        self._fm_widths = tuple(ffn.width for ffn in ffns_of(self._fm))
+        seed = seeds.derive(self._seed, "adapter")
+        self._tuned_fm = Adapted(self._fm, self._kind, self._spec, seed)
+        self._tuned_sub_fm = Adapted(module, self._kind, self._spec, seed)
+        self._fresh = self._tuned_fm.tensors()
+        return self._tuned_sub_fm.tensors()
+
+    # --- in the rounds ---
+
+    def aggregate(
+        self, adapter: ArtifactRef, updates: Sequence[StoredUpdate], state: ArtifactRef | None
+    ) -> tuple[ArtifactRef, ArtifactRef | None]:
+        """The next adapter and the server optimiser's next state (FedPFT, Algorithm 1, server update).
+
+        The adapter is read, computed and written tensor by tensor: by the mean, memory grows neither with
+        its size nor with the number of updates. A server optimiser's state is held whole.
+        """
+        files = len(updates) + 1
+        start = self._file(adapter, files)
+        changes = [Update(u.worker, u.examples, Prefixed(self._file(u, files), DELTA)) for u in updates]
+        a = self._config.aggregation
+        if a.lora is LoraAveraging.EXACT:
+            spec = self._spec
+            following = aggregation.exact(start, changes, spec.alpha / spec.rank)
+            return self._store.artifacts.add_tensors(ArtifactKind.ADAPTER, following), None
+        settings = aggregation.Settings(
+            a.rule,
+            a.trim,
+            a.byzantine,
+            a.optimizer,
+            a.learning_rate,
+            a.momentum,
+            a.second_momentum,
+            a.tau,
+        )
+        remembered: dict[str, Tensor] = {}
+
+        def tensors() -> Iterator[tuple[str, Tensor]]:
+            before = self.tensors(state) if state else {}
+            order = in_file_order(schema)
+            for one in aggregation.each_aggregated(start, changes, before, settings, order):
+                remembered.update(one.state)
+                yield one.name, one.tensor
+
+        schema = start.schema()
+        with passing(a.rule):
+            result = self._store.artifacts.add_each(ArtifactKind.ADAPTER, schema, tensors())
+        if not remembered:
+            return result, None
+        return result, self._store.artifacts.add_tensors(ArtifactKind.SERVER_STATE, remembered)
+
+    def plug_in(self, adapter: ArtifactRef) -> None:
+        """From now on both models are those with this adapter."""
+        self._adapter = adapter
+
+    def _plug(self) -> None:
+        """Put the present adapter into both models, when that is not done: not every round looks at them."""
+        if self._adapter == self._plugged:
+            return
+        assert self._adapter is not None
+        tensors = self._file(self._adapter)
+        plugged = plug(tensors, self._plan, self._fm.config, self._fresh, self._fm_widths)
+        self._tuned_fm.load(plugged)
+        self._tuned_sub_fm.load(tensors)
+        self._plugged = self._adapter
+
+    def measure_gap(self, round_number: int) -> GradientGap:
+        """The gradient gap on public data (FedPFT, theorems 1 and 2)."""
+        self._plug()
+        settings = self._config.gradient_gap
+        batches = self._builder.batches(settings.batch_size, "gradient-gap")
+        return gradient_gap.measure(
+            self._tuned_fm,
+            self._tuned_sub_fm,
+            self._plan,
+            [next(batches) for _ in range(settings.batches)],
+            round_number,
+            seeds.derive(self._seed, "gradient-gap"),
+        )
+
+    def align_neurons(
+        self, updates: Sequence[StoredUpdate], round_number: int, on_progress: OnProgress
+    ) -> tuple[ArtifactRef, float, float]:
+        """Neuron-level alignment by the workers' APoZ; returns patch, error before and after."""
+        settings = self._config.realignment
+        neurons = alignment.chosen_neurons(
+            self._merged_counts(updates),
+            settings.proportion,
+            settings.choice,
+            seeds.derive(self._seed, "choice", round_number),
+        )
+        self._plug()
+        student = self._tuned_sub_fm.base
+        before = self._builder.hidden_error(self._plan, student)
+        distillation.distil(
+            self._fm,
+            student,
+            self._plan.compressed,
+            self._builder.batches(settings.batch_size, "realignment", round_number),
+            distillation_settings(settings, settings.steps),
+            neurons=neurons,
+            on_step=lambda step, steps, loss: on_progress(step, steps),
+        )
+        after = self._builder.hidden_error(self._plan, student)
+        patch = make_patch(ffns_of(student), neurons)
+        return self._store.artifacts.add_tensors(ArtifactKind.NEURON_PATCH, patch), before, after
+
+    def evaluate(self, round_number: int, on_progress: OnProgress, fm_only: bool = False) -> list[Evaluation]:
+        """Score the FM with the adapter plugged in, and, unless `fm_only`, the sub-FM."""
+        assert self._test is not None
+        self._plug()
+        fm = Evaluation(round_number, "fm", *score(self._tuned_fm.model, self._test, self._kind, on_progress))
+        if fm_only:
+            return [fm]
+        if self._whole:
+            return [fm, replace(fm, model="sub_fm")]
+        sub_fm = score(self._tuned_sub_fm.model, self._test, self._kind, on_progress)
+        return [fm, Evaluation(round_number, "sub_fm", *sub_fm)]
+
+    # --- parts ---
+
+    def tensors(self, artifact: ArtifactRef) -> dict[str, Tensor]:
+        """What an artifact holds."""
+        return self._file(artifact).load()
+
+    def _file(self, content: ArtifactRef | StoredUpdate, beside: int = 1) -> TensorFile:
+        return TensorFile(self._store.artifacts.path(content.sha256), beside)
+
+    def _merged_counts(self, updates: Sequence[StoredUpdate]) -> Mapping[int, ZeroCounts]:
+        counts = [from_tensors(Prefixed(self._file(u), APOZ)) for u in updates]
+        counted = [c for c in counts if c]
+        if not counted:
+            raise StoreError("no update of this round carries APoZ counts")
+        return {layer: merge([c[layer] for c in counted]) for layer in counted[0]}
+
+
+def passing(rule: AggregationRule) -> AbstractContextManager[None]:
+    """How many threads a rule is computed by: the mean does nothing but pass over memory."""
+    return one_thread() if rule is AggregationRule.MEAN else nullcontext()
+
+
+def read_source(source: DataSource, config: RunConfig) -> Examples:
+    """The owner's test data with labels, or public data without. Raises DataError."""
+    kind, is_test = config.task.kind, isinstance(source, TestData)
+    if source.preset is not None:
+        found = load_preset(source.preset, config.data.root, test=is_test, labelled=is_test)
+        return found.require(kind) if is_test else replace(found, pairs=None).require(kind)
+    assert source.path is not None
+    columns = Columns(text=source.text_column, image=source.image_column, label=None)
+    if isinstance(source, TestData):
+        columns = replace(columns, pair=source.pair_column, label=source.label_column)
+    return read_examples(source.path, columns, kind)
+
+
+def _parameters(modules: Sequence[torch.nn.Module]) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())

@@ -1,0 +1,1 @@
+"""What the owner of a run uses: status, page, export, audit."""

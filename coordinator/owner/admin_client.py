@@ -1,0 +1,52 @@
+"""The AdminService as its callers see it."""
+
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Self
+
+from fedpft.v1 import admin_pb2, admin_pb2_grpc
+from grpc import aio
+
+from common.address import Address
+from common.records import Event, RunStatus
+from common.transport import admin_wire
+from common.transport.rpc import call, domain_error, new_channel
+from common.trust.tls import Tls
+
+_CALL_SECONDS = 10.0
+
+
+class Admin:
+    """A connection to a coordinator's AdminService; an async context. Calls raise domain errors."""
+
+    def __init__(self, address: Address, tls: Tls | None = None) -> None:
+        self._channel = new_channel(address, tls=tls)
+        self._stub: Any = admin_pb2_grpc.AdminServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._channel.close()
+
+    async def status(self) -> RunStatus:
+        """Where the run stands."""
+        request = admin_pb2.GetStatusRequest()
+        return admin_wire.status_from_pb(await call(self._stub.GetStatus(request, timeout=_CALL_SECONDS)))
+
+    async def events(self, after: int = 0) -> AsyncIterator[Event]:
+        """What has happened and what happens, until the coordinator ends."""
+        try:
+            async for message in self._stub.WatchEvents(admin_pb2.WatchEventsRequest(after=after)):
+                yield admin_wire.event_from_pb(message)
+        except aio.AioRpcError as error:
+            raise domain_error(error) from None
+
+    async def stop(self) -> None:
+        """End the coordinator at once; started again, it goes on from the last committed step."""
+        await call(self._stub.StopRun(admin_pb2.StopRunRequest(), timeout=_CALL_SECONDS))

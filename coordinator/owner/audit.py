@@ -1,0 +1,139 @@
+"""What of the FM a run has shown to its workers: every artifact that was served, compared with the FM."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from common.errors import StoreError
+from common.model.ffn import ffns_of
+from common.model.submodel import SubModelPlan, apply_patch, build, own_weights
+from common.records import ArtifactKind, ArtifactRef, Evaluation, SubModelRef
+from common.runtime import seeds
+from common.storage.tensors import TensorFile
+from coordinator.algorithms import compression, exposure
+from coordinator.algorithms.exposure import Exposure, Finding, Withheld
+from coordinator.campaign.status import open_run
+from coordinator.federation.service import PUBLISHED
+from coordinator.modelling.foundation import load_foundation
+from coordinator.storage.store import Store
+
+# Kinds whose content is tensors.
+_TENSORS = (ArtifactKind.SUB_MODEL, ArtifactKind.NEURON_PATCH, ArtifactKind.ADAPTER)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """An artifact that workers got, or may get, and what was found in it."""
+
+    artifact: ArtifactRef
+    served: bool
+    """Whether anyone has fetched it, as opposed to could have."""
+    compared: str
+    """"compared", "no tensors", or "deleted since": nothing needs it any more, so it cannot be looked at."""
+    findings: tuple[Finding, ...] = ()
+    problem: str = ""
+    """Why it ought never to have been served, or empty."""
+
+    @property
+    def leaks(self) -> bool:
+        """Whether it shows what must not be shown."""
+        return bool(self.findings or self.problem)
+
+
+@dataclass(frozen=True)
+class OwnerAudit:
+    """What a run has shown."""
+
+    run_id: str
+    construction: str
+    withheld_vectors: int
+    """Vectors of cut neurons and dropped layers that were searched for."""
+    exposures: tuple[Exposure, ...]
+    looked: tuple[Looked, ...]
+    evaluations: tuple[Evaluation, ...]
+    """Of the last round: the tuned FM and the sub-FM that workers end up with."""
+
+    @property
+    def leaks(self) -> bool:
+        """Whether anything that was cut got out."""
+        return any(looked.leaks for looked in self.looked)
+
+
+def audit_run(directory: Path) -> OwnerAudit:
+    """Compare all that a run has published with its FM. Blocking: loads the FM.
+
+    Raises StoreError when the directory holds no run with a sub-FM, or a file of it is damaged;
+    ModelError when the FM is not where it was.
+    """
+    store, config = open_run(directory)
+    try:
+        stored = store.sub_model()
+        if stored is None:
+            raise StoreError(f"the run in {directory} has no sub-FM yet: nothing was served")
+        reference, plan_ref, _ = stored
+        fm, _ = load_foundation(
+            config.model.path, config.task.kind, config.task.labels, seeds.derive(config.run.seed, "head")
+        )
+        plan = SubModelPlan.from_tensors(_tensors(store, plan_ref))
+        versions = []
+        module = build(
+            compression.config_of(fm, plan),
+            config.task.kind,
+            reference.ffn_widths,
+            dict(_tensors(store, reference.base)),
+        )
+        versions.append({name: t.clone() for name, t in own_weights(module).items()})
+        for patch in reference.patches:
+            apply_patch(ffns_of(module), _tensors(store, patch))
+            versions.append({name: t.clone() for name, t in own_weights(module).items()})
+        secret = exposure.withheld(fm, plan)
+        served = store.artifacts.served()
+        evaluations = store.evaluations()
+        last = max((e.round for e in evaluations), default=0)
+        return OwnerAudit(
+            run_id=store.run_id(),
+            construction=config.sub_fm.construction,
+            withheld_vectors=len(secret.names),
+            exposures=tuple(exposure.exposures(fm, plan, versions)),
+            looked=tuple(
+                _look(store, artifact, artifact.sha256 in served, secret, plan)
+                for artifact in _open_to_workers(store, reference, served)
+            ),
+            evaluations=tuple(e for e in evaluations if e.round == last),
+        )
+    finally:
+        store.close()
+
+
+def _open_to_workers(
+    store: Store, reference: SubModelRef, served: Mapping[str, ArtifactRef]
+) -> list[ArtifactRef]:
+    """What was fetched, whatever it is; and what may be: published kinds that are still held."""
+    held = {a.sha256: a for a in store.artifacts.held() if a.kind in PUBLISHED}
+    named = {a.sha256: a for a in (reference.base, *reference.patches, *reference.processor)}
+    found = held | named | dict(served)
+    return [found[sha256] for sha256 in sorted(found, key=lambda s: (found[s].kind, s))]
+
+
+def _look(store: Store, artifact: ArtifactRef, served: bool, secret: Withheld, plan: SubModelPlan) -> Looked:
+    if artifact.kind not in PUBLISHED:
+        problem = f"a {artifact.kind} must never leave the coordinator"
+        return Looked(artifact, served, "no tensors", problem=problem)
+    if artifact.kind not in _TENSORS:
+        return Looked(artifact, served, "no tensors")
+    if not store.artifacts.path(artifact.sha256).exists():
+        return Looked(artifact, served, "deleted since")
+    tensors = _tensors(store, artifact)
+    findings = tuple(exposure.find(secret, tensors))
+    told = exposure.holds_plan(plan, tensors)
+    problem = f"tensor {told} tells which neurons were kept" if told else ""
+    return Looked(artifact, served, "compared", findings, problem)
+
+
+def _tensors(store: Store, artifact: ArtifactRef) -> Mapping[str, Tensor]:
+    path = store.artifacts.path(artifact.sha256)
+    if not path.exists():
+        raise StoreError(f"{path} ({artifact.kind}) is missing; the audit needs it")
+    return TensorFile(path).load()

@@ -1,0 +1,160 @@
+"""Serves the status page from a thread of its own; what it shows is looked up on the event loop."""
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from importlib.resources import files
+from socketserver import ThreadingMixIn
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from common.address import Address, require_loopback
+from common.errors import AddressError
+from common.records import Event, RunStatus
+
+log = logging.getLogger(__name__)
+
+_FILES = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+# Nothing from elsewhere, nothing inline, no frames.
+_HEADERS = [
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-store"),
+]
+_LOCAL = ("localhost", "127.0.0.1", "[::1]")
+_LOOK_SECONDS = 10.0
+# The page keeps the last ones; a long run has thousands.
+_EVENTS = 200
+
+
+class Page:
+    """`port` is where it listens. `status` and `events` are called on the event loop that makes this."""
+
+    def __init__(
+        self,
+        listen: str,
+        insecure: bool,
+        status: Callable[[], RunStatus],
+        events: Callable[[int], list[Event]],
+    ) -> None:
+        """Raises AddressError when it may not or cannot listen there."""
+        address = Address.parse(listen)
+        require_loopback(address, insecure)
+        self._loop = asyncio.get_running_loop()
+        self._status, self._events = status, events
+        # A page of another site must not read this one under a name of its own that leads to loopback.
+        self._hosts = (*_LOCAL, str(address).rpartition(":")[0]) if address.loopback else None
+        try:
+            self._server = make_server(address.host, address.port, self._answer, _Server, _Handler)
+        except OSError as error:
+            raise AddressError(
+                f"cannot serve the page on {address}: {error.strerror or error}; choose another port"
+            ) from error
+        self.port = self._server.server_port
+        self._thread = Thread(target=self._server.serve_forever, name="page", daemon=True)
+        self._thread.start()
+        log.info("status page on http://%s/", Address(address.host, self.port))
+
+    def close(self) -> None:
+        """Stop serving. Not from the event loop's thread while a request waits for it."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _answer(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        code, kind, content = self._content(environ)
+        start(code, [("Content-Type", f"{kind}; charset=utf-8"), *_HEADERS])
+        return [content]
+
+    def _content(self, environ: WSGIEnvironment) -> tuple[str, str, bytes]:
+        host = environ.get("HTTP_HOST", "").rpartition(":")[0]
+        if self._hosts is not None and host not in self._hosts:
+            return "403 Forbidden", "text/plain", b"ask by the address that the page is served on"
+        if environ["REQUEST_METHOD"] != "GET":
+            return "405 Method Not Allowed", "text/plain", b"there is nothing to change here"
+        path = environ.get("PATH_INFO", "/")
+        if path == "/run.json":
+            after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[0]
+            try:
+                found = self._look(int(after) if after.isdecimal() else 0)
+            except (TimeoutError, RuntimeError):
+                return "503 Service Unavailable", "text/plain", b"the coordinator is ending"
+            return "200 OK", "application/json", json.dumps(found).encode()
+        if path in _FILES:
+            name, kind = _FILES[path]
+            return "200 OK", kind, files(__package__).joinpath(name).read_bytes()
+        return "404 Not Found", "text/plain", b"there is no such page"
+
+    def _look(self, after: int) -> dict[str, Any]:
+        async def look() -> dict[str, Any]:
+            return pictured(self._status(), self._events(after)[-_EVENTS:])
+
+        return asyncio.run_coroutine_threadsafe(look(), self._loop).result(_LOOK_SECONDS)
+
+
+def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
+    """What the page draws: no path, no layer's figures, no number that JSON cannot hold."""
+    return {
+        "run": status.run_id,
+        "task": status.task,
+        "phase": status.phase,
+        "over": status.phase.over,
+        "round": status.round,
+        "rounds": status.rounds,
+        "waiting_for": status.waiting_for,
+        "step": status.step,
+        "steps": status.steps,
+        "evaluations": [
+            {"round": e.round, "model": e.model, "accuracy": _finite(e.accuracy), "loss": _finite(e.loss)}
+            for e in status.evaluations
+        ],
+        "drift": [{"round": gap.round, "drift": _finite(gap.drift)} for gap in status.gaps],
+        "parameters": asdict(status.models) if status.models else None,
+        "workers": [
+            {
+                "name": w.worker,
+                "examples": w.examples,
+                "activity": w.progress.activity,
+                "round": w.progress.round,
+                "step": w.progress.step,
+                "steps": w.progress.steps,
+                "loss": _finite(w.progress.loss),
+                "down": sum(t.bytes_down for t in w.traffic),
+                "up": sum(t.bytes_up for t in w.traffic),
+            }
+            for w in status.workers
+        ],
+        "events": [{"sequence": e.sequence, "time": e.time, "kind": e.kind, "text": e.text} for e in events],
+    }
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A browser holds several connections open."""
+
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 30
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)

@@ -1,0 +1,126 @@
+"""A run's status for people: once, or live."""
+
+import asyncio
+import contextlib
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from common.errors import Unreachable
+from common.records import Activity, Phase, RunStatus, WorkerStatus
+from coordinator.campaign.status import reading
+from coordinator.owner.admin_client import Admin
+
+_REFRESH_SECONDS = 0.5
+
+_STYLES = {
+    Activity.TRAINING: "green",
+    Activity.DOWNLOADING: "cyan",
+    Activity.UPLOADING: "cyan",
+    Activity.LOST: "bold red",
+    Activity.LEFT: "dim",
+}
+
+
+def show(status: RunStatus, console: Console | None = None) -> None:
+    """Print the status once."""
+    (console or Console()).print(render(status))
+
+
+async def follow(admin: Admin, console: Console | None = None) -> RunStatus:
+    """Show the run live, events above and the status below, until it is over; returns its last status.
+
+    Where the output is no terminal, events are printed as lines. Raises Unreachable when the
+    coordinator does not answer at first.
+    """
+    console = console or Console()
+    status = await admin.status()
+    live = Live(render(status), console=console, auto_refresh=False, transient=True)
+    with live if console.is_terminal else contextlib.nullcontext():
+        printing = asyncio.create_task(_print_events(admin, console))
+        try:
+            while not status.phase.over:
+                await asyncio.sleep(_REFRESH_SECONDS)
+                status = await admin.status()
+                if console.is_terminal:
+                    live.update(render(status), refresh=True)
+        except Unreachable:
+            # The coordinator ended between two looks; the store has the rest.
+            return status
+        finally:
+            printing.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Unreachable):
+                await printing
+    return status
+
+
+async def _print_events(admin: Admin, console: Console) -> None:
+    async for event in admin.events():
+        if event.kind != "phase_entered":
+            console.print(f"  {event.text}", style="dim", highlight=False)
+
+
+def render(status: RunStatus) -> RenderableType:
+    """Phase, round, what is waited for, workers with progress and bytes, accuracy by round."""
+    head = Text.assemble(
+        ("run ", "dim"),
+        (status.run_id, "bold"),
+        ("   round ", "dim"),
+        (f"{status.round} of {status.rounds}", "bold"),
+        ("   phase ", "dim"),
+        (status.phase, "bold red" if status.phase is Phase.FAILED else "bold green"),
+    )
+    if status.steps:
+        head.append(f"   {status.step}/{status.steps}", "bold")
+    parts: list[RenderableType] = [head]
+    if status.waiting_for:
+        parts.append(Text(f"waiting for {status.waiting_for}", "yellow"))
+    if status.workers:
+        parts.append(_workers(status.workers))
+    if status.evaluations:
+        parts.append(_accuracies(status))
+    return Group(*parts)
+
+
+def _workers(workers: tuple[WorkerStatus, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("worker", "examples", "does", "progress", "loss", "received", "sent"):
+        table.add_column(column, justify="left" if column in ("worker", "does") else "right")
+    for w in workers:
+        p = w.progress
+        bar: RenderableType = ""
+        if p.activity is Activity.TRAINING and p.steps:
+            bar = ProgressBar(total=p.steps, completed=p.step, width=24)
+        table.add_row(
+            w.worker,
+            f"{w.examples:,}",
+            Text(p.activity, _STYLES.get(p.activity, "")),
+            bar,
+            f"{p.loss:.3f}" if p.loss else "",
+            megabytes(sum(t.bytes_down for t in w.traffic)),
+            megabytes(sum(t.bytes_up for t in w.traffic)),
+        )
+    return table
+
+
+def _accuracies(status: RunStatus) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    rounds = sorted({e.round for e in status.evaluations})
+    by_round = {n: reading([e for e in status.evaluations if e.round == n], status.task) for n in rounds}
+    table.add_column(by_round[rounds[0]][0])
+    for number in rounds:
+        table.add_column("start" if number == 0 else f"round {number}", justify="right")
+    for model, title in (("fm", "FM, adapter plugged in"), ("sub_fm", "sub-FM")):
+        table.add_row(title, *(by_round[n][1].get(model, "") for n in rounds))
+    if status.gaps:
+        drifts = {gap.round: f"{gap.drift:.3f}" for gap in status.gaps}
+        table.add_row("drift of the gradients", *(drifts.get(n, "") for n in rounds), style="dim")
+    return table
+
+
+def megabytes(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e6:.2f} MB"

@@ -1,0 +1,158 @@
+"""SQLite under the store: one connection, transactions that are durable when they return."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from common.errors import StoreError
+from common.runtime.fault_points import Point, reach
+from common.storage.files import disk_problem
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS run (
+    id TEXT PRIMARY KEY, created REAL NOT NULL, config TEXT NOT NULL,
+    outcome TEXT, reason TEXT
+);
+CREATE TABLE IF NOT EXISTS artifacts (
+    sha256 TEXT PRIMARY KEY, kind TEXT NOT NULL, size INTEGER NOT NULL, created REAL NOT NULL
+);
+-- Artifacts whose files are gone, because nothing needs them any more.
+CREATE TABLE IF NOT EXISTS collected (sha256 TEXT PRIMARY KEY REFERENCES artifacts);
+-- Artifacts of which a worker has asked for a part, and when first. What an audit goes by.
+CREATE TABLE IF NOT EXISTS served (sha256 TEXT PRIMARY KEY REFERENCES artifacts, first REAL NOT NULL);
+-- The sub-FM before the first round: its description as JSON, the plan it was cut by, sizes.
+CREATE TABLE IF NOT EXISTS sub_model (
+    one INTEGER PRIMARY KEY CHECK (one = 1), reference TEXT NOT NULL,
+    plan TEXT NOT NULL REFERENCES artifacts, facts TEXT NOT NULL
+);
+-- Neuron-level alignments, by the round that they followed.
+CREATE TABLE IF NOT EXISTS alignments (
+    round INTEGER PRIMARY KEY, patch TEXT NOT NULL REFERENCES artifacts,
+    error_before REAL NOT NULL, error_after REAL NOT NULL
+);
+-- The adapter after each round; round 0 is the first.
+CREATE TABLE IF NOT EXISTS adapters (
+    round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES artifacts, created REAL NOT NULL
+);
+-- The server optimiser's state after a round.
+CREATE TABLE IF NOT EXISTS server_states (
+    round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES artifacts
+);
+-- The gradient gap after a round, as JSON; round 0 is before the first.
+CREATE TABLE IF NOT EXISTS gradient_gaps (round INTEGER PRIMARY KEY, figures TEXT NOT NULL);
+-- Every try at a round.
+CREATE TABLE IF NOT EXISTS tries (
+    round INTEGER NOT NULL, try INTEGER NOT NULL, opened REAL NOT NULL, selected TEXT NOT NULL,
+    closed REAL, phase TEXT NOT NULL, PRIMARY KEY (round, try)
+);
+-- The workers whose updates a round closed with, as JSON: what its adapter is made of.
+CREATE TABLE IF NOT EXISTS accepted (round INTEGER PRIMARY KEY, workers TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS updates (
+    round INTEGER NOT NULL, worker TEXT NOT NULL, sha256 TEXT NOT NULL REFERENCES artifacts,
+    examples INTEGER NOT NULL, loss REAL NOT NULL, seconds REAL NOT NULL, received REAL NOT NULL,
+    PRIMARY KEY (round, worker)
+);
+CREATE TABLE IF NOT EXISTS evaluations (
+    round INTEGER NOT NULL, model TEXT NOT NULL, accuracy REAL NOT NULL, loss REAL NOT NULL,
+    PRIMARY KEY (round, model)
+);
+CREATE TABLE IF NOT EXISTS workers (
+    name TEXT PRIMARY KEY, examples INTEGER NOT NULL, software TEXT NOT NULL, joined REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS traffic (
+    worker TEXT NOT NULL, round INTEGER NOT NULL, kind TEXT NOT NULL,
+    bytes_down INTEGER NOT NULL, bytes_up INTEGER NOT NULL, PRIMARY KEY (worker, round, kind)
+);
+CREATE TABLE IF NOT EXISTS events (
+    sequence INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, round INTEGER NOT NULL,
+    worker TEXT NOT NULL, text TEXT NOT NULL, figures TEXT NOT NULL
+);
+"""
+
+# Of whatever the query names.
+Row = tuple[Any, ...]
+
+
+class Database:
+    """A run's run.sqlite. Safe to use from several threads. Raises StoreError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            self._db.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise self._problem(error) from error
+
+    def close(self) -> None:
+        """Release the database."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def transaction(self, subject: str) -> Iterator[sqlite3.Connection]:
+        """All of what is executed within, durably, or nothing of it. `subject` is for fault points."""
+        with self._lock:
+            try:
+                yield self._db
+                reach(Point.TRANSACTION_MADE, subject)
+                self._db.commit()
+            except (OSError, sqlite3.Error) as error:
+                self._roll_back()
+                raise self._problem(error) from error
+            except BaseException:
+                self._roll_back()
+                raise
+            reach(Point.TRANSACTION_COMMITTED, subject)
+
+    def _roll_back(self) -> None:
+        # SQLite has rolled back by itself after some errors.
+        with suppress(sqlite3.Error):
+            self._db.rollback()
+
+    def write(self, subject: str, statement: str, *values: object) -> None:
+        """A transaction of one statement."""
+        with self.transaction(subject) as db:
+            db.execute(statement, values)
+
+    def rows(self, query: str, *values: object) -> list[Row]:
+        """What a query finds."""
+        try:
+            with self._lock:
+                return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._problem(error) from error
+
+    def row(self, query: str, *values: object) -> Row | None:
+        """The first row that a query finds, if any."""
+        found = self.rows(query, *values)
+        return found[0] if found else None
+
+    def value(self, query: str) -> object:
+        """The one value that a query finds. Raises StoreError when it finds none."""
+        found = self.row(query)
+        if found is None:
+            raise StoreError(f"{self._path.parent} holds no run")
+        return found[0]
+
+    def _problem(self, error: Exception) -> StoreError:
+        folder = self._path.parent
+        match error:
+            case OSError():
+                told = disk_problem(error, folder)
+            case sqlite3.Error() if "disk is full" in str(error):
+                told = f"{error}; free space on the file system of {folder}, then start again"
+            case sqlite3.Error() if "readonly" in str(error) or "unable to open" in str(error):
+                told = f"{error}; make {folder} writable for this user, then start again"
+            case sqlite3.DatabaseError() if "malformed" in str(error) or "not a database" in str(error):
+                told = f"{error}; restore the run's directory from a copy"
+            case _:
+                told = str(error)
+        return StoreError(f"{self._path}: {told}")

@@ -1,0 +1,358 @@
+"""What was decided in a run, in SQLite (WAL); what is large lies beside it as artifacts."""
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import StoreError
+from common.records import (
+    ArtifactKind,
+    ArtifactRef,
+    Evaluation,
+    Event,
+    GradientGap,
+    LayerGap,
+    ModelFacts,
+    SubModelRef,
+    Traffic,
+)
+from common.storage.files import disk_problem
+from coordinator.storage.artifacts import Artifacts
+from coordinator.storage.database import Database, Row
+
+
+@dataclass(frozen=True)
+class StoredUpdate:
+    """An update that a worker holds a receipt for."""
+
+    worker: str
+    sha256: str
+    examples: int
+    loss: float
+    seconds: float
+
+
+class Store:
+    """A run's directory. Safe to use from several threads.
+
+    Raises StoreError when the directory cannot be used.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = disk_problem(error, directory)
+            raise StoreError(f"run directory {directory} cannot be used: {problem}") from error
+        self.database = Database(directory / "run.sqlite")
+        self.artifacts = Artifacts(directory, self.database)
+
+    @classmethod
+    def existing(cls, directory: Path) -> "Store":
+        """Open the store of a run that must be there. Raises StoreError."""
+        if not (directory / "run.sqlite").is_file():
+            raise StoreError(f"{directory} holds no run: there is no run.sqlite in it")
+        return cls(directory)
+
+    def close(self) -> None:
+        """Release the database."""
+        self.database.close()
+
+    # --- the run itself ---
+
+    def open_run(self, run_id: str, config: str) -> str:
+        """Begin a run, or find it begun; returns its id.
+
+        Raises StoreError when the directory belongs to a run with another configuration.
+        """
+        row = self._row("SELECT id, config FROM run")
+        if row is None:
+            now = time.time()
+            self._write("run", "INSERT INTO run (id, created, config) VALUES (?, ?, ?)", run_id, now, config)
+            return run_id
+        if different := _differences(json.loads(row[1]), json.loads(config)):
+            raise StoreError(
+                f"{self.directory} holds a run with another configuration "
+                f"({', '.join(different)}); choose another run.directory, or restore the settings"
+            )
+        return str(row[0])
+
+    def config(self) -> str:
+        """The run's configuration, JSON."""
+        return str(self._value("SELECT config FROM run"))
+
+    def run_id(self) -> str:
+        """The run's id."""
+        return str(self._value("SELECT id FROM run"))
+
+    def end_run(self, outcome: str, reason: str) -> None:
+        """Record that the run reached "finished" or "failed", and why."""
+        self._write("outcome", "UPDATE run SET outcome = ?, reason = ?", outcome, reason)
+
+    def reopen_run(self) -> None:
+        """Forget the outcome: the run goes on."""
+        self._write("reopening", "UPDATE run SET outcome = NULL, reason = NULL")
+
+    def outcome(self) -> str | None:
+        """ "finished", "failed", or None while the run can go on."""
+        value = self._value("SELECT outcome FROM run")
+        return None if value is None else str(value)
+
+    def dismissed(self) -> bool:
+        """Whether the workers were told of the run's end, since it last entered a phase."""
+        query = "SELECT kind FROM events WHERE kind IN ('phase_entered', 'workers_dismissed') "
+        row = self._row(query + "ORDER BY sequence DESC LIMIT 1")
+        return row is not None and row[0] == "workers_dismissed"
+
+    # --- the sub-FM ---
+
+    def commit_sub_model(self, reference: SubModelRef, plan: ArtifactRef, facts: ModelFacts) -> None:
+        """Record the aligned sub-FM with which the rounds begin."""
+        self._write(
+            "sub-model",
+            "INSERT INTO sub_model VALUES (1, ?, ?, ?)",
+            json.dumps(asdict(reference)),
+            plan.sha256,
+            json.dumps(asdict(facts)),
+        )
+
+    def sub_model(self) -> tuple[SubModelRef, ArtifactRef, ModelFacts] | None:
+        """The sub-FM with all patches so far, its plan and sizes; None before it is built."""
+        row = self._row("SELECT reference, plan, facts FROM sub_model")
+        if row is None:
+            return None
+        fields = json.loads(row[0])
+        patches = self._rows("SELECT patch FROM alignments ORDER BY round")
+        reference = SubModelRef(
+            config_json=fields["config_json"],
+            ffn_widths=tuple(fields["ffn_widths"]),
+            base=_ref(fields["base"]),
+            patches=tuple(self.artifacts.get(patch) for (patch,) in patches),
+            processor=tuple(_ref(p) for p in fields["processor"]),
+        )
+        return reference, self.artifacts.get(row[1]), ModelFacts(**json.loads(row[2]))
+
+    def commit_alignment(self, round_number: int, patch: ArtifactRef, before: float, after: float) -> None:
+        """Record a neuron-level alignment, with the hidden-state error before and after."""
+        row = (round_number, patch.sha256, before, after)
+        self._write("alignment", "INSERT INTO alignments VALUES (?, ?, ?, ?)", *row)
+
+    def alignments(self) -> list[tuple[int, float, float]]:
+        """Neuron-level alignments: the round that each followed, the hidden-state error before and after."""
+        return self._rows("SELECT round, error_before, error_after FROM alignments ORDER BY round")
+
+    def aligned_after(self, round_number: int) -> bool:
+        """Whether the alignment that follows this round is committed."""
+        row = self._row("SELECT 1 FROM alignments WHERE round = ?", round_number)
+        return row is not None
+
+    # --- rounds ---
+
+    def commit_adapter(
+        self, round_number: int, adapter: ArtifactRef, state: ArtifactRef | None = None
+    ) -> None:
+        """Record the adapter after a round, and the server optimiser's state: the round is done."""
+        with self.database.transaction("adapter") as db:
+            db.execute("INSERT INTO adapters VALUES (?, ?, ?)", (round_number, adapter.sha256, time.time()))
+            if state is not None:
+                db.execute("INSERT INTO server_states VALUES (?, ?)", (round_number, state.sha256))
+
+    def server_state(self, round_number: int) -> ArtifactRef | None:
+        """The server optimiser's state after a round, if it keeps one."""
+        row = self._row("SELECT sha256 FROM server_states WHERE round = ?", round_number)
+        return None if row is None else self.artifacts.get(row[0])
+
+    def latest_adapter(self) -> tuple[int, ArtifactRef] | None:
+        """The last round done and its adapter; None before the first adapter."""
+        row = self._row("SELECT round, sha256 FROM adapters ORDER BY round DESC LIMIT 1")
+        return None if row is None else (row[0], self.artifacts.get(row[1]))
+
+    def adapters(self) -> dict[int, str]:
+        """Digest of the adapter after each round, oldest first."""
+        return dict(self._rows("SELECT round, sha256 FROM adapters ORDER BY round"))
+
+    def open_try(self, round_number: int, selected: list[str]) -> int:
+        """Record the start of a try at a round; returns its number, from 1."""
+        row = self._row("SELECT count(*) FROM tries WHERE round = ?", round_number)
+        number = (row[0] if row else 0) + 1
+        self._write(
+            "try-opened",
+            "INSERT INTO tries (round, try, opened, selected, phase) VALUES (?, ?, ?, ?, ?)",
+            round_number,
+            number,
+            time.time(),
+            json.dumps(selected),
+            "open",
+        )
+        return number
+
+    def interrupted_try(self, round_number: int) -> list[str] | None:
+        """The workers selected in a round's last try, when a coordinator ended in the middle of it."""
+        row = self._row(
+            "SELECT selected, phase FROM tries WHERE round = ? ORDER BY try DESC LIMIT 1", round_number
+        )
+        return json.loads(row[0]) if row is not None and row[1] == "open" else None
+
+    def last_selected(self) -> list[str]:
+        """The workers selected in the run's last try."""
+        row = self._row("SELECT selected FROM tries ORDER BY round DESC, try DESC LIMIT 1")
+        return json.loads(row[0]) if row is not None else []
+
+    def close_try(
+        self, round_number: int, number: int, phase: str, accepted: Iterable[str] | None = None
+    ) -> None:
+        """Record how a try ended; with `accepted`, the workers whose updates count: the round is closed."""
+        with self.database.transaction("try-closed") as db:
+            db.execute(
+                "UPDATE tries SET closed = ?, phase = ? WHERE round = ? AND try = ?",
+                (time.time(), phase, round_number, number),
+            )
+            if accepted is not None:
+                workers = json.dumps(sorted(accepted))
+                db.execute("INSERT INTO accepted VALUES (?, ?)", (round_number, workers))
+
+    def accepted(self, round_number: int) -> list[StoredUpdate] | None:
+        """The updates that a round closed with, by worker's name; None while it is not closed."""
+        row = self._row("SELECT workers FROM accepted WHERE round = ?", round_number)
+        if row is None:
+            return None
+        workers = json.loads(row[0])
+        return [u for u in self.updates(round_number) if u.worker in workers]
+
+    def commit_update(self, round_number: int, update: StoredUpdate, size: int) -> None:
+        """Record a placed file as a worker's update; afterwards it may be acknowledged."""
+        now = time.time()
+        row = (round_number, *astuple(update), now)
+        with self.database.transaction("update") as db:
+            self.artifacts.enter(db, ArtifactRef(ArtifactKind.UPDATE, update.sha256, size))
+            db.execute("INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    def forget_update(self, round_number: int, worker: str) -> None:
+        """Drop a record whose file is damaged, so that the worker is asked again."""
+        statement = "DELETE FROM updates WHERE round = ? AND worker = ?"
+        self._write("update-forgotten", statement, round_number, worker)
+
+    def updates(self, round_number: int) -> list[StoredUpdate]:
+        """The updates received for a round, by worker's name."""
+        rows = self._rows(
+            "SELECT worker, sha256, examples, loss, seconds FROM updates WHERE round = ? ORDER BY worker",
+            round_number,
+        )
+        return [StoredUpdate(*row) for row in rows]
+
+    # --- gaps, scores, workers, traffic, events ---
+
+    def commit_gap(self, gap: GradientGap) -> None:
+        """Record a gradient gap."""
+        figures = json.dumps(asdict(gap))
+        self._write("gap", "INSERT OR REPLACE INTO gradient_gaps VALUES (?, ?)", gap.round, figures)
+
+    def gaps(self) -> tuple[GradientGap, ...]:
+        """All gradient gaps, oldest first."""
+        found = [json.loads(row[0]) for row in self._rows("SELECT figures FROM gradient_gaps ORDER BY round")]
+        return tuple(
+            GradientGap(**g | {"layers": tuple(LayerGap(**layer) for layer in g["layers"])}) for g in found
+        )
+
+    def commit_evaluation(self, *evaluations: Evaluation) -> None:
+        """Record scores, all or none."""
+        rows = [(e.round, e.model, e.accuracy, e.loss) for e in evaluations]
+        with self.database.transaction("evaluation") as db:
+            db.executemany("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?)", rows)
+
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """All scores, oldest first."""
+        rows = self._rows("SELECT round, model, accuracy, loss FROM evaluations ORDER BY round, model")
+        return tuple(Evaluation(*row) for row in rows)
+
+    def remember_worker(self, name: str, examples: int, software: str) -> None:
+        """Record that a worker joined."""
+        statement = (
+            "INSERT INTO workers VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE "
+            "SET examples = excluded.examples, software = excluded.software, joined = excluded.joined "
+            "WHERE examples != excluded.examples OR software != excluded.software"
+        )
+        self._write("worker", statement, name, examples, software, time.time())
+
+    def workers(self) -> dict[str, int]:
+        """Every worker that ever joined, with its number of examples."""
+        return dict(self._rows("SELECT name, examples FROM workers ORDER BY name"))
+
+    def save_traffic(self, counts: Iterable[tuple[str, Traffic]]) -> None:
+        """Record the bytes counted so far, by worker, round and content."""
+        with self.database.transaction("traffic") as db:
+            rows = [(worker, *astuple(traffic)) for worker, traffic in counts]
+            db.executemany("INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?)", rows)
+
+    def traffic(self) -> dict[str, list[Traffic]]:
+        """All counts, by worker."""
+        counts: dict[str, list[Traffic]] = {}
+        for worker, *fields in self._rows("SELECT * FROM traffic ORDER BY worker, round, kind"):
+            counts.setdefault(worker, []).append(Traffic(*fields))
+        return counts
+
+    def add_event(self, event: Event) -> None:
+        """Record an event."""
+        e = event
+        self._write(
+            "event",
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
+            e.sequence,
+            e.time,
+            e.kind,
+            e.round,
+            e.worker,
+            e.text,
+            json.dumps(e.values),
+        )
+
+    def last_event(self) -> int:
+        """The newest event's sequence number, 0 before the first."""
+        row = self._row("SELECT max(sequence) FROM events")
+        return int(row[0] or 0) if row else 0
+
+    def events(self, after: int = 0) -> list[Event]:
+        """Events with a higher sequence number, in order."""
+        rows = self._rows(
+            "SELECT sequence, time, kind, text, round, worker, figures FROM events "
+            "WHERE sequence > ? ORDER BY sequence",
+            after,
+        )
+        return [
+            Event(sequence, when, kind, text, number, worker, json.loads(figures))
+            for sequence, when, kind, text, number, worker, figures in rows
+        ]
+
+    # --- SQLite ---
+
+    def _write(self, subject: str, statement: str, *values: object) -> None:
+        self.database.write(subject, statement, *values)
+
+    def _rows(self, query: str, *values: object) -> list[Row]:
+        return self.database.rows(query, *values)
+
+    def _row(self, query: str, *values: object) -> Row | None:
+        return self.database.row(query, *values)
+
+    def _value(self, query: str) -> object:
+        return self.database.value(query)
+
+
+def _ref(fields: dict[str, Any]) -> ArtifactRef:
+    return ArtifactRef(ArtifactKind(fields["kind"]), fields["sha256"], fields["size"])
+
+
+def _differences(old: dict[str, object], new: dict[str, object], within: str = "") -> list[str]:
+    """Dotted keys with different values. A table's key that only `new` has came with a later version."""
+    found = []
+    for key in sorted(old.keys() | (set() if within else new.keys())):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{within}{key}.")
+        elif a != b:
+            found.append(f"{within}{key}")
+    return found

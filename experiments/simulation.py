@@ -1,0 +1,167 @@
+"""A run in one process: the services' own campaign, with clients that are trained here or on a cluster.
+
+The same configuration and data give the same bits as a run of real services, which beside this
+move artifacts and are talked to.
+"""
+
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import torch
+
+from common.config.run import RunConfig
+from common.data.batches import Dataset
+from common.data.examples import Examples
+from common.model.update import update_tensors
+from common.records import ArtifactKind, ArtifactRef, Evaluation, Phase, StopTask
+from common.runtime import seeds
+from common.runtime.compute import InlineCompute
+from coordinator.campaign import schedule
+from coordinator.campaign.gathering import Gathering
+from coordinator.campaign.loop import Campaign
+from coordinator.campaign.progress import RunProgress
+from coordinator.campaign.schedule import Scoring
+from coordinator.context import RunContext, identity
+from coordinator.federation.rounds import RoundPhase
+from coordinator.modelling.models import Models
+from coordinator.storage.store import Store, StoredUpdate
+from experiments.clients import Clients, ClientTask, LocalClients, RoundTask, SubModel
+
+T = TypeVar("T")
+
+# Told what goes on: what is done, steps of it done and in all.
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a run came to. `seconds` are by step, of this process; empty when it was done before."""
+
+    evaluations: tuple[Evaluation, ...]
+    seconds: Mapping[str, float]
+
+
+def simulate(
+    config: RunConfig,
+    clients: Mapping[str, Examples],
+    on_progress: OnProgress = lambda what, step, steps: None,
+    *,
+    score_every: int | None = None,
+    score_sub_fm: bool = False,
+    trained_by: Clients | None = None,
+) -> Simulated:
+    """Run `config` on these clients' data, by name; a run that broke off goes on, a finished one is not run.
+
+    Both models are scored after the last round, after every `score_every`-th the FM with the adapter
+    plugged in; with `score_sub_fm` also the sub-FM.
+    `trained_by` says where the clients are trained: None, in this process.
+
+    The store in config.run.directory holds everything else.
+    """
+    if config.compute.threads:
+        torch.set_num_threads(config.compute.threads)
+    store = Store(config.run.directory)
+    try:
+        store.open_run(uuid4().hex[:12], identity(config))
+        if store.outcome() == Phase.FINISHED:
+            return Simulated(store.evaluations(), {})
+        run = RunContext.of(config, store, InlineCompute())
+        progress = RunProgress(run, lambda: on_progress(progress.waiting_for, *progress.steps))
+        gathering = ClientGathering(run, progress, clients, trained_by or LocalClients())
+        scoring = Scoring(before=False, every=score_every, sub_fm=score_sub_fm)
+        campaign = Campaign(run, progress, gathering, scoring)
+        _run_at_once(campaign.run())
+        return Simulated(store.evaluations(), campaign.seconds)
+    finally:
+        store.close()
+
+
+def _run_at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that never waits: everything it asks for is there at once.
+
+    So that nothing stands between a Ctrl-C and the computation that it ends, as an event loop would.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    raise RuntimeError("a simulated run waits for something")
+
+
+class ClientGathering(Gathering):
+    """Has simulated clients train, one call for all that are drawn."""
+
+    def __init__(
+        self, run: RunContext, progress: RunProgress, clients: Mapping[str, Examples], trained_by: Clients
+    ) -> None:
+        super().__init__(run)
+        self._progress, self._clients, self._trained_by = progress, clients, trained_by
+        self._data: dict[str, Dataset] = {}
+
+    async def gather(self, models: Models, number: int, adapter: ArtifactRef) -> list[StoredUpdate]:
+        """Every drawn client's local fine-tuning."""
+        config, store = self._run.config, self._run.store
+        if (accepted := store.accepted(number)) is not None:
+            return accepted
+        drawn = schedule.select(config, number, sorted(self._clients))
+        attempt = store.open_try(number, drawn)
+        self._progress.enter_round(number)
+        self._progress.enter(Phase.TRAINING, f"round {number}")
+        self._train(models, number, adapter, drawn)
+        updates = store.updates(number)
+        aside = await self._set_aside(number, updates)
+        store.close_try(number, attempt, RoundPhase.CLOSED, {u.worker for u in updates} - aside.keys())
+        accepted = store.accepted(number)
+        assert accepted is not None
+        return accepted
+
+    def dismiss(self, task: StopTask) -> None:
+        """Nobody waits."""
+
+    def _train(self, models: Models, number: int, adapter: ArtifactRef, drawn: list[str]) -> None:
+        config, store, spec = self._run.config, self._run.store, self._run.spec
+        task = RoundTask(
+            models.tensors(adapter),
+            spec.training,
+            schedule.learning_rate_factor(config, number),
+            tuple(models.counted_layers) if schedule.may_realign_after(config, number) else (),
+            models.zero_rule,
+            config.realignment.zero_threshold,
+        )
+        clients = [
+            ClientTask(
+                name, self._dataset(models, name), seeds.derive(spec.seed, "train", name, number) % 2**62
+            )
+            for name in drawn
+        ]
+        updates = self._trained_by.train(models.tuned_sub_fm, lambda: self._sub_model(models), task, clients)
+        for done, (name, update) in enumerate(zip(drawn, updates, strict=True), start=1):
+            tensors = update_tensors(update.delta, update.counts)
+            artifact = store.artifacts.add_tensors(ArtifactKind.UPDATE, tensors)
+            received = StoredUpdate(name, artifact.sha256, len(self._clients[name]), update.loss, 0.0)
+            store.commit_update(number, received, artifact.size)
+            self._progress.on_step(done, len(drawn))
+
+    def _sub_model(self, models: Models) -> SubModel:
+        """The sub-FM as it is now, to be built elsewhere."""
+        stored = self._run.store.sub_model()
+        assert stored is not None
+        reference, spec = stored[0], self._run.spec
+        return SubModel(
+            "/".join(artifact.sha256 for artifact in (reference.base, *reference.patches)),
+            reference.config_json,
+            spec.task,
+            reference.ffn_widths,
+            models.tensors(reference.base),
+            tuple(models.tensors(patch) for patch in reference.patches),
+            spec.adapter,
+            self._run.config.compute.threads,
+        )
+
+    def _dataset(self, models: Models, name: str) -> Dataset:
+        if name not in self._data:
+            self._data[name] = models.encoded(self._clients[name])
+        return self._data[name]

@@ -1,0 +1,188 @@
+"""Runs in one process: the same bits as real services, and every setting of the method shows in them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config.file import load_config, parse_config
+from common.data.examples import Columns, Examples, read_examples
+from common.records import ArtifactKind
+from common.storage.tensors import TensorFile
+from coordinator.storage.store import Store
+from experiments.simulation import simulate
+from tests.conftest import LABELS, write_model, write_table
+from tests.integration.federation import federation
+
+
+def data(folder: Path) -> dict[str, Examples]:
+    """What the federation of processes gives its workers."""
+    return {
+        f"worker-{n}": read_examples(write_table(folder / f"worker-{n}.csv", 30 + 10 * n, n), Columns())
+        for n in (1, 2, 3)
+    }
+
+
+def test_the_engine_ends_with_the_adapter_of_real_services(tmp_path: Path, model_folder: Path) -> None:
+    with federation(tmp_path, model_folder, adapter__targets="attention+ffn") as running:
+        address = running.start_coordinator()["address"]
+        for number in (1, 2, 3):
+            running.start_worker(number, address)
+        running.wait()
+        status = running.status()
+        config = load_config(tmp_path / "run.toml")
+    run = config.run.model_copy(update={"directory": tmp_path / "simulated"})
+    config = config.model_copy(update={"run": run})
+    scores = simulate(config, data(tmp_path / "again"), score_every=1, score_sub_fm=True).evaluations
+    assert digest(tmp_path / "simulated") == status.adapter_sha256
+    assert {(e.round, e.model): e.accuracy for e in scores} == {
+        (e.round, e.model): e.accuracy for e in status.evaluations if e.round > 0
+    }
+    store = Store(tmp_path / "simulated")
+    assert store.gaps() == status.gaps
+    store.close()
+
+
+def digest(directory: Path) -> str:
+    store = Store.existing(directory)
+    try:
+        latest = store.latest_adapter()
+        assert latest is not None
+        return latest[1].sha256
+    finally:
+        store.close()
+
+
+def run(folder: Path, model: Path, settings: dict[str, Any]) -> Path:
+    """Two rounds of three clients with an alignment between; returns the run's directory."""
+    values: dict[str, Any] = {
+        "run.directory": folder / "run",
+        "model.path": str(model),
+        "task.labels": LABELS,
+        "task.max_length": 16,
+        "data.public.path": write_table(folder / "public.csv", 64, 90, labelled=False),
+        "data.test.path": write_table(folder / "test.csv", 64, 91),
+        "alignment.steps": 5,
+        "realignment.every": 1,
+        "realignment.steps": 3,
+        "rounds.count": 2,
+        "rounds.workers": 3,
+        "rounds.minimum": 3,
+        "gradient_gap.batches": 1,
+        "compute.threads": 1,
+    }
+    simulate(parse_config(values | settings, "test"), data(folder))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> str:
+    """Digest of the run with default settings."""
+    return digest(run(tmp_path_factory.mktemp("usual"), model_folder, {}))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "layer-drop": {"sub_fm.construction": "layer-drop"},
+    "full": {"sub_fm.construction": "full"},
+    "drop-ratio": {"sub_fm.drop_ratio": 0.5},
+    "keep-first": {"sub_fm.keep_first": 2},
+    "activation": {"sub_fm.saliency": "activation"},
+    "integrated-gradients": {"sub_fm.saliency": "integrated-gradients"},
+    "attention": {"sub_fm.saliency": "attention"},
+    "random": {"sub_fm.saliency": "random"},
+    "unaligned": {"alignment.steps": 0},
+    "closed-form": {"alignment.method": "closed-form"},
+    "both": {"alignment.method": "both"},
+    "weight-term": {"alignment.weight_term": 1.0},
+    "attention-term": {"alignment.attention_term": 1.0},
+    "logit-term": {"alignment.logit_term": 1.0},
+    "never-realigned": {"realignment.every": 0},
+    "lowest": {"realignment.choice": "lowest"},
+    "random-choice": {"realignment.choice": "random"},
+    "proportion": {"realignment.proportion": 0.8},
+    "near-zero": {"realignment.zero_rule": "near-zero", "realignment.zero_threshold": 0.05},
+    "attention+ffn": {"adapter.targets": "attention+ffn"},
+    "rank": {"adapter.rank": 4},
+    "proximal": {"training.proximal": 10.0},
+    "epochs": {"training.epochs": 2},
+    "median": {"aggregation.rule": "median"},
+    "trimmed-mean": {"aggregation.rule": "trimmed-mean"},
+    "krum": {"aggregation.rule": "krum", "aggregation.byzantine": 0},
+    "multi-krum": {"aggregation.rule": "multi-krum", "aggregation.byzantine": 0},
+    "fedavgm": {"aggregation.optimizer": "momentum"},
+    "fedadam": {"aggregation.optimizer": "adam", "aggregation.learning_rate": 0.01},
+    "fedyogi": {"aggregation.optimizer": "yogi", "aggregation.learning_rate": 0.01},
+    "ffa-lora": {"aggregation.lora": "freeze-a"},
+    "fedex-lora": {"aggregation.lora": "exact"},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_setting_of_the_method_changes_the_result(
+    name: str, usual: str, tmp_path: Path, model_folder: Path
+) -> None:
+    first = digest(run(tmp_path / "first", model_folder, VARIANTS[name]))
+    assert first != usual
+    if name in ("random", "random-choice", "fedadam", "fedex-lora"):
+        assert digest(run(tmp_path / "again", model_folder, VARIANTS[name])) == first
+
+
+def test_relu_counts_zeros_and_gelu_arguments_below_zero(tmp_path: Path, usual: str) -> None:
+    """ "auto" is "near-zero" for ReLU, where it agrees with the other rule, and not for GELU."""
+    relu = write_model(tmp_path / "relu", activation="relu")
+    rules = ("auto", "near-zero", "pre-activation")
+    digests = [
+        digest(run(tmp_path / rule, relu, {"realignment.zero_rule": rule, "realignment.zero_threshold": 0.0}))
+        for rule in rules
+    ]
+    assert len(set(digests)) == 1
+
+
+def test_drift_asks_for_alignments_only_above_its_limit(tmp_path: Path, model_folder: Path) -> None:
+    aligned = []
+    for limit in (1e-6, 1.999):
+        settings = {"realignment.every": 0, "realignment.drift": limit, "rounds.count": 3}
+        store = Store.existing(run(tmp_path / str(limit), model_folder, settings))
+        aligned.append([n for n in (1, 2, 3) if store.aligned_after(n)])
+        assert [gap.round for gap in store.gaps()] == [0, 1, 2, 3]
+        store.close()
+    # Never after the last round.
+    assert aligned == [[1, 2], []]
+
+
+def test_under_ffa_lora_updates_hold_half_and_a_stays(tmp_path: Path, model_folder: Path) -> None:
+    sizes = {}
+    for lora in ("factors", "freeze-a"):
+        directory = run(tmp_path / lora, model_folder, {"aggregation.lora": lora})
+        store = Store.existing(directory)
+        # Of the last round: earlier ones' files are given up, as a coordinator does.
+        newest = store.updates(2)[0].sha256
+        update = TensorFile(store.artifacts.path(newest))
+        sizes[lora] = {name for name in update if "lora_" in name}
+        assert store.artifacts.get(newest).kind is ArtifactKind.UPDATE
+        store.close()
+    assert not any("lora_A" in name for name in sizes["freeze-a"])
+    assert 2 * len(sizes["freeze-a"]) == len(sizes["factors"])
+
+
+def test_a_sub_fm_built_ahead_is_the_one_built_in_the_run(
+    tmp_path: Path, model_folder: Path, usual: str
+) -> None:
+    from typer.testing import CliRunner
+
+    from cli.main import app
+
+    public = write_table(tmp_path / "public.csv", 64, 90, labelled=False)
+    command = [
+        "build",
+        "--model",
+        str(model_folder),
+        "--corpus",
+        str(public),
+        "--out",
+        str(tmp_path / "built"),
+    ]
+    result = CliRunner().invoke(app, [*command, "--steps", "5", "--max-length", "16"])
+    assert result.exit_code == 0, result.output
+    directory = run(tmp_path / "taken", model_folder, {"sub_fm.path": tmp_path / "built"})
+    assert digest(directory) == usual

@@ -1,0 +1,117 @@
+"""The sub-FM on the worker, kept at the version that the task names. Blocking: runs in the compute thread."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.data.batches import Dataset
+from common.data.processors import write_processor
+from common.errors import ModelError
+from common.model.adapter import Adapted
+from common.model.apoz import ZeroCounter
+from common.model.ffn import ffns_of
+from common.model.submodel import apply_patch, build
+from common.model.wire_config import read_config
+from common.records import ArtifactRef, RunSpec, SubModelRef, TrainTask
+from common.runtime import seeds
+from common.storage.schema import Schema, check_specs
+from common.storage.tensors import TensorFile, header_of
+from worker.data import PrivateData
+from worker.download_limits import MOST_DOWNLOAD_BYTES, Limits, judge, limits_of
+from worker.train import LocalUpdate, OnStep, fine_tune
+
+Files = Mapping[str, Path]
+
+
+@dataclass
+class LocalModel:
+    """Model, tokenised data and training of one run on one worker."""
+
+    worker: str
+    run: RunSpec
+    data: PrivateData
+    folder: Path
+    device: torch.device
+    most_download: int = MOST_DOWNLOAD_BYTES
+    _adapted: Adapted | None = None
+    _dataset: Dataset | None = None
+    _base: ArtifactRef | None = None
+    _patches: tuple[ArtifactRef, ...] = ()
+    _limits: tuple[object, Limits] | None = None
+
+    def lacks(self, wanted: SubModelRef) -> list[ArtifactRef]:
+        """Artifacts to fetch before `equip` can bring the sub-FM to the version wanted."""
+        if self._continues(wanted):
+            return list(wanted.patches[len(self._patches) :])
+        return [wanted.base, *wanted.patches, *wanted.processor]
+
+    def _continues(self, wanted: SubModelRef) -> bool:
+        known = self._patches
+        return self._base == wanted.base and wanted.patches[: len(known)] == known
+
+    def judge(self, task: TrainTask) -> None:
+        """Before anything is fetched: raise BadMessage or ModelError when what is announced cannot be."""
+        judge(task, self._limits_of(task.sub_model), self.most_download)
+
+    def _limits_of(self, wanted: SubModelRef) -> Limits:
+        shape = (wanted.config_json, wanted.ffn_widths)
+        if self._limits is None or self._limits[0] != shape:
+            self._limits = shape, limits_of(self.run, wanted)
+        return self._limits[1]
+
+    def _require_weights(self, found: Schema, wanted: SubModelRef) -> None:
+        """By the file's header: raise BadUpdate unless it holds this model's weights, and no others.
+
+        Those that the model ties to others may be there.
+        """
+        limits = self._limits_of(wanted)
+        check_specs({name: spec for name, spec in found.items() if name not in limits.tied}, limits.weights)
+
+    def equip(self, wanted: SubModelRef, files: Files) -> None:
+        """Bring the sub-FM to the version wanted; `files` maps digests of what `lacks` named to files.
+
+        Raises ModelError, UnsupportedFamily, BadUpdate when they do not fit together.
+        """
+        if self._continues(wanted):
+            assert self._adapted is not None
+            missing = wanted.patches[len(self._patches) :]
+        else:
+            task = self.run.task
+            config = read_config(wanted.config_json, task)
+            self._require_weights(header_of(files[wanted.base.sha256]), wanted)
+            weights = TensorFile.foreign(files[wanted.base.sha256]).load()
+            module = build(config, task.kind, wanted.ffn_widths, weights, self.device)
+            self._adapted = Adapted(module, task.kind, self.run.adapter)
+            contents = {ref.kind: files[ref.sha256].read_bytes() for ref in wanted.processor}
+            processor = write_processor(self.folder / "processor", contents, task.kind)
+            self._dataset = self.data.encoded(processor, task)
+            self._base, missing = wanted.base, wanted.patches
+        for patch in missing:
+            apply_patch(ffns_of(self._adapted.base), TensorFile.foreign(files[patch.sha256]))
+        self._patches = wanted.patches
+
+    def train(self, task: TrainTask, adapter: Path, on_step: OnStep) -> LocalUpdate:
+        """A round's local fine-tuning from the adapter in the file."""
+        assert self._adapted is not None and self._dataset is not None
+        ffns = ffns_of(self._adapted.base)
+        if odd := [layer for layer in task.apoz_layers if layer >= len(ffns)]:
+            raise ModelError(f"the task counts in layer {odd[0]}, the sub-FM has {len(ffns)}")
+        counted = {layer: ffns[layer] for layer in task.apoz_layers}
+        return fine_tune(
+            self._adapted,
+            TensorFile.foreign(adapter).load(),
+            self._dataset,
+            self.run.training,
+            factor=task.learning_rate_factor,
+            seed=seeds.derive(self.run.seed, "train", self.worker, task.round) % 2**62,
+            counter=ZeroCounter(counted, task.zero_rule, task.zero_threshold),
+            on_step=on_step,
+        )
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The adapter in the model now."""
+        assert self._adapted is not None
+        return self._adapted.tensors()
