@@ -20,7 +20,7 @@ from common.data.encoding import encode
 from common.data.examples import Examples
 from common.records import TaskKind
 from coordinator.algorithms.distillation import hidden_error
-from coordinator.modelling.building import SubModelBuilder
+from coordinator.modelling.building import Recipe, SubModelBuilder
 from coordinator.modelling.foundation import load_foundation
 from experiments.packaged import bbc_news, packaged_model, tweets
 
@@ -52,9 +52,11 @@ def main() -> None:
                 fm,
                 KIND,
                 public,
-                SubModelSection(saliency=saliency),
-                AlignmentSection(method=method, steps=options.steps),
-                seed=7,
+                Recipe(
+                    SubModelSection(saliency=saliency),
+                    AlignmentSection(method=method, steps=options.steps),
+                    seed=7,
+                ),
             )
             plan, sub_fm = builder.cut(lambda step, steps: None)
             sets = {"public": unseen, "task": task}

@@ -19,7 +19,7 @@ from common.config.method import AlignmentSection, SubModelSection
 from common.data.batches import Dataset
 from common.data.encoding import encode
 from common.records import TaskKind
-from coordinator.modelling.building import SubModelBuilder
+from coordinator.modelling.building import Recipe, SubModelBuilder
 from coordinator.modelling.foundation import load_foundation
 from experiments.packaged import bbc_news, packaged_model
 
@@ -45,7 +45,7 @@ class Bench:
         """Of the default settings, but for these."""
         settings = SubModelSection(saliency=saliency)
         alignment = AlignmentSection(method=method, steps=STEPS)
-        return SubModelBuilder(self.fm, KIND, self.public, settings, alignment, seed=7)
+        return SubModelBuilder(self.fm, KIND, self.public, Recipe(settings, alignment, seed=7))
 
     def contestants(self) -> dict[str, Callable[[], None]]:
         """By what a table calls them."""

@@ -39,7 +39,8 @@ from common.storage.files import sha256_of
 from common.storage.tensors import TensorFile, to_bytes
 from common.trust.identity import Role
 from common.trust.tls import open_tls
-from worker.client import Coordinator
+from worker.client import CoordinatorClient
+from worker.connection import Endpoint
 from worker.metrics import Metrics
 from worker.sent_log import SentLog
 
@@ -54,13 +55,11 @@ class Mute:
 
     def __init__(self, address: Address, name: str, folder: Path, tls: Path | None, audited: bool) -> None:
         self._name, self._folder, self._update = name, folder, folder / "update"
-        self._coordinator = Coordinator(
-            address,
+        self._coordinator = CoordinatorClient(
+            Endpoint(address, 600.0, open_tls(tls / name if tls else None, Role.WORKER)),
             JoinRequest(name, 1, 2, "benchmark", EXAMPLES),
-            600.0,
             Metrics(),
-            tls=open_tls(tls / name if tls else None, Role.WORKER),
-            sent=SentLog(folder) if audited else None,
+            SentLog(folder) if audited else None,
         )
         self._tasks: asyncio.Queue[tuple[float, TrainTask]] = asyncio.Queue()
         self._beside: list[asyncio.Task[None]] = []

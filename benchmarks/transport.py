@@ -53,7 +53,8 @@ from coordinator.federation.rounds import RoundState
 from coordinator.federation.service import FederationService, serve_federation
 from coordinator.federation.sessions import Sessions
 from coordinator.storage.store import Store
-from worker.client import Coordinator
+from worker.client import CoordinatorClient
+from worker.connection import Endpoint
 from worker.metrics import Metrics as WorkerMetrics
 
 EXAMPLES = 100
@@ -106,7 +107,7 @@ class Workers:
         *joinings, self._joining = (JoinRequest(name, 1, 2, "benchmark", EXAMPLES) for name in names)
         *ends, last = (open_tls(tls / name if tls else None, Role.WORKER) for name in names)
         self._ends = [
-            Coordinator(coordinator, joining, 30.0, WorkerMetrics(), tls=end)
+            CoordinatorClient(Endpoint(coordinator, 30.0, end), joining, WorkerMetrics())
             for joining, end in zip(joinings, ends, strict=True)
         ]
         self._channel: Any = new_channel(coordinator, tls=last)

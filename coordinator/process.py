@@ -177,7 +177,7 @@ class _Service:
         server = self._config.server
         if server.page is None:
             return None
-        return Page(server.page, server.insecure, self._status, self._store.events)
+        return Page(server.page, server.insecure, self._status, self._store.events.all)
 
     async def _linger(self) -> None:
         """Let the last figures be read."""

@@ -21,7 +21,7 @@ from common.errors import ConfigError
 from common.records import ArtifactKind, Evaluation
 from common.runtime import seeds
 from common.storage.files import write_atomically
-from coordinator.modelling.building import ABOUT_FILE, SubModelBuilder
+from coordinator.modelling.building import ABOUT_FILE, Recipe, SubModelBuilder
 from coordinator.modelling.foundation import load_foundation
 from coordinator.modelling.models import read_source
 from coordinator.storage.store import Store
@@ -172,7 +172,7 @@ def _build(config: RunConfig, out: Path, on_progress: OnProgress) -> None:
     fm, processor = load_foundation(config.model.path, task.kind, task.labels, head)
     assert config.data.public is not None
     dataset = encode(processor, read_source(config.data.public, config), task.kind, task.max_length, None)
-    builder = SubModelBuilder(fm, task.kind, dataset, config.sub_fm, config.alignment, config.run.seed)
+    builder = SubModelBuilder(fm, task.kind, dataset, Recipe.of(config))
     plan, sub_fm = builder.cut(_named(on_progress, "cutting"))
     error = builder.align(plan, sub_fm, _named(on_progress, "aligning"), out / "checkpoint.safetensors")
     builder.save(out, plan, sub_fm, error)

@@ -24,7 +24,7 @@ from common.model.adapter import Adapted
 from common.runtime import seeds
 from common.storage.files import write_atomically
 from coordinator.context import adapter_spec
-from coordinator.modelling.building import SubModelBuilder
+from coordinator.modelling.building import Recipe, SubModelBuilder
 from coordinator.modelling.foundation import load_foundation
 from experiments.catalogue import Experiment, Scale
 from experiments.cells import Bench, Cell
@@ -192,7 +192,7 @@ def _measure(wanted: Wanted, bench: Bench, on_step: Callable[[int, int], None]) 
         if name == FULL_FINE_TUNING:
             models[name] = _all_trained(fm, config)
             continue
-        builder = SubModelBuilder(fm, task.kind, public, config.sub_fm, config.alignment, 1)
+        builder = SubModelBuilder(fm, task.kind, public, Recipe(config.sub_fm, config.alignment, seed=1))
         _, module = builder.cut(lambda step, steps: None)
         models[name] = Adapted(module, task.kind, adapter_spec(config))
     assert batch is not None

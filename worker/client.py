@@ -2,18 +2,15 @@
 
 import asyncio
 import logging
-import random
-import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedpft.v1 import federation_pb2, federation_pb2_grpc
+from fedpft.v1 import federation_pb2
 from google.protobuf.message import Message
 from grpc import StatusCode, aio
 
-from common.address import Address
 from common.errors import (
     BadDigest,
     BrokenTransfer,
@@ -39,15 +36,14 @@ from common.records import (
 from common.runtime.fault_points import Point, reach
 from common.transport import wire
 from common.transport.chunk_messages import (
-    decode_download,
-    encode_submission,
     encoded_bytes,
     submission,
 )
 from common.transport.chunks import ChunkWriter, read_chunks, verify
-from common.transport.rpc import FRAME_BYTES, KEEPALIVE_SECONDS, STALL_SECONDS, domain_error, new_channel
-from common.trust.tls import Tls
+from common.transport.rpc import FRAME_BYTES, domain_error
+from worker.connection import Connection, Endpoint
 from worker.metrics import Metrics
+from worker.retries import Outage, unstalled
 from worker.sent_log import SentLog
 
 log = logging.getLogger(__name__)
@@ -67,75 +63,19 @@ _DAMAGED_TIMES = 3
 _OFFERS = 2
 
 
-def backoff(first: float = 0.2, most: float = 10.0) -> Iterator[float]:
-    """Seconds to wait between tries: doubling up to `most`, each with up to half taken off at random."""
-    draw = random.Random()
-    delay = first
-    while True:
-        yield delay * draw.uniform(0.5, 1.0)
-        delay = min(most, delay * 2)
-
-
-class Outage:
-    """Failures without a success between them: how long already, and how long to wait next."""
-
-    def __init__(self) -> None:
-        self.damaged = 0
-        self.reached = 0
-        self.progressed()
-
-    def progressed(self) -> None:
-        """Something came through."""
-        self._since: float | None = None
-        self.delays = backoff()
-
-    def seconds(self) -> float:
-        """Since the first failure; the first call is that failure."""
-        now = time.monotonic()
-        self._since = now if self._since is None else self._since
-        return now - self._since
-
-
-async def _unstalled(messages: AsyncIterable[T]) -> AsyncIterator[T]:
-    """The stream's messages. Raises BrokenTransfer when none follows for too long.
-
-    The first may take its time: the coordinator serves only so many transfers at once.
-    """
-    stream, limit = aiter(messages), None
-    while True:
-        try:
-            async with asyncio.timeout(limit):
-                message = await anext(stream)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise BrokenTransfer(f"nothing came for {STALL_SECONDS:.0f} s") from None
-        yield message
-        limit = STALL_SECONDS
-
-
-class Coordinator:
+class CoordinatorClient:
     """A connection that outlives interruptions.
 
-    Every call is tried again while the coordinator cannot be reached, for `patience` seconds on end
+    Every call is tried again while the coordinator cannot be reached, for the endpoint's patience on end
     at most; then it raises Unreachable. A session that the coordinator forgot is joined anew.
     """
 
     def __init__(
-        self,
-        address: Address,
-        joining: JoinRequest,
-        patience: float,
-        metrics: Metrics,
-        keepalive_seconds: float = KEEPALIVE_SECONDS,
-        tls: Tls | None = None,
-        sent: SentLog | None = None,
+        self, endpoint: Endpoint, joining: JoinRequest, metrics: Metrics, sent: SentLog | None = None
     ) -> None:
-        self._sent = sent
-        self._address, self._joining, self._patience = address, joining, patience
-        self._metrics, self._keepalive_seconds, self._tls = metrics, keepalive_seconds, tls
-        self._channels: list[aio.Channel] = []
-        self._connect()
+        self._endpoint, self._joining = endpoint, joining
+        self._metrics, self._sent = metrics, sent
+        self._connection = Connection(endpoint)
         self._session = ""
         self._run_id = ""
         self._protocol = PROTOCOL_MIN
@@ -143,38 +83,7 @@ class Coordinator:
 
     async def close(self) -> None:
         """Close the connection."""
-        for channel in self._channels:
-            await channel.close()
-
-    def _connect(self) -> None:
-        self._shown = self._tls.version() if self._tls else None
-        channel: Any = new_channel(self._address, self._keepalive_seconds, self._tls)
-        # An earlier one stays open: calls may be under way on it, and closing would cancel their tasks.
-        self._channels.append(channel)
-        self._newest: Any = federation_pb2_grpc.FederationServiceStub(channel)
-        # As generated, but without copies of the chunks' content.
-        path = f"/{federation_pb2.DESCRIPTOR.services_by_name['FederationService'].full_name}"
-        self._newest.DownloadArtifact = channel.unary_stream(
-            f"{path}/DownloadArtifact",
-            federation_pb2.DownloadArtifactRequest.SerializeToString,
-            decode_download,
-        )
-        self._newest.SubmitUpdate = channel.stream_unary(
-            f"{path}/SubmitUpdate",
-            encode_submission,
-            federation_pb2.SubmitUpdateResponse.FromString,
-        )
-
-    @property
-    def _stub(self) -> Any:
-        """The stub to call by: after a renewal of the certificate, one that shows the new."""
-        self._renew()
-        return self._newest
-
-    def _renew(self) -> None:
-        if self._tls is not None and self._tls.version() != self._shown:
-            log.info("the certificate was renewed; connecting anew")
-            self._connect()
+        await self._connection.close()
 
     async def join(self) -> JoinReply:
         """Enter the run. Raises ProtocolMismatch, NotAllowed, and Unreachable after `patience` seconds."""
@@ -184,7 +93,8 @@ class Coordinator:
         """One call that is neither repeated nor translated."""
         self._about_to_send(name, kind, request)
         reach(Point.CALL_MADE, name)
-        reply = await getattr(self._stub, name)(request, timeout=seconds, metadata=tracing.metadata())
+        method = getattr(self._connection.stub, name)
+        reply = await method(request, timeout=seconds, metadata=tracing.metadata())
         reach(Point.REPLY_RECEIVED, name)
         self._count(kind, request, reply)
         return reply
@@ -209,13 +119,13 @@ class Coordinator:
         """Tasks as the coordinator pushes them, across reconnections, up to the last."""
         outage = Outage()
         while True:
-            session, shown = self._session, self._shown
+            session, shown = self._session, self._connection.shown
             try:
                 request = federation_pb2.WatchTasksRequest(session=session)
                 self._about_to_send("WatchTasks", "control", request)
                 self._count("control", request, None)
                 reach(Point.CALL_MADE, "WatchTasks")
-                async for message in self._stub.WatchTasks(request, timeout=_WATCH_SECONDS):
+                async for message in self._connection.stub.WatchTasks(request, timeout=_WATCH_SECONDS):
                     outage = Outage()
                     self._count("control", None, message)
                     reach(Point.REPLY_RECEIVED, "WatchTasks")
@@ -256,11 +166,11 @@ class Coordinator:
                 self._about_to_send("DownloadArtifact", artifact.kind, request)
                 self._count(artifact.kind, request, None)
                 reach(Point.CALL_MADE, "DownloadArtifact")
-                call = self._stub.DownloadArtifact(
+                call = self._connection.stub.DownloadArtifact(
                     request, timeout=_TRANSFER_SECONDS, metadata=tracing.metadata()
                 )
                 received = self._metrics.transferred.labels(artifact.kind, "down")
-                async for message in _unstalled(call):
+                async for message in unstalled(call):
                     chunk = message if isinstance(message, Chunk) else wire.chunk_from_pb(message.chunk)
                     received.inc(encoded_bytes(chunk) + FRAME_BYTES)
                     writer.write(chunk)
@@ -304,7 +214,7 @@ class Coordinator:
                     yield message
 
             reach(Point.CALL_MADE, "SubmitUpdate")
-            reply = await self._stub.SubmitUpdate(
+            reply = await self._connection.stub.SubmitUpdate(
                 stream(), timeout=_TRANSFER_SECONDS, metadata=tracing.metadata()
             )
             reach(Point.REPLY_RECEIVED, "SubmitUpdate")
@@ -325,7 +235,7 @@ class Coordinator:
         """Try until it works; each try makes its call anew, and tells the outage what came through."""
         outage = Outage()
         while True:
-            session, shown = self._session, self._shown
+            session, shown = self._session, self._connection.shown
             try:
                 return await attempt(outage)
             except aio.AioRpcError as error:
@@ -343,8 +253,8 @@ class Coordinator:
         if isinstance(error, UnknownSession):
             await self._rejoin(session)
             return
-        self._renew()
-        if isinstance(error, NotAllowed) and shown != self._shown:
+        self._connection.renew()
+        if isinstance(error, NotAllowed) and shown != self._connection.shown:
             # The old certificate was refused, and there is a new one by now.
             return
         passes = isinstance(error, Unreachable | BrokenTransfer | BadDigest)
@@ -355,18 +265,18 @@ class Coordinator:
             if outage.damaged >= _DAMAGED_TIMES:
                 raise BadDigest(f"{error}; {outage.damaged} times on end: it is damaged at its source")
         silent = outage.seconds()
-        if silent > self._patience:
+        if silent > self._endpoint.patience:
             raise Unreachable(
-                f"coordinator {self._address} gave no usable answer for {silent:.0f} s ({error}); "
+                f"coordinator {self._endpoint.address} gave no usable answer for {silent:.0f} s ({error}); "
                 "check the address and that it runs, or raise --join-timeout"
             )
-        delay = min(next(outage.delays), self._patience - silent + 0.1)
+        delay = min(next(outage.delays), self._endpoint.patience - silent + 0.1)
         log.warning(
             "coordinator %s: %s; next try in %.1f s, giving up in %.0f s",
-            self._address,
+            self._endpoint.address,
             " ".join(str(error).split())[:120],
             delay,
-            self._patience - silent,
+            self._endpoint.patience - silent,
         )
         self._metrics.reconnects.inc()
         await asyncio.sleep(delay)

@@ -26,21 +26,26 @@ from worker.train import LocalUpdate, OnStep, fine_tune
 Files = Mapping[str, Path]
 
 
-@dataclass
-class LocalModel:
-    """Model, tokenised data and training of one run on one worker."""
+@dataclass(frozen=True)
+class Place:
+    """Where a worker works: its folder, its torch device, and how many bytes the files of a task may take."""
 
-    worker: str
-    run: RunSpec
-    data: PrivateData
     folder: Path
     device: torch.device
     most_download: int = MOST_DOWNLOAD_BYTES
-    _adapted: Adapted | None = None
-    _dataset: Dataset | None = None
-    _base: ArtifactRef | None = None
-    _patches: tuple[ArtifactRef, ...] = ()
-    _limits: tuple[object, Limits] | None = None
+
+
+class LocalModel:
+    """Model, tokenised data and training of one run on one worker."""
+
+    def __init__(self, worker: str, run: RunSpec, data: PrivateData, place: Place) -> None:
+        self.worker, self.run = worker, run
+        self._data, self._place = data, place
+        self._adapted: Adapted | None = None
+        self._dataset: Dataset | None = None
+        self._base: ArtifactRef | None = None
+        self._patches: tuple[ArtifactRef, ...] = ()
+        self._limits: tuple[object, Limits] | None = None
 
     def lacks(self, wanted: SubModelRef) -> list[ArtifactRef]:
         """Artifacts to fetch before `equip` can bring the sub-FM to the version wanted."""
@@ -54,7 +59,7 @@ class LocalModel:
 
     def judge(self, task: TrainTask) -> None:
         """Before anything is fetched: raise BadMessage or ModelError when what is announced cannot be."""
-        judge(task, self._limits_of(task.sub_model), self.most_download)
+        judge(task, self._limits_of(task.sub_model), self._place.most_download)
 
     def _limits_of(self, wanted: SubModelRef) -> Limits:
         shape = (wanted.config_json, wanted.ffn_widths)
@@ -83,11 +88,11 @@ class LocalModel:
             config = read_config(wanted.config_json, task)
             self._require_weights(header_of(files[wanted.base.sha256]), wanted)
             weights = TensorFile.foreign(files[wanted.base.sha256]).load()
-            module = build(config, task.kind, wanted.ffn_widths, weights, self.device)
+            module = build(config, task.kind, wanted.ffn_widths, weights, self._place.device)
             self._adapted = Adapted(module, task.kind, self.run.adapter)
             contents = {ref.kind: files[ref.sha256].read_bytes() for ref in wanted.processor}
-            processor = write_processor(self.folder / "processor", contents, task.kind)
-            self._dataset = self.data.encoded(processor, task)
+            processor = write_processor(self._place.folder / "processor", contents, task.kind)
+            self._dataset = self._data.encoded(processor, task)
             self._base, missing = wanted.base, wanted.patches
         for patch in missing:
             apply_patch(ffns_of(self._adapted.base), TensorFile.foreign(files[patch.sha256]))

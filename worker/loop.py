@@ -5,10 +5,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from common.errors import BadUpdate, RunFailed, StaleRound, Stopped, UnknownArtifact
 from common.model.update import update_tensors
@@ -30,23 +28,14 @@ from common.runtime.compute import Compute
 from common.runtime.fault_points import Point, reach
 from common.runtime.notifier import Notifier
 from common.storage.tensors import to_bytes
-from worker.client import Coordinator
+from worker.client import CoordinatorClient
 from worker.data import PrivateData
-from worker.download_limits import MOST_DOWNLOAD_BYTES, named
-from worker.local_model import LocalModel
+from worker.download_limits import named
+from worker.local_model import LocalModel, Place
 from worker.metrics import Metrics
 from worker.outbox import Outbox, question_of
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a worker works: its folder, its torch device, and how many bytes the files of a task may take."""
-
-    folder: Path
-    device: torch.device
-    most_download: int = MOST_DOWNLOAD_BYTES
 
 
 class Worker:
@@ -55,7 +44,7 @@ class Worker:
     def __init__(
         self,
         name: str,
-        coordinator: Coordinator,
+        coordinator: CoordinatorClient,
         data: PrivateData,
         place: Place,
         compute: Compute,
@@ -94,13 +83,12 @@ class Worker:
 
     async def _accompanied(self, reply: JoinReply) -> StopTask:
         """Work, with the watch for tasks and the heartbeat beside it."""
-        place = self._place
-        bench = LocalModel(self._name, reply.run, self._data, place.folder, place.device, place.most_download)
+        model = LocalModel(self._name, reply.run, self._data, self._place)
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._watch())
                 beating = group.create_task(self._beat(reply.heartbeat_seconds))
-                stop = await self._work(bench)
+                stop = await self._work(model)
                 watching.cancel()
                 beating.cancel()
         except ExceptionGroup as failures:
@@ -108,7 +96,7 @@ class Worker:
             raise failures.exceptions[0] from None
         return stop
 
-    async def _work(self, bench: LocalModel) -> StopTask:
+    async def _work(self, model: LocalModel) -> StopTask:
         """Do task after task, always the newest, until told to stop."""
         done: Task | None = None
         while True:
@@ -124,8 +112,8 @@ class Worker:
                     log.info("waiting: %s", reason)
                 case TrainTask():
                     try:
-                        with self._traced(bench.run, task):
-                            await self._train(bench, task)
+                        with self._traced(model.run, task):
+                            await self._train(model, task)
                     except Stopped:
                         log.info("round %d goes on without this worker", task.round)
                     except UnknownArtifact as error:
@@ -136,14 +124,14 @@ class Worker:
                         log.warning("round %d: %s", task.round, error)
                     self._report(Progress(Activity.IDLE, task.round))
 
-    async def _train(self, bench: LocalModel, task: TrainTask) -> None:
+    async def _train(self, model: LocalModel, task: TrainTask) -> None:
         """One round: fetch what is missing, fine-tune, deliver the change."""
         log_about(round=task.round)
         reach(Point.STEP, "task-taken")
-        question = question_of(bench.run, self._name, len(self._data), task)
+        question = question_of(model.run, self._name, len(self._data), task)
         finished = await asyncio.to_thread(self._outbox.find, question)
         if finished is None:
-            finished = await self._fine_tune(bench, task, question)
+            finished = await self._fine_tune(model, task, question)
         else:
             log.info("round %d: its update is finished already", task.round)
         self._report(replace(self._progress, activity=Activity.UPLOADING, round=task.round))
@@ -154,20 +142,20 @@ class Worker:
         self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
 
     async def _fine_tune(
-        self, bench: LocalModel, task: TrainTask, question: str
+        self, model: LocalModel, task: TrainTask, question: str
     ) -> tuple[UpdateHeader, Path]:
         """Fetch what is missing, train, and keep the update."""
-        await self._compute.run(bench.judge, task)
+        await self._compute.run(model.judge, task)
         self._report(Progress(Activity.DOWNLOADING, task.round))
         with self._timed("download"):
-            files = await self._fetch(task, bench.lacks(task.sub_model))
+            files = await self._fetch(task, model.lacks(task.sub_model))
         reach(Point.STEP, "fetched")
-        await self._compute.run(bench.equip, task.sub_model, files)
+        await self._compute.run(model.equip, task.sub_model, files)
         reach(Point.STEP, "equipped")
         begun = time.monotonic()
         with self._timed("train"):
             update = await self._compute.run(
-                bench.train, task, files[task.adapter.sha256], self._stepper(task)
+                model.train, task, files[task.adapter.sha256], self._stepper(task)
             )
         seconds = time.monotonic() - begun
         log.info(

@@ -23,10 +23,12 @@ from common.storage.files import locked
 from common.transport.rpc import KEEPALIVE_SECONDS
 from common.transport.wire import worker_name
 from common.trust.tls import Tls
-from worker.client import Coordinator
+from worker.client import CoordinatorClient
+from worker.connection import Endpoint
 from worker.data import PrivateData, Source
 from worker.download_limits import MOST_DOWNLOAD_BYTES
-from worker.loop import Place, Worker
+from worker.local_model import Place
+from worker.loop import Worker
 from worker.metrics import Metrics
 from worker.sent_log import SentLog
 
@@ -78,12 +80,11 @@ async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -
     log.info("%d private examples in %s", len(data), data.examples.source)
     joining = JoinRequest(name, PROTOCOL_MIN, PROTOCOL_MAX, version("fedpft"), len(data))
     metrics = Metrics()
-    endpoint = open_metrics(options.metrics, metrics.registry, options.insecure)
+    serving = open_metrics(options.metrics, metrics.registry, options.insecure)
     compute = ComputeThread()
     sent = SentLog(options.folder)
-    coordinator = Coordinator(
-        address, joining, options.join_timeout, metrics, options.keepalive, options.tls, sent
-    )
+    endpoint = Endpoint(address, options.join_timeout, options.tls, options.keepalive)
+    coordinator = CoordinatorClient(endpoint, joining, metrics, sent)
     place = Place(options.folder, torch.device(options.device), options.max_download)
     worker = Worker(name, coordinator, data, place, compute, metrics)
     ended_by: signal.Signals | None = None
@@ -107,5 +108,5 @@ async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -
         compute.close()
         await coordinator.close()
         sent.close()
-        endpoint.close()
+        serving.close()
     return ended_by

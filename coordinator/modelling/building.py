@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from common.config.choices import AlignmentMethod, Construction
 from common.config.method import AlignmentSection, Distillation, SubModelSection
+from common.config.run import RunConfig
 from common.data.batches import Batch, Dataset
 from common.errors import ConfigError, ModelError, StoreError
 from common.model.layers import layer_prefix
@@ -36,15 +37,27 @@ _ORIGIN = "origin"
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What a sub-FM is made by, beside the FM and the public data."""
+
+    sub_fm: SubModelSection
+    alignment: AlignmentSection
+    seed: int
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Recipe":
+        """A run's."""
+        return cls(config.sub_fm, config.alignment, config.run.seed)
+
+
+@dataclass(frozen=True)
 class SubModelBuilder:
-    """Cuts and aligns sub-FMs of one FM; the same settings and seed give the same bits."""
+    """Cuts and aligns sub-FMs of one FM; the same recipe gives the same bits."""
 
     fm: PreTrainedModel
     kind: TaskKind
     public: Dataset | None
-    settings: SubModelSection
-    alignment: AlignmentSection
-    seed: int
+    recipe: Recipe
     accelerator: Accelerator | None = None
 
     def cut(self, on_progress: OnProgress) -> tuple[SubModelPlan, PreTrainedModel]:
@@ -52,7 +65,7 @@ class SubModelBuilder:
 
         Raises ConfigError when the settings leave nothing to cut.
         """
-        s = self.settings
+        s = self.recipe.sub_fm
         match s.construction:
             case Construction.FULL:
                 plan = compression.plan_full(self.fm)
@@ -60,7 +73,7 @@ class SubModelBuilder:
                 plan = compression.plan_layer_drop(self.fm, s.drop_ratio, s.keep_first, s.keep_last)
             case Construction.FFN_PRUNING:
                 batches = self._some(s.saliency_batches, "saliency") if s.saliency.needs_data else []
-                seed = seeds.derive(self.seed, "saliency")
+                seed = seeds.derive(self.recipe.seed, "saliency")
                 scores = saliency.score_layers(self.fm, s.saliency, batches, seed, on_progress)
                 plan = compression.plan_ffn_pruning(scores, s.drop_ratio, s.keep_first, s.keep_last)
                 if not plan.compressed:
@@ -79,7 +92,7 @@ class SubModelBuilder:
     ) -> tuple[float, float]:
         """Layer-level alignment, in place (FedPFT, section 3.3); returns the hidden-state error before
         and after. What breaks off goes on from the file `checkpoint`."""
-        a = self.alignment
+        a = self.recipe.alignment
         before = self.hidden_error(plan, sub_fm)
         # A closed form has none of its own.
         left = checkpoint if a.method is not AlignmentMethod.CLOSED_FORM else None
@@ -110,8 +123,8 @@ class SubModelBuilder:
         told = {
             "fm": fingerprint(self.fm),
             "plan": hashlib.sha256(to_bytes(plan.to_tensors())).hexdigest(),
-            "alignment": self.alignment.model_dump(mode="json", exclude={"checkpoint_every"}),
-            "seed": self.seed,
+            "alignment": self.recipe.alignment.model_dump(mode="json", exclude={"checkpoint_every"}),
+            "seed": self.recipe.seed,
         }
         return torch.tensor(list(hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()))
 
@@ -129,7 +142,7 @@ class SubModelBuilder:
     def batches(self, batch_size: int, *purpose: str | int) -> Iterator[Batch]:
         """Public data without end, in an order of its own for every purpose."""
         assert self.public is not None
-        batches = self.public.endless(batch_size, seeds.derive(self.seed, *purpose) % 2**62)
+        batches = self.public.endless(batch_size, seeds.derive(self.recipe.seed, *purpose) % 2**62)
         device = next(self.fm.parameters()).device
         return (batch.to(device) for batch in batches)
 
@@ -166,9 +179,9 @@ class SubModelBuilder:
         about = {
             "fm_sha256": fingerprint(self.fm),
             "ffn_widths": compression.ffn_widths(self.fm, plan),
-            "settings": self.settings.model_dump(mode="json"),
-            "alignment": self.alignment.model_dump(mode="json"),
-            "seed": self.seed,
+            "settings": self.recipe.sub_fm.model_dump(mode="json"),
+            "alignment": self.recipe.alignment.model_dump(mode="json"),
+            "seed": self.recipe.seed,
             "hidden_error_before": error[0],
             "hidden_error_after": error[1],
         }

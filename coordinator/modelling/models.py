@@ -40,7 +40,13 @@ from coordinator.algorithms import aggregation, alignment, compression, distilla
 from coordinator.algorithms.aggregation import Update
 from coordinator.algorithms.plugging import plug
 from coordinator.context import adapter_spec
-from coordinator.modelling.building import CHECKPOINT_FILE, OnProgress, SubModelBuilder, distillation_settings
+from coordinator.modelling.building import (
+    CHECKPOINT_FILE,
+    OnProgress,
+    Recipe,
+    SubModelBuilder,
+    distillation_settings,
+)
 from coordinator.modelling.evaluation import score
 from coordinator.modelling.foundation import load_foundation, wire_config
 from coordinator.storage.store import Store, StoredUpdate
@@ -67,9 +73,7 @@ class Models:
         self._test: Dataset | None = None
         if config.data.test is not None:
             self._test = self._read(config.data.test, config.task.labels)
-        self._builder = SubModelBuilder(
-            self._fm, self._kind, self._public, config.sub_fm, config.alignment, self._seed
-        )
+        self._builder = SubModelBuilder(self._fm, self._kind, self._public, Recipe.of(config))
         self._plan: SubModelPlan
         self._tuned_fm: Adapted
         self._tuned_sub_fm: Adapted

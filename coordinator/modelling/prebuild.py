@@ -13,7 +13,7 @@ from common.data.encoding import encode
 from common.errors import ConfigError
 from common.model.layers import layers_of
 from common.runtime import seeds
-from coordinator.modelling.building import ABOUT_FILE, CHECKPOINT_FILE, OnProgress, SubModelBuilder
+from coordinator.modelling.building import ABOUT_FILE, CHECKPOINT_FILE, OnProgress, Recipe, SubModelBuilder
 from coordinator.modelling.foundation import load_foundation
 from coordinator.modelling.models import read_source
 
@@ -42,9 +42,7 @@ def build_ahead(config: RunConfig, out: Path) -> None:
         fm,
         task.kind,
         encode(processor, examples, task.kind, task.max_length, None),
-        config.sub_fm,
-        config.alignment,
-        config.run.seed,
+        Recipe.of(config),
         # One process on a CPU needs nothing of it, and ends with the coordinator's own bits.
         None if alone and accelerator.device.type == "cpu" else accelerator,
     )

@@ -17,7 +17,7 @@ class EventLog:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._last = store.last_event()
+        self._last = store.events.last()
         self._changed = Notifier()
         self._closed = False
 
@@ -26,7 +26,7 @@ class EventLog:
         self._last += 1
         log.info("%s", text, extra={"event": kind, "round": round, "worker": worker})
         try:
-            self._store.add_event(Event(self._last, time.time(), kind, text, round, worker, values))
+            self._store.events.add(Event(self._last, time.time(), kind, text, round, worker, values))
         except StoreError as error:
             # No event is worth a run. What matters fails by itself on the same disk.
             log.error("event %d is not kept: %s", self._last, error)
@@ -36,7 +36,7 @@ class EventLog:
         """Events with a higher sequence number, and then new ones as they come, until the end."""
         while True:
             looked_at = self._last
-            for event in self._store.events(after):
+            for event in self._store.events.all(after):
                 yield event
                 after = event.sequence
             if looked_at < self._last:

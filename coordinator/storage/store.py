@@ -12,7 +12,6 @@ from common.records import (
     ArtifactKind,
     ArtifactRef,
     Evaluation,
-    Event,
     GradientGap,
     LayerGap,
     ModelFacts,
@@ -22,6 +21,7 @@ from common.records import (
 from common.storage.files import disk_problem
 from coordinator.storage.artifacts import Artifacts
 from coordinator.storage.database import Database, Row
+from coordinator.storage.events import Events
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Store:
             raise StoreError(f"run directory {directory} cannot be used: {problem}") from error
         self.database = Database(directory / "run.sqlite")
         self.artifacts = Artifacts(directory, self.database)
+        self.events = Events(self.database)
 
     @classmethod
     def existing(cls, directory: Path) -> "Store":
@@ -244,7 +245,7 @@ class Store:
         )
         return [StoredUpdate(*row) for row in rows]
 
-    # --- gaps, scores, workers, traffic, events ---
+    # --- gaps, scores, workers, traffic ---
 
     def commit_gap(self, gap: GradientGap) -> None:
         """Record a gradient gap."""
@@ -294,38 +295,6 @@ class Store:
         for worker, *fields in self._rows("SELECT * FROM traffic ORDER BY worker, round, kind"):
             counts.setdefault(worker, []).append(Traffic(*fields))
         return counts
-
-    def add_event(self, event: Event) -> None:
-        """Record an event."""
-        e = event
-        self._write(
-            "event",
-            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
-            e.sequence,
-            e.time,
-            e.kind,
-            e.round,
-            e.worker,
-            e.text,
-            json.dumps(e.values),
-        )
-
-    def last_event(self) -> int:
-        """The newest event's sequence number, 0 before the first."""
-        row = self._row("SELECT max(sequence) FROM events")
-        return int(row[0] or 0) if row else 0
-
-    def events(self, after: int = 0) -> list[Event]:
-        """Events with a higher sequence number, in order."""
-        rows = self._rows(
-            "SELECT sequence, time, kind, text, round, worker, figures FROM events "
-            "WHERE sequence > ? ORDER BY sequence",
-            after,
-        )
-        return [
-            Event(sequence, when, kind, text, number, worker, json.loads(figures))
-            for sequence, when, kind, text, number, worker, figures in rows
-        ]
 
     # --- SQLite ---
 

@@ -204,7 +204,7 @@ def _traffic(store: Store) -> list[Section]:
 
 
 def _seconds(store: Store) -> list[Section]:
-    entered = [e for e in store.events() if e.kind == "phase_entered"]
+    entered = [e for e in store.events.all() if e.kind == "phase_entered"]
     if len(entered) < 2:
         return []
     seconds: dict[str, float] = defaultdict(float)

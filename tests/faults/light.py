@@ -21,7 +21,8 @@ from common.records import (
     UpdateHeader,
 )
 from common.storage.tensors import TensorFile, to_bytes
-from worker.client import Coordinator
+from worker.client import CoordinatorClient
+from worker.connection import Endpoint
 from worker.metrics import Metrics
 
 EXAMPLES = 5
@@ -45,7 +46,7 @@ class Fleet:
 
     async def _one(self, name: str) -> str:
         request = JoinRequest(name, 1, 2, "light", EXAMPLES)
-        coordinator = Coordinator(self.address, request, 60.0, Metrics())
+        coordinator = CoordinatorClient(Endpoint(self.address, 60.0), request, Metrics())
         try:
             reply = await coordinator.join()
             beating = asyncio.create_task(self._beat(coordinator, reply.heartbeat_seconds))
@@ -65,12 +66,14 @@ class Fleet:
         finally:
             await coordinator.close()
 
-    async def _beat(self, coordinator: Coordinator, interval: float) -> None:
+    async def _beat(self, coordinator: CoordinatorClient, interval: float) -> None:
         while True:
             await coordinator.heartbeat(Progress(Activity.IDLE))
             await asyncio.sleep(interval)
 
-    async def _deliver(self, coordinator: Coordinator, name: str, task: TrainTask, spec: AdapterSpec) -> None:
+    async def _deliver(
+        self, coordinator: CoordinatorClient, name: str, task: TrainTask, spec: AdapterSpec
+    ) -> None:
         adapter = await coordinator.download(task.adapter, self.folder / name)
         content = update_for(adapter, task.adapter, spec, name)
         path = self.folder / name / "update"

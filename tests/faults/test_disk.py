@@ -107,7 +107,7 @@ def test_an_update_that_the_disk_does_not_take_comes_again(
     federation.supervise(60)
     assert federation.outcome() == reference
     with federation.store() as store:
-        refused = [e.text for e in store.events() if e.kind == "update_refused"]
+        refused = [e.text for e in store.events.all() if e.kind == "update_refused"]
     assert len(refused) == 1
     assert says_what_to_do(f"error: {refused[0]}", fault)
 
@@ -207,7 +207,7 @@ def test_a_damaged_update_is_named_and_asked_for_again(make: Make, reference: Ou
     federation.supervise(60)
     assert federation.outcome() == reference
     with federation.store() as store:
-        assert [e.worker for e in store.events() if e.kind == "update_damaged"] == [update.worker]
+        assert [e.worker for e in store.events.all() if e.kind == "update_damaged"] == [update.worker]
 
 
 def test_a_run_and_a_workers_folder_belong_to_one_process(make: Make) -> None:

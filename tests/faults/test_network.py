@@ -103,7 +103,7 @@ def test_a_worker_that_flaps_without_end_disturbs_nobody(make: Make, reference: 
     assert joins > 20
     assert federation.outcome() == reference
     with federation.store() as store:
-        told = [e for e in store.events() if e.worker == "flapping"]
+        told = [e for e in store.events.all() if e.worker == "flapping"]
     assert len(told) < joins / 2
 
 
@@ -113,14 +113,16 @@ def flap(federation: Federation, seconds: float) -> int:
 
     from common.address import Address
     from common.records import JoinRequest
-    from worker.client import Coordinator
+    from worker.client import CoordinatorClient
+    from worker.connection import Endpoint
     from worker.metrics import Metrics
 
     async def main() -> int:
         joins, ends = 0, time.monotonic() + seconds
         while time.monotonic() < ends:
             request = JoinRequest("flapping", 1, 2, "test", 5)
-            connection = Coordinator(Address.parse(federation.address), request, 1.0, Metrics())
+            endpoint = Endpoint(Address.parse(federation.address), 1.0)
+            connection = CoordinatorClient(endpoint, request, Metrics())
             await connection.join()
             await connection.close()
             joins += 1

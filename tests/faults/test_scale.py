@@ -147,7 +147,7 @@ def test_more_workers_are_asked_than_needed_and_the_slow_ones_are_refused(make: 
             accepted = store.accepted(number)
             assert accepted is not None
             assert [u.worker for u in accepted] == ["a", "b"]
-        refused = [e for e in store.events() if e.kind == "update_refused"]
+        refused = [e for e in store.events.all() if e.kind == "update_refused"]
     assert {e.worker for e in refused} <= {"c", "d"}
     for result in ("LateUpdate", "StaleRound", "UnknownRound", "NotSelected", "duplicate"):
         assert f'fedpft_updates_total{{result="{result}"}}' in page

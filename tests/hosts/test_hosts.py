@@ -59,7 +59,7 @@ class Hosts(Federation):
             return []
         store, _ = open_run(self.run)
         try:
-            return [event for event in store.events(0) if event.kind == kind]
+            return [event for event in store.events.all(0) if event.kind == kind]
         finally:
             store.close()
 

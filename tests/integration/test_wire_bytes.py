@@ -13,7 +13,8 @@ from common.records import PROTOCOL_MAX, PROTOCOL_MIN, JoinRequest
 from common.runtime.compute import ComputeThread
 from tests.conftest import write_table
 from tests.integration.federation import federation
-from worker.client import Coordinator
+from worker.client import CoordinatorClient
+from worker.connection import Endpoint
 from worker.data import PrivateData, Source
 from worker.loop import Place, Worker
 from worker.metrics import Metrics
@@ -50,7 +51,7 @@ async def test_counts_agree_with_the_sockets(tmp_path: Path, model_folder: Path)
         data = PrivateData.read(Source(write_table(tmp_path / "data.csv", 40, 5)))
         metrics, compute = Metrics(), ComputeThread()
         joining = JoinRequest("worker-1", PROTOCOL_MIN, PROTOCOL_MAX, "test", len(data))
-        coordinator = Coordinator(address, joining, 30, metrics)
+        coordinator = CoordinatorClient(Endpoint(address, 30), joining, metrics)
         place = Place(tmp_path / "worker", torch.device("cpu"))
         sent = received = 0
 

@@ -29,7 +29,8 @@ from coordinator.owner.admin_service import AdminService
 from coordinator.process import _register
 from coordinator.storage.store import Store
 from tests.contexts import context
-from worker.client import Coordinator
+from worker.client import CoordinatorClient
+from worker.connection import Endpoint
 from worker.metrics import Metrics as WorkerMetrics
 
 COORDINATOR = Identity(Role.COORDINATOR, "hub")
@@ -106,9 +107,9 @@ class Guarded:
         )
         return aio.secure_channel(str(self.address), credentials)
 
-    def worker(self, folder: Path, name: str, patience: float = 1.0) -> Coordinator:
+    def worker(self, folder: Path, name: str, patience: float = 1.0) -> CoordinatorClient:
         """A real worker's connection."""
         joining = JoinRequest(name, 1, 2, "test", 5)
-        return Coordinator(
-            self.address, joining, patience, WorkerMetrics(), tls=open_tls(folder, Role.WORKER)
+        return CoordinatorClient(
+            Endpoint(self.address, patience, open_tls(folder, Role.WORKER)), joining, WorkerMetrics()
         )

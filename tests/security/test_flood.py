@@ -129,7 +129,7 @@ def test_a_flood_of_bad_streams_keeps_nobody_from_the_rounds(
         assert accepted == [], flood.answers
         store = Store.existing(running.run)
         try:
-            lost = [e for e in store.events() if e.kind == "worker_lost" and e.worker == "worker-1"]
+            lost = [e for e in store.events.all() if e.kind == "worker_lost" and e.worker == "worker-1"]
             assert lost == []
             assert all(u.worker == "worker-1" for n in range(1, 10) for u in store.updates(n))
             assert sum(path.stat().st_size for path in store.artifacts.spooled("flood")) < 1 << 20

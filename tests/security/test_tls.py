@@ -252,7 +252,7 @@ async def test_an_upload_under_way_ends_when_its_worker_is_revoked(
         yield federation_pb2.SubmitUpdateRequest(chunk=wire.chunk_to_pb(Chunk(0, content)))
 
     with pytest.raises(NotAllowed, match="is revoked"):
-        await call(worker._stub.SubmitUpdate(messages(), timeout=20))
+        await call(worker._connection.stub.SubmitUpdate(messages(), timeout=20))
     assert guarded.store.updates(1) == []
     await worker.close()
 

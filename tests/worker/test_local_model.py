@@ -1,4 +1,4 @@
-"""The workbench holds the sub-FM at the version that a task names, from real artifact files."""
+"""The local model is the sub-FM at the version that a task names, from real artifact files."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ from tests.conftest import FFN, LABELS, write_pictures, write_table
 from tests.families import write_family
 from tests.small import LORA, TEXT, copies, load_model, same_bits
 from worker.data import PrivateData, Source
-from worker.local_model import LocalModel
+from worker.local_model import LocalModel, Place
 from worker.train import LocalUpdate
 
 WIDTHS = (64, 64, 64, 64)
@@ -88,110 +88,115 @@ def base(artifacts: Artifacts, model_folder: Path) -> SubModelRef:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> LocalModel:
+def local(tmp_path: Path) -> LocalModel:
     data = PrivateData.read(Source(write_table(tmp_path / "private.csv", 24)))
     run = RunSpec("run", TASK, LORA, TRAINING, seed=7)
-    return LocalModel("alice", run, data, tmp_path / "alice", torch.device("cpu"))
+    return LocalModel("alice", run, data, Place(tmp_path / "alice", torch.device("cpu")))
+
+
+def another(local: LocalModel, worker: str = "alice", run: RunSpec | None = None) -> LocalModel:
+    """The same data and place, in another worker's hands or another run."""
+    return LocalModel(worker, run or local.run, local._data, local._place)
 
 
 def train(
-    bench: LocalModel, artifacts: Artifacts, reference: SubModelRef, round_number: int = 1, **changes: object
+    local: LocalModel, artifacts: Artifacts, reference: SubModelRef, round_number: int = 1, **changes: object
 ) -> LocalUpdate:
-    """A round from the adapter that the bench has now, as first published."""
-    start = artifacts.add_tensors(ArtifactKind.ADAPTER, bench.adapter())
+    """A round from the adapter that the local has now, as first published."""
+    start = artifacts.add_tensors(ArtifactKind.ADAPTER, local.adapter())
     task = TrainTask(round_number, reference, start, 1.0, (), 60.0, 1)
     task = replace(task, **changes)  # type: ignore[arg-type]
-    return bench.train(task, artifacts.files[task.adapter.sha256], lambda *told: None)
+    return local.train(task, artifacts.files[task.adapter.sha256], lambda *told: None)
 
 
-def neuron(bench: LocalModel) -> set[float]:
+def neuron(local: LocalModel) -> set[float]:
     """The values of neuron 3 of layer 1."""
-    assert bench._adapted is not None
-    ffn = ffns_of(bench._adapted.base)[1]
+    assert local._adapted is not None
+    ffn = ffns_of(local._adapted.base)[1]
     (up,) = ffn.ins
     assert up.bias is not None
     return set(torch.cat([up.weight[3], up.bias[3:4], ffn.out.weight[:, 3]]).tolist())
 
 
 def test_a_new_worker_lacks_everything_and_then_nothing(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts
 ) -> None:
-    assert bench.lacks(base) == [base.base, *base.processor]
-    bench.equip(base, artifacts.files)
-    assert bench.lacks(base) == []
+    assert local.lacks(base) == [base.base, *base.processor]
+    local.equip(base, artifacts.files)
+    assert local.lacks(base) == []
 
 
 def test_a_later_version_lacks_its_new_patches_only(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts, model_folder: Path
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts, model_folder: Path
 ) -> None:
     first, second = (artifacts.patch(model_folder, step) for step in (1.0, 2.0))
-    bench.equip(replace(base, patches=(first,)), artifacts.files)
-    assert neuron(bench) == {1.0}
+    local.equip(replace(base, patches=(first,)), artifacts.files)
+    assert neuron(local) == {1.0}
     newest = replace(base, patches=(first, second))
-    assert bench.lacks(newest) == [second]
-    bench.equip(newest, {second.sha256: artifacts.files[second.sha256]})
-    assert neuron(bench) == {2.0}
-    assert bench.lacks(newest) == []
+    assert local.lacks(newest) == [second]
+    local.equip(newest, {second.sha256: artifacts.files[second.sha256]})
+    assert neuron(local) == {2.0}
+    assert local.lacks(newest) == []
 
 
 def test_a_version_without_a_patch_already_laid_is_built_anew(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts, model_folder: Path
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts, model_folder: Path
 ) -> None:
-    bench.equip(replace(base, patches=(artifacts.patch(model_folder, 1.0),)), artifacts.files)
-    assert bench.lacks(base) == [base.base, *base.processor]
-    bench.equip(base, artifacts.files)
-    assert len(neuron(bench)) > 1
+    local.equip(replace(base, patches=(artifacts.patch(model_folder, 1.0),)), artifacts.files)
+    assert local.lacks(base) == [base.base, *base.processor]
+    local.equip(base, artifacts.files)
+    assert len(neuron(local)) > 1
 
 
 def test_patches_do_not_reach_the_cached_base_file(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts, model_folder: Path
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts, model_folder: Path
 ) -> None:
-    bench.equip(replace(base, patches=(artifacts.patch(model_folder, 1.0),)), artifacts.files)
+    local.equip(replace(base, patches=(artifacts.patch(model_folder, 1.0),)), artifacts.files)
     content = artifacts.files[base.base.sha256].read_bytes()
     assert hashlib.sha256(content).hexdigest() == base.base.sha256
 
 
 def test_the_equipped_model_is_the_coordinators(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts, model_folder: Path
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts, model_folder: Path
 ) -> None:
-    bench.equip(base, artifacts.files)
-    assert bench._adapted is not None
+    local.equip(base, artifacts.files)
+    assert local._adapted is not None
     fm = load_model(model_folder)
     expected = build(fm.config, TEXT, WIDTHS, TensorFile(artifacts.files[base.base.sha256]).load())
-    plain = copies(bench._adapted.merged().state_dict())
+    plain = copies(local._adapted.merged().state_dict())
     assert same_bits(plain, expected.state_dict())
 
 
 def test_a_round_trains_from_the_given_adapter_and_repeats(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts
 ) -> None:
-    bench.equip(base, artifacts.files)
-    start = artifacts.add_tensors(ArtifactKind.ADAPTER, bench.adapter())
-    first, again, later = (train(bench, artifacts, base, r, adapter=start) for r in (1, 1, 2))
+    local.equip(base, artifacts.files)
+    start = artifacts.add_tensors(ArtifactKind.ADAPTER, local.adapter())
+    first, again, later = (train(local, artifacts, base, r, adapter=start) for r in (1, 1, 2))
     assert same_bits(first.delta, again.delta)
     assert not same_bits(first.delta, later.delta)
     on_top = plus(TensorFile(artifacts.files[start.sha256]).load(), later.delta)
-    assert same_bits(bench.adapter(), on_top)
+    assert same_bits(local.adapter(), on_top)
 
 
 def test_two_workers_with_the_same_data_draw_differently(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts
 ) -> None:
     deltas = []
-    for worker in (bench, replace(bench, worker="bob")):
+    for worker in (local, another(local, "bob")):
         worker.equip(base, artifacts.files)
         deltas.append(train(worker, artifacts, base).delta)
     assert not same_bits(*deltas)
 
 
 def test_a_task_decides_what_is_counted_and_by_which_rule(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts
 ) -> None:
-    bench.equip(base, artifacts.files)
-    start = artifacts.add_tensors(ArtifactKind.ADAPTER, bench.adapter())
+    local.equip(base, artifacts.files)
+    start = artifacts.add_tensors(ArtifactKind.ADAPTER, local.adapter())
 
     def counted(**changes: object) -> dict[int, list[int]]:
-        update = train(bench, artifacts, base, adapter=start, **changes)
+        update = train(local, artifacts, base, adapter=start, **changes)
         return {layer: c.zeros.tolist() for layer, c in update.counts.items()}
 
     assert counted() == {}
@@ -204,20 +209,20 @@ def test_a_task_decides_what_is_counted_and_by_which_rule(
 
 
 def test_a_task_that_counts_in_a_layer_that_is_not_there_is_a_model_error(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts
 ) -> None:
-    bench.equip(base, artifacts.files)
+    local.equip(base, artifacts.files)
     with pytest.raises(ModelError, match="the task counts in layer 4, the sub-FM has 4"):
-        train(bench, artifacts, base, apoz_layers=(1, 4))
+        train(local, artifacts, base, apoz_layers=(1, 4))
 
 
 @pytest.mark.parametrize("factor", [0.1, 1.0])
 def test_a_task_scales_the_learning_rates(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts, factor: float
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts, factor: float
 ) -> None:
-    bench.equip(base, artifacts.files)
-    start = artifacts.add_tensors(ArtifactKind.ADAPTER, bench.adapter())
-    delta = train(bench, artifacts, base, adapter=start, learning_rate_factor=factor).delta
+    local.equip(base, artifacts.files)
+    start = artifacts.add_tensors(ArtifactKind.ADAPTER, local.adapter())
+    delta = train(local, artifacts, base, adapter=start, learning_rate_factor=factor).delta
     steps = 2
     largest = max(tensor.abs().max().item() for tensor in delta.values())
     # AdamW's first steps are as large as the rate, but for the decay.
@@ -244,18 +249,17 @@ def test_a_round_of_another_family_and_task(
         data = write_table(tmp_path / "private.csv", 24)
     adapter = replace(LORA, targets=AdapterTargets.ATTENTION_FFN, freeze_a=freeze_a)
     task = TaskSpec(kind, () if kind is TaskKind.CAUSAL_LM else LABELS, 16, False)
-    bench = LocalModel(
+    local = LocalModel(
         "alice",
         RunSpec("run", task, adapter, TRAINING, seed=7),
         PrivateData.read(Source(data)),
-        tmp_path / "alice",
-        torch.device("cpu"),
+        Place(tmp_path / "alice", torch.device("cpu")),
     )
-    assert bench.lacks(reference) == [reference.base, *reference.processor]
-    bench.equip(reference, artifacts.files)
-    start = bench.adapter()
-    update = train(bench, artifacts, reference, apoz_layers=(1,))
-    assert same_bits(bench.adapter(), plus(start, update.delta))
+    assert local.lacks(reference) == [reference.base, *reference.processor]
+    local.equip(reference, artifacts.files)
+    start = local.adapter()
+    update = train(local, artifacts, reference, apoz_layers=(1,))
+    assert same_bits(local.adapter(), plus(start, update.delta))
     assert any(name.endswith(".lora_A.weight") for name in update.delta) is not freeze_a
     assert 0 < update.counts[1].zeros.sum() < FFN * update.counts[1].tokens
     # The processor that came over the wire, not the one beside the model.
@@ -270,37 +274,37 @@ def config_with(base: SubModelRef, **fields: object) -> SubModelRef:
 
 
 def test_a_configuration_that_is_no_json_object_is_a_model_error(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts
 ) -> None:
     for text in ("", "[]", "3", "{}", "{"):
         with pytest.raises(ModelError, match="model configuration is not readable"):
-            bench.equip(replace(base, config_json=text), artifacts.files)
+            local.equip(replace(base, config_json=text), artifacts.files)
 
 
-def test_an_unknown_family_is_told(bench: LocalModel, base: SubModelRef, artifacts: Artifacts) -> None:
+def test_an_unknown_family_is_told(local: LocalModel, base: SubModelRef, artifacts: Artifacts) -> None:
     with pytest.raises(UnsupportedFamily, match="'t5' is not supported"):
-        bench.equip(config_with(base, model_type="t5"), artifacts.files)
+        local.equip(config_with(base, model_type="t5"), artifacts.files)
 
 
 def test_a_family_that_cannot_do_the_runs_task_is_told(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts
 ) -> None:
-    run = replace(bench.run, task=TaskSpec(TaskKind.CAUSAL_LM, (), 32, False))
+    run = replace(local.run, task=TaskSpec(TaskKind.CAUSAL_LM, (), 32, False))
     with pytest.raises(ModelError, match="a bert model cannot do causal-lm"):
-        replace(bench, run=run).equip(base, artifacts.files)
+        another(local, run=run).equip(base, artifacts.files)
 
 
 def test_a_model_for_other_classes_than_the_tasks_is_a_model_error(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts
 ) -> None:
     three = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
     with pytest.raises(ModelError, match="the model has 3 classes, the task 2"):
-        bench.equip(config_with(base, **three), artifacts.files)
+        local.equip(config_with(base, **three), artifacts.files)
 
 
 @pytest.mark.parametrize("fault", ["widths", "not safetensors", "tokenizer kind", "tokenizer content"])
 def test_artifacts_that_do_not_fit_are_refused(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts, fault: str
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts, fault: str
 ) -> None:
     odd = artifacts.add(ArtifactKind.TOKENIZER, b"nonsense")
     wanted = {
@@ -310,26 +314,26 @@ def test_artifacts_that_do_not_fit_are_refused(
         "tokenizer content": replace(base, processor=(odd, base.processor[1])),
     }[fault]
     with pytest.raises((ModelError, BadUpdate)):
-        bench.equip(wanted, artifacts.files)
-    assert bench.lacks(base) == [base.base, *base.processor]
-    bench.equip(base, artifacts.files)
+        local.equip(wanted, artifacts.files)
+    assert local.lacks(base) == [base.base, *base.processor]
+    local.equip(base, artifacts.files)
 
 
 def test_a_patch_that_does_not_fit_is_refused_and_a_good_one_still_goes_in(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts, model_folder: Path
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts, model_folder: Path
 ) -> None:
     bad = artifacts.add_tensors(ArtifactKind.NEURON_PATCH, {"9.neurons": torch.tensor([0])})
     good = artifacts.patch(model_folder, 1.0)
     with pytest.raises(BadUpdate, match="layer 9"):
-        bench.equip(replace(base, patches=(bad,)), artifacts.files)
+        local.equip(replace(base, patches=(bad,)), artifacts.files)
     wanted = replace(base, patches=(good,))
-    bench.equip(wanted, {ref.sha256: artifacts.files[ref.sha256] for ref in bench.lacks(wanted)})
-    assert neuron(bench) == {1.0}
+    local.equip(wanted, {ref.sha256: artifacts.files[ref.sha256] for ref in local.lacks(wanted)})
+    assert neuron(local) == {1.0}
 
 
 def test_a_label_that_the_run_does_not_know_is_told(
-    bench: LocalModel, base: SubModelRef, artifacts: Artifacts
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts
 ) -> None:
-    run = replace(bench.run, task=replace(TASK, labels=("animals", "traffic")))
+    run = replace(local.run, task=replace(TASK, labels=("animals", "traffic")))
     with pytest.raises(DataError, match="the run knows: animals, traffic"):
-        replace(bench, run=run).equip(base, artifacts.files)
+        another(local, run=run).equip(base, artifacts.files)

@@ -38,7 +38,8 @@ from coordinator.owner.admin_service import AdminService
 from coordinator.process import _register
 from coordinator.storage.store import Store, StoredUpdate
 from tests.contexts import context
-from worker.client import Coordinator
+from worker.client import CoordinatorClient
+from worker.connection import Endpoint
 from worker.metrics import Metrics as WorkerMetrics
 
 # Four chunks' worth.
@@ -56,7 +57,7 @@ class Served:
         self.adapter = self.store.artifacts.add_tensors(ArtifactKind.ADAPTER, {"x": torch.zeros(VALUES)})
         self.metrics, self.sessions = self.run.metrics, Sessions(1.0)
         self.inbox = Inbox(self.store, self.limits)
-        self.workers: list[Coordinator] = []
+        self.workers: list[CoordinatorClient] = []
         self.channels: list[aio.Channel] = []
 
     async def __aenter__(self) -> "Served":
@@ -79,9 +80,11 @@ class Served:
         await self.server.stop(0.1)
         self.store.close()
 
-    async def worker(self, name: str = "w", examples: int = 5) -> Coordinator:
+    async def worker(self, name: str = "w", examples: int = 5) -> CoordinatorClient:
         """A real worker's connection, that does not try for long."""
-        worker = Coordinator(self.address, JoinRequest(name, 1, 2, "test", examples), 0.3, WorkerMetrics())
+        worker = CoordinatorClient(
+            Endpoint(self.address, 0.3), JoinRequest(name, 1, 2, "test", examples), WorkerMetrics()
+        )
         self.workers.append(worker)
         await worker.join()
         return worker
@@ -186,7 +189,7 @@ async def test_who_is_refused_again_and_again_does_not_fill_the_journal(tmp_path
         for _ in range(15):
             with pytest.raises(BadUpdate):
                 await worker.submit(*bad)
-        told = [e for e in served.store.events() if e.kind == "update_refused"]
+        told = [e for e in served.store.events.all() if e.kind == "update_refused"]
         assert len(told) == 10
         assert served.refused(BadUpdate) == 15
 
@@ -212,7 +215,7 @@ async def test_a_slow_upload_is_broken_off_and_keeps_what_has_come(
         with pytest.raises((BrokenTransfer, Unreachable)):
             await call(served.stub().SubmitUpdate(drip()))
         assert served.refused(BrokenTransfer) == 1
-        assert "slower than" in served.store.events()[-1].text
+        assert "slower than" in served.store.events.all()[-1].text
         assert served.inbox.held("w", header) >= 1000
         assert await worker.submit(header, path) is False
 
@@ -271,7 +274,7 @@ async def test_calls_in_a_rush_are_turned_away_and_the_other_worker_is_not(tmp_p
         stub = served.stub()
         progress = wire.progress_to_pb(Progress())
 
-        async def beat(worker: Coordinator) -> bool:
+        async def beat(worker: CoordinatorClient) -> bool:
             request = federation_pb2.HeartbeatRequest(session=worker._session, progress=progress)
             try:
                 await call(stub.Heartbeat(request))
@@ -327,7 +330,7 @@ async def test_an_update_far_larger_than_the_others_is_set_aside_and_its_worker_
             served.store.commit_update(1, StoredUpdate(worker, header.sha256, 5, 0.5, 1.0), header.size)
         assert await gathering._set_aside_and_told(1, frozenset("abc")) == {"b"}
         assert await gathering._set_aside_and_told(1, frozenset("ab")) == frozenset()
-        (told,) = [e for e in served.store.events() if e.kind == "update_set_aside"]
+        (told,) = [e for e in served.store.events.all() if e.kind == "update_set_aside"]
         assert (told.worker, told.round) == ("b", 1)
         task = await anext(served.sessions.tasks(served.sessions.all()[0]))
         assert isinstance(task, WaitTask) and "set aside" in task.reason

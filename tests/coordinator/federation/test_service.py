@@ -54,7 +54,8 @@ from coordinator.owner.admin_service import AdminService
 from coordinator.process import _register
 from coordinator.storage.store import Store
 from tests.contexts import context
-from worker.client import Coordinator
+from worker.client import CoordinatorClient
+from worker.connection import Endpoint
 from worker.metrics import Metrics as WorkerMetrics
 
 RUN = RunSpec(
@@ -82,7 +83,9 @@ class Served:
         state = RoundState(1, frozenset({"w", "v"}), 1, closes_at=1e12)
         schema = schema_of({"x": torch.zeros(4)})
         self.inbox.open(state, Expected(self.adapter, update_schema(schema, RUN.adapter, {})))
-        self.worker = Coordinator(self.address, JoinRequest("w", 1, 2, "test", 5), 0.5, WorkerMetrics())
+        self.worker = CoordinatorClient(
+            Endpoint(self.address, 0.5), JoinRequest("w", 1, 2, "test", 5), WorkerMetrics()
+        )
         await self.worker.join()
 
     async def stop(self) -> None:
@@ -180,7 +183,7 @@ async def test_a_closed_round_takes_no_more(served: Served, tmp_path: Path) -> N
         await served.worker.submit(header, path)
 
 
-def chunks_sent(worker: Coordinator) -> float:
+def chunks_sent(worker: CoordinatorClient) -> float:
     """Bytes of update messages that the worker has sent."""
     (family,) = worker._metrics.transferred.collect()
     labels = {"kind": "update", "direction": "up"}
@@ -215,7 +218,7 @@ async def test_a_worker_of_protocol_1_sends_from_the_first_byte(served: Served, 
     header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
     with served.inbox.receive("w", header) as writer:
         writer.write(Chunk(0, path.read_bytes()[:60]))
-    old = Coordinator(served.address, JoinRequest("w", 1, 1, "old", 5), 0.5, WorkerMetrics())
+    old = CoordinatorClient(Endpoint(served.address, 0.5), JoinRequest("w", 1, 1, "old", 5), WorkerMetrics())
     assert (await old.join()).protocol == 1
     assert await old.submit(header, path) is False
     assert served.store.artifacts.path(header.sha256).read_bytes() == path.read_bytes()
@@ -244,7 +247,7 @@ async def test_a_newer_submission_takes_over_from_one_whose_connection_is_dead(
         yield federation_pb2.SubmitUpdateRequest(chunk=chunk)
         await going_on.wait()
 
-    old = served.worker._stub.SubmitUpdate(stuck(), timeout=30)
+    old = served.worker._connection.stub.SubmitUpdate(stuck(), timeout=30)
     while served.inbox.held("w", header) < 60:
         await asyncio.sleep(0.01)
     assert await served.worker.submit(header, path) is False
@@ -276,7 +279,9 @@ async def test_why_an_update_is_refused_has_a_status_and_a_count_of_its_own(
     assert served.inbox.state is not None
     served.inbox.state = replace(served.inbox.state, phase=phase) if phase is not None else None
     header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
-    sender = Coordinator(served.address, JoinRequest(worker, 1, 2, "test", 5), 0.5, WorkerMetrics())
+    sender = CoordinatorClient(
+        Endpoint(served.address, 0.5), JoinRequest(worker, 1, 2, "test", 5), WorkerMetrics()
+    )
     await sender.join()
     with pytest.raises(StaleRound) as caught:
         await sender.submit(replace(header, round=number), path)

@@ -28,6 +28,7 @@ from coordinator.modelling.building import (
     LAYERS_FILE,
     PLAN_FILE,
     OnProgress,
+    Recipe,
     SubModelBuilder,
     fingerprint,
 )
@@ -63,7 +64,7 @@ def builder(
     **settings: Any,
 ) -> SubModelBuilder:
     aligned = AlignmentSection(**QUICK | (alignment or {}))
-    return SubModelBuilder(fm, TEXT, public, SubModelSection(**settings), aligned, seed)
+    return SubModelBuilder(fm, TEXT, public, Recipe(SubModelSection(**settings), aligned, seed))
 
 
 def neurons_of(plan: SubModelPlan) -> list[list[int] | None]:
@@ -404,7 +405,8 @@ def test_another_family_is_cut_aligned_kept_and_loaded(
     examples = read_examples(data, Columns(label=None), kind)
     public = encode(load_processor(folder, kind), examples, kind, 16, None)
     settings = SubModelSection(saliency=Saliency.ACTIVATION)
-    building = SubModelBuilder(fm, kind, public, settings, AlignmentSection(**QUICK | {"method": BOTH}), 7)
+    recipe = Recipe(settings, AlignmentSection(**QUICK | {"method": BOTH}), 7)
+    building = SubModelBuilder(fm, kind, public, recipe)
     plan, sub_fm = building.cut(unseen)
     assert tuple(ffn.width for ffn in ffns_of(sub_fm)) == (FFN, 16, 16, FFN)
     before, after = building.align(plan, sub_fm, unseen)

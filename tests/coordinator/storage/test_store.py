@@ -42,15 +42,15 @@ def test_a_run_is_found_again_with_everything_committed(store: Store) -> None:
     store.commit_evaluation(Evaluation(0, "fm", 0.5, 1.0))
     store.remember_worker("w", 7, "test")
     store.save_traffic([("w", Traffic(1, "adapter", 10, 20))])
-    store.add_event(Event(1, 2.0, "kind", "text", 3, "w", {"figure": 4.0}))
+    store.events.add(Event(1, 2.0, "kind", "text", 3, "w", {"figure": 4.0}))
     again = reopened(store)
     assert again.latest_adapter() == (0, adapter)
     assert torch.equal(TensorFile(again.artifacts.path(adapter.sha256))["x"], torch.ones(3))
     assert again.evaluations() == (Evaluation(0, "fm", 0.5, 1.0),)
     assert again.workers() == {"w": 7}
     assert again.traffic() == {"w": [Traffic(1, "adapter", 10, 20)]}
-    assert again.events() == [Event(1, 2.0, "kind", "text", 3, "w", {"figure": 4.0})]
-    assert again.events(after=1) == []
+    assert again.events.all() == [Event(1, 2.0, "kind", "text", 3, "w", {"figure": 4.0})]
+    assert again.events.all(after=1) == []
     again.close()
 
 
@@ -180,7 +180,7 @@ def test_what_a_round_accepted_is_recorded_with_its_end(store: Store) -> None:
 def test_workers_count_as_dismissed_until_the_run_goes_on(store: Store) -> None:
     told = []
     for number, kind in enumerate(("phase_entered", "workers_dismissed", "worker_left", "phase_entered"), 1):
-        store.add_event(Event(number, 1.0, kind, "text"))
+        store.events.add(Event(number, 1.0, kind, "text"))
         told.append(store.dismissed())
     assert told == [False, True, True, False]
 

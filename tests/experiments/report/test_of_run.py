@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     for number, (phase, when) in enumerate(
         (("building", 10.0), ("training", 14.0), ("finished", 20.0)), start=1
     ):
-        store.add_event(Event(number, when, "phase_entered", f"phase: {phase}", 0, "", {}))
+        store.events.add(Event(number, when, "phase_entered", f"phase: {phase}", 0, "", {}))
     store.close()
     return folder / "run"
 

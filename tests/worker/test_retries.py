@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from worker.client import backoff
+from worker.retries import backoff
 
 
 @pytest.mark.parametrize("attempt", range(20))

@@ -1,0 +1,45 @@
+"""The events of a run, as the database keeps them; `event_log` tells them as they happen."""
+
+import json
+
+from common.records import Event
+from coordinator.storage.database import Database
+
+
+class Events:
+    """What happened, numbered from 1. Safe to use from several threads."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, event: Event) -> None:
+        """Record an event."""
+        e = event
+        self._database.write(
+            "event",
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
+            e.sequence,
+            e.time,
+            e.kind,
+            e.round,
+            e.worker,
+            e.text,
+            json.dumps(e.values),
+        )
+
+    def last(self) -> int:
+        """The newest event's sequence number, 0 before the first."""
+        row = self._database.row("SELECT max(sequence) FROM events")
+        return int(row[0] or 0) if row else 0
+
+    def all(self, after: int = 0) -> list[Event]:
+        """Events with a higher sequence number, in order."""
+        rows = self._database.rows(
+            "SELECT sequence, time, kind, text, round, worker, figures FROM events "
+            "WHERE sequence > ? ORDER BY sequence",
+            after,
+        )
+        return [
+            Event(sequence, when, kind, text, number, worker, json.loads(figures))
+            for sequence, when, kind, text, number, worker, figures in rows
+        ]
