@@ -15,7 +15,7 @@ from common.observability.console import plain_errors, run_async
 from common.observability.logs import set_up_logging
 from common.trust.authority import AUTHORITY_DAYS, HOLDER_DAYS, REVOKED, Authority
 from common.trust.certificates import AUTHORITY
-from common.trust.enrolment import INVITATION_HOURS, Candidate, Guests, Invitation
+from common.trust.enrolment import INVITATION_HOURS, Candidate, Invitation, Invitations
 from common.trust.identity import Identity, Role
 
 certs = typer.Typer(
@@ -98,8 +98,8 @@ def invite(
     with plain_errors():
         identity = Identity(role, name)
         path = out or authority / f"{role}-{name}.invitation"
-        guests = Guests(Authority(authority), authority)
-        guests.invite(identity, Address.parse(at), hours, days).write(path)
+        invitations = Invitations(Authority(authority), authority)
+        invitations.invite(identity, Address.parse(at), hours, days).write(path)
         typer.echo(f"{path}: {identity}, once within {hours:g} hours; its holder runs `fedpft certs enrol`")
 
 
@@ -118,7 +118,9 @@ def serve(
 
     async def main() -> signal.Signals | None:
         ended: list[signal.Signals] = []
-        serving = asyncio.ensure_future(answer(own, Guests(own, authority), Address.parse(bind), tuple(san)))
+        serving = asyncio.ensure_future(
+            answer(own, Invitations(own, authority), Address.parse(bind), tuple(san))
+        )
 
         def stop(number: signal.Signals) -> None:
             ended.append(number)

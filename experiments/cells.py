@@ -61,7 +61,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Bench:
+class ExperimentSetup:
     """What all cells of an experiment share.
 
     `settings` are keys of run.toml; `sub_fms` is where built sub-FMs are kept for other cells, also
@@ -83,7 +83,7 @@ class Bench:
 
 
 def run_cell(
-    bench: Bench,
+    setup: ExperimentSetup,
     cell: Cell,
     settings: dict[str, Any],
     on_progress: OnProgress,
@@ -94,42 +94,42 @@ def run_cell(
     Raises ConfigError, DataError, ModelError for what cannot be run.
     """
     # Before anything is built: their number is part of the result.
-    torch.set_num_threads(bench.threads)
-    place = bench.folder / "runs" / cell.split / cell.variant / f"seed-{cell.seed}"
+    torch.set_num_threads(setup.threads)
+    place = setup.folder / "runs" / cell.split / cell.variant / f"seed-{cell.seed}"
     shutil.rmtree(place, ignore_errors=True)
-    data = deal_out(bench.source, place / "data", bench.clients, cell.concentration, cell.seed, bench.sizes)
-    config = parse_config(_settings(bench, cell, data, place / "run") | settings, "the experiment")
-    config, hidden_error, building = _with_built(config, bench.sub_fms, on_progress)
+    data = deal_out(setup.source, place / "data", setup.clients, cell.concentration, cell.seed, setup.sizes)
+    config = parse_config(_settings(setup, cell, data, place / "run") | settings, "the experiment")
+    config, hidden_error, building = _with_built(config, setup.sub_fms, on_progress)
     labels = Columns(pair="pair" if config.task.pairs else None)
     clients = {path.stem: read_examples(path, labels, config.task.kind) for path in data.workers}
-    outcome = simulate(config, clients, on_progress, score_every=bench.score_every, trained_by=trained_by)
+    outcome = simulate(config, clients, on_progress, score_every=setup.score_every, trained_by=trained_by)
     figures = _figures(config, outcome, hidden_error, building) | {
         "cell": asdict(cell),
         "settings": settings,
         "clients": len(clients),
         "examples": sum(len(examples) for examples in clients.values()),
     }
-    write_atomically(bench.folder / cell.file, json.dumps(figures, indent=1, default=str).encode())
-    if not bench.keep_runs:
+    write_atomically(setup.folder / cell.file, json.dumps(figures, indent=1, default=str).encode())
+    if not setup.keep_runs:
         shutil.rmtree(place)
     return figures
 
 
-def _settings(bench: Bench, cell: Cell, data: SplitData, run: Path) -> dict[str, Any]:
+def _settings(setup: ExperimentSetup, cell: Cell, data: SplitData, run: Path) -> dict[str, Any]:
     return {
         "run.directory": run,
         "run.seed": cell.seed,
-        "model.path": bench.model,
+        "model.path": setup.model,
         "task.labels": data.labels,
         "data.public.path": data.public,
         "data.test.path": data.test,
-        "rounds.workers": bench.clients,
-        "rounds.sample": bench.sample,
-        "rounds.count": bench.rounds,
+        "rounds.workers": setup.clients,
+        "rounds.sample": setup.sample,
+        "rounds.count": setup.rounds,
         "gradient_gap.batches": 0,
         "realignment.learning_rate": 3e-4,
-        "compute.threads": bench.threads,
-    } | bench.settings
+        "compute.threads": setup.threads,
+    } | setup.settings
 
 
 def _with_built(

@@ -27,7 +27,7 @@ from coordinator.context import adapter_spec
 from coordinator.modelling.building import Recipe, SubModelBuilder
 from coordinator.modelling.foundation import load_foundation
 from experiments.catalogue import Experiment, Scale
-from experiments.cells import Bench, Cell
+from experiments.cells import Cell, ExperimentSetup
 from experiments.clients import Clients
 from experiments.running import Work, run_all
 from experiments.sources import Sizes, Source, deal_out
@@ -65,7 +65,7 @@ def conduct(wanted: Wanted, console: Console, trained_by: Callable[[], Clients] 
 
     Raises ConfigError, DataError and ModelError for what cannot be run, RunFailed when a process dies.
     """
-    bench = _bench(wanted)
+    setup = _setup(wanted)
     cells = [
         Work(Cell(split, name, seed), wanted.experiment.variant(name).settings)
         for seed in range(1, wanted.scale.seeds + 1)
@@ -74,19 +74,19 @@ def conduct(wanted: Wanted, console: Console, trained_by: Callable[[], Clients] 
     ]
     for work in cells:
         _ = work.cell.concentration
-    _begin(wanted, bench)
-    run_all(bench, cells, wanted.parallel, console, trained_by)
+    _begin(wanted, setup)
+    run_all(setup, cells, wanted.parallel, console, trained_by)
     steps = wanted.folder / STEPS_FILE
     if wanted.experiment.measures_steps and not steps.exists():
         with Progress(console=console, transient=True) as progress:
             bar = progress.add_task("timing a worker's step")
-            costs = _measure(wanted, bench, lambda done, of: progress.update(bar, completed=done, total=of))
+            costs = _measure(wanted, setup, lambda done, of: progress.update(bar, completed=done, total=of))
         write_atomically(steps, json.dumps({n: asdict(c) for n, c in costs.items()}, indent=1).encode())
 
 
-def _bench(wanted: Wanted) -> Bench:
+def _setup(wanted: Wanted) -> ExperimentSetup:
     scale = wanted.scale
-    return Bench(
+    return ExperimentSetup(
         wanted.folder.resolve(),
         wanted.folder.resolve().parent / "sub-fms",
         wanted.model,
@@ -108,7 +108,7 @@ def _bench(wanted: Wanted) -> Bench:
     )
 
 
-def _begin(wanted: Wanted, bench: Bench) -> None:
+def _begin(wanted: Wanted, setup: ExperimentSetup) -> None:
     """Write what the folder holds; found there, it must be the same.
 
     Raises ConfigError when the folder is of something else.
@@ -117,13 +117,13 @@ def _begin(wanted: Wanted, bench: Bench) -> None:
         "experiment": wanted.experiment.name,
         "model": wanted.model,
         "data": wanted.source.name,
-        "clients": bench.clients,
-        "sample": bench.sample,
-        "rounds": bench.rounds,
-        "sizes": asdict(bench.sizes),
-        "score_every": bench.score_every,
-        "threads": bench.threads,
-        "settings": {key: str(value) for key, value in bench.settings.items()},
+        "clients": setup.clients,
+        "sample": setup.sample,
+        "rounds": setup.rounds,
+        "sizes": asdict(setup.sizes),
+        "score_every": setup.score_every,
+        "threads": setup.threads,
+        "settings": {key: str(value) for key, value in setup.settings.items()},
     }
     file = wanted.folder / EXPERIMENT_FILE
     before: dict[str, Any] = {}
@@ -159,19 +159,21 @@ def _machine() -> str:
     return f"{os.cpu_count()} × {model}, {platform.system()}"
 
 
-def _measure(wanted: Wanted, bench: Bench, on_step: Callable[[int, int], None]) -> dict[str, StepCost]:
+def _measure(
+    wanted: Wanted, setup: ExperimentSetup, on_step: Callable[[int, int], None]
+) -> dict[str, StepCost]:
     """A worker's step by variant, and one of full-model fine-tuning beside them."""
-    torch.set_num_threads(bench.threads)
-    place = bench.folder / "steps"
-    data = deal_out(bench.source, place, bench.clients, None, 1, bench.sizes)
+    torch.set_num_threads(setup.threads)
+    place = setup.folder / "steps"
+    data = deal_out(setup.source, place, setup.clients, None, 1, setup.sizes)
     models: dict[str, Adapted] = {}
     batch = None
     for name in (FULL_FINE_TUNING, *wanted.variants):
         settings = {} if name == FULL_FINE_TUNING else wanted.experiment.variant(name).settings
-        common = {"model.path": bench.model, "task.labels": data.labels, "data.public.path": data.public}
-        config = parse_config(common | bench.settings | dict(settings), "the experiment")
+        common = {"model.path": setup.model, "task.labels": data.labels, "data.public.path": data.public}
+        config = parse_config(common | setup.settings | dict(settings), "the experiment")
         task = config.task
-        fm, processor = load_foundation(bench.model, task.kind, task.labels, seeds.derive(1, "head"))
+        fm, processor = load_foundation(setup.model, task.kind, task.labels, seeds.derive(1, "head"))
         public = encode(
             processor,
             read_examples(data.public, Columns(label=None), task.kind),

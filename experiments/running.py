@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from common.errors import ConfigError, FedPftError, RunFailed
-from experiments.cells import Bench, Cell, run_cell
+from experiments.cells import Cell, ExperimentSetup, run_cell
 from experiments.clients import Clients
 
 # A process that runs cells tells the one that started it: its number, the cell, what, step, steps.
@@ -31,9 +31,9 @@ class Work:
     settings: Mapping[str, Any]
 
 
-def is_done(bench: Bench, work: Work) -> bool:
+def is_done(setup: ExperimentSetup, work: Work) -> bool:
     """Whether the cell's result is there. Raises ConfigError when it is of other settings."""
-    file = bench.folder / work.cell.file
+    file = setup.folder / work.cell.file
     if not file.exists():
         return False
     found = json.loads(file.read_text())["settings"]
@@ -45,7 +45,7 @@ def is_done(bench: Bench, work: Work) -> bool:
 
 
 def run_all(
-    bench: Bench,
+    setup: ExperimentSetup,
     work: Sequence[Work],
     parallel: int,
     console: Console,
@@ -56,7 +56,7 @@ def run_all(
     With `trained_by`, one after the other in this process, and the clients where it says. Raises what
     run_cell does, and RunFailed when a process dies.
     """
-    left = [each for each in work if not is_done(bench, each)]
+    left = [each for each in work if not is_done(setup, each)]
     if done := len(work) - len(left):
         console.print(f"{done} of {len(work)} cells are done already")
     if not left:
@@ -67,11 +67,11 @@ def run_all(
             clients = trained_by()
             for each in left:
                 bar = progress.add_task(_title(each.cell), total=None)
-                run_cell(bench, each.cell, dict(each.settings), _shown(progress, bar, each.cell), clients)
+                run_cell(setup, each.cell, dict(each.settings), _shown(progress, bar, each.cell), clients)
                 progress.remove_task(bar)
                 progress.advance(total)
             return
-        _in_processes(bench, left, min(parallel, len(left)), progress, total)
+        _in_processes(setup, left, min(parallel, len(left)), progress, total)
 
 
 def _progress(console: Console) -> Progress:
@@ -89,7 +89,9 @@ def _shown(progress: Progress, bar: TaskID, cell: Cell) -> Callable[[str, int, i
     )
 
 
-def _in_processes(bench: Bench, work: Sequence[Work], count: int, progress: Progress, total: TaskID) -> None:
+def _in_processes(
+    setup: ExperimentSetup, work: Sequence[Work], count: int, progress: Progress, total: TaskID
+) -> None:
     # Spawned: a forked torch may hang in its thread pool.
     context = multiprocessing.get_context("spawn")
     tasks: Any = context.Queue()
@@ -99,7 +101,7 @@ def _in_processes(bench: Bench, work: Sequence[Work], count: int, progress: Prog
     for _ in range(count):
         tasks.put(None)
     processes: list[BaseProcess] = [
-        context.Process(target=_work, args=(number, os.getpid(), bench, tasks, reports), daemon=True)
+        context.Process(target=_work, args=(number, os.getpid(), setup, tasks, reports), daemon=True)
         for number in range(count)
     ]
     bars: dict[int, TaskID] = {}
@@ -140,7 +142,7 @@ def _require_alive(processes: Sequence[BaseProcess]) -> None:
             )
 
 
-def _work(number: int, parent: int, bench: Bench, tasks: Any, reports: Any) -> None:
+def _work(number: int, parent: int, setup: ExperimentSetup, tasks: Any, reports: Any) -> None:
     """What a process does: take cells until there are no more."""
     with suppress(KeyboardInterrupt):
         while (work := tasks.get()) is not None:
@@ -154,7 +156,7 @@ def _work(number: int, parent: int, bench: Bench, tasks: Any, reports: Any) -> N
 
             report("starting", 0, 1)
             try:
-                figures = run_cell(bench, cell, dict(work.settings), report)
+                figures = run_cell(setup, cell, dict(work.settings), report)
             except FedPftError as error:
                 report(f"{FAILED}{error}", 0, 0)
                 return

@@ -86,7 +86,7 @@ class Invitation:
         return cls(Identity.parse(identity), Address.parse(address), authority.encode(), secret)
 
 
-class Guests:
+class Invitations:
     """The owner's side: who is invited by an authority, and who has come.
 
     A file for each invitation, named by its secret's SHA-256. Used, it holds the certificate's serial number.

@@ -15,7 +15,7 @@ from common.address import Address
 from common.errors import BadMessage
 from common.transport.rpc import answers, new_server
 from common.trust.authority import Authority
-from common.trust.enrolment import MAX_REQUEST_BYTES, Guests
+from common.trust.enrolment import MAX_REQUEST_BYTES, Invitations
 from common.trust.identity import Identity, Role
 from common.trust.tls import ServerOnlyTls
 from coordinator.federation.rate_limits import RateLimiter
@@ -31,8 +31,8 @@ _MAX_SECRET = 200
 class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
     """Answers who has an invitation."""
 
-    def __init__(self, guests: Guests) -> None:
-        self._guests = guests
+    def __init__(self, invitations: Invitations) -> None:
+        self._invitations = invitations
         self._rate_limiter = RateLimiter(_CALLS_PER_SECOND, _CALLS)
 
     @answers
@@ -45,12 +45,14 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
         if len(request.secret) > _MAX_SECRET or len(request.signing_request) > MAX_REQUEST_BYTES:
             raise BadMessage("the secret or the signing request is too long")
         # On the loop, so one at a time: an invitation is used once. It takes a millisecond.
-        certificate = self._guests.enrol(request.secret, request.signing_request)
+        certificate = self._invitations.enrol(request.secret, request.signing_request)
         log.info("certificate %x for a guest at %s", certificate.serial_number, host)
         return pb.EnrolResponse(certificate=certificate.public_bytes(serialization.Encoding.PEM))
 
 
-async def serve(authority: Authority, guests: Guests, address: Address, names: tuple[str, ...]) -> None:
+async def serve(
+    authority: Authority, invitations: Invitations, address: Address, names: tuple[str, ...]
+) -> None:
     """Serve until cancelled. `names` are those under which guests reach this host.
 
     Raises CertificateError, AddressError.
@@ -63,7 +65,7 @@ async def serve(authority: Authority, guests: Guests, address: Address, names: t
         key.private_bytes(serialization.Encoding.PEM, form, plain),
     )
     server, bound = new_server(address, tls=tls, most_calls=_CALLS)
-    enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(EnrolmentService(guests), server)
+    enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(EnrolmentService(invitations), server)
     await server.start()
     log.info("enrolment at %s until %s", bound, certificate.not_valid_after_utc.astimezone(UTC).date())
     left = (certificate.not_valid_after_utc - datetime.now(UTC)).total_seconds()

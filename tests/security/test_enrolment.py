@@ -25,7 +25,7 @@ from common.address import Address
 from common.errors import CertificateError, NotAllowed
 from common.trust.authority import Authority
 from common.trust.certificates import identity_of, read_certificate
-from common.trust.enrolment import Candidate, Guests, Invitation
+from common.trust.enrolment import Candidate, Invitation, Invitations
 from common.trust.identity import Identity, Role
 from common.trust.tls import Tls, TlsFiles
 
@@ -181,39 +181,41 @@ def test_an_enrolment_service_of_another_authority_is_not_told_the_secret(
 
 
 @pytest.fixture
-def guests(folder: Path) -> Guests:
-    return Guests(Authority(folder), folder)
+def invitations(folder: Path) -> Invitations:
+    return Invitations(Authority(folder), folder)
 
 
-def test_the_same_key_may_ask_again(guests: Guests) -> None:
-    secret = guests.invite(GUEST, NOWHERE).secret
+def test_the_same_key_may_ask_again(invitations: Invitations) -> None:
+    secret = invitations.invite(GUEST, NOWHERE).secret
     request = request_of(ec.generate_private_key(ec.SECP256R1()))
-    first = guests.enrol(secret, request)
+    first = invitations.enrol(secret, request)
     assert identity_of(first) == GUEST
-    assert guests.enrol(secret, request).serial_number == first.serial_number
+    assert invitations.enrol(secret, request).serial_number == first.serial_number
     with pytest.raises(NotAllowed, match="used up"):
-        guests.enrol(secret, request_of(ec.generate_private_key(ec.SECP256R1())))
+        invitations.enrol(secret, request_of(ec.generate_private_key(ec.SECP256R1())))
 
 
-def test_an_invitation_ends(guests: Guests, folder: Path) -> None:
-    secret = guests.invite(GUEST, NOWHERE).secret
+def test_an_invitation_ends(invitations: Invitations, folder: Path) -> None:
+    secret = invitations.invite(GUEST, NOWHERE).secret
     (path,) = (folder / "invited").iterdir()
     told = json.loads(path.read_text())
     told["expires"] = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
     path.write_text(json.dumps(told))
     with pytest.raises(NotAllowed, match="over since"):
-        guests.enrol(secret, request_of(ec.generate_private_key(ec.SECP256R1())))
+        invitations.enrol(secret, request_of(ec.generate_private_key(ec.SECP256R1())))
 
 
-def test_a_coordinator_is_not_invited(guests: Guests) -> None:
+def test_a_coordinator_is_not_invited(invitations: Invitations) -> None:
     with pytest.raises(CertificateError, match="certs issue"):
-        guests.invite(Identity(Role.COORDINATOR, "hub"), NOWHERE)
+        invitations.invite(Identity(Role.COORDINATOR, "hub"), NOWHERE)
 
 
-def test_an_answer_that_is_another_ones_is_not_taken(guests: Guests, folder: Path, tmp_path: Path) -> None:
-    invitation = guests.invite(GUEST, NOWHERE)
+def test_an_answer_that_is_another_ones_is_not_taken(
+    invitations: Invitations, folder: Path, tmp_path: Path
+) -> None:
+    invitation = invitations.invite(GUEST, NOWHERE)
     candidate = Candidate(invitation, tmp_path / "guest")
-    of_another_key = guests.enrol(invitation.secret, request_of(ec.generate_private_key(ec.SECP256R1())))
+    of_another_key = invitations.enrol(invitation.secret, request_of(ec.generate_private_key(ec.SECP256R1())))
     with pytest.raises(CertificateError, match="another key"):
         candidate.accept(of_another_key.public_bytes(serialization.Encoding.PEM))
     key = x509.load_pem_x509_csr(candidate.request()).public_key()
