@@ -52,7 +52,9 @@ class Campaign:
             await self._evaluate(models, done)
         while (number := done + 1) <= self._config.rounds.count:
             with self._progress.traced("round", number):
-                updates, adapter = await self._round(models, number, adapter)
+                with self._run.metrics.round_seconds.time():
+                    updates = await self._gather(models, number, adapter)
+                    adapter = await self._aggregate(models, number, adapter, updates)
                 await self._measure(models, number)
                 await self._realign(models, number, updates)
                 await self._evaluate(models, number)
@@ -110,14 +112,10 @@ class Campaign:
             await self._realign(models, number, self._store.accepted(number) or self._store.updates(number))
         return number, adapter
 
-    async def _round(
-        self, models: Models, number: int, adapter: ArtifactRef
-    ) -> tuple[list[StoredUpdate], ArtifactRef]:
-        """Have clients train and combine what they send: the updates, and the adapter that they make."""
-        with self._run.metrics.round_seconds.time():
-            with self._timing("training"):
-                updates = await self._gathering.gather(models, number, adapter)
-            return updates, await self._aggregate(models, number, adapter, updates)
+    async def _gather(self, models: Models, number: int, adapter: ArtifactRef) -> list[StoredUpdate]:
+        """Have clients train from the adapter."""
+        with self._timing("training"):
+            return await self._gathering.gather(models, number, adapter)
 
     async def _aggregate(
         self, models: Models, number: int, adapter: ArtifactRef, updates: list[StoredUpdate]
