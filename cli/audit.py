@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 def audit(
     path: Annotated[Path, typer.Argument(help="A run's directory, or a worker's folder.")],
+    model: Annotated[
+        str | None, typer.Option(help="Where the foundation model is now. [default: where the run had it]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Show what has left: of the foundation model, from a run; or from a worker.
@@ -33,7 +36,7 @@ def audit(
         if (path / "run.sqlite").is_file():
             from coordinator.owner.audit import audit_run
 
-            found = audit_run(path)
+            found = audit_run(path, model)
             if as_json:
                 typer.echo(json.dumps(asdict(found) | {"leaks": found.leaks}, indent=2))
             else:

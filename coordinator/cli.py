@@ -240,12 +240,15 @@ def export(
         bool,
         typer.Option("--merge", help="Write a plain transformers model instead of a PEFT adapter."),
     ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Where the foundation model is now. [default: where the run had it]")
+    ] = None,
 ) -> None:
     """Export a run's result as a standard PEFT adapter, or merged into the foundation model."""
     with plain_errors():
         from coordinator.owner.export import export as write
 
-        for path in write(run, out, merge):
+        for path in write(run, out, merge, model):
             typer.echo(str(path))
 
 

@@ -47,6 +47,7 @@ from coordinator.federation.inbox import Inbox
 from coordinator.federation.rounds import Lost
 from coordinator.federation.service import FederationService, serve_federation
 from coordinator.federation.sessions import COALESCED_SECONDS, Sessions
+from coordinator.modelling.content import require_same
 from coordinator.owner.admin_service import AdminService
 from coordinator.owner.page.server import Page
 from coordinator.storage import retention
@@ -95,6 +96,8 @@ async def serve(config: RunConfig) -> Ending:
         if store.outcome() == Phase.FINISHED and store.dismissed():
             log.info("the run in %s is finished; nothing to do", config.run.directory)
             return Ending()
+        # Before anybody is let in: what is read from now on is what the run was begun with.
+        await asyncio.to_thread(require_same, store, config)
         resources.enter_context(exporting("fedpft-coordinator"))
         compute = ComputeThread()
         resources.callback(compute.close)

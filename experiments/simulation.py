@@ -25,6 +25,7 @@ from coordinator.campaign.progress import RunProgress
 from coordinator.campaign.schedule import Scoring
 from coordinator.context import RunContext, identity
 from coordinator.federation.rounds import RoundPhase
+from coordinator.modelling.content import require_same
 from coordinator.modelling.models import Models
 from coordinator.storage.store import Store, StoredUpdate
 from experiments.clients import Clients, ClientTask, LocalClients, RoundTask, SubModel
@@ -67,6 +68,7 @@ def simulate(
         store.open_run(uuid4().hex[:12], identity(config))
         if store.outcome() == Phase.FINISHED:
             return Simulated(store.evaluations(), {})
+        require_same(store, config)
         run = RunContext.of(config, store, InlineCompute())
         progress = RunProgress(run, lambda: on_progress(progress.waiting_for, *progress.steps))
         gathering = ClientGathering(run, progress, clients, trained_by or LocalClients())

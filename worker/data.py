@@ -6,10 +6,11 @@ from pathlib import Path
 from common.data.batches import Dataset
 from common.data.encoding import encode
 from common.data.examples import Columns, Examples, read_examples
-from common.data.presets import load_preset
+from common.data.presets import load_preset, preset_files
 from common.data.processors import Processor
 from common.errors import DataError
 from common.records import TaskKind, TaskSpec
+from common.storage.files import digest_of
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,18 @@ class PrivateData:
     """Texts, pairs or images, as a rule with the names of their labels."""
 
     examples: Examples
+    digest: str
+    """Of the files' contents: an update answers for these data, and for no others of the same length."""
 
     @classmethod
     def read(cls, source: Source) -> "PrivateData":
         """Raises DataError."""
         if source.preset is not None:
-            return cls(load_preset(source.preset, source.root))
+            files = preset_files(source.preset, source.root)
+            return cls(load_preset(source.preset, source.root), digest_of(files))
         assert source.path is not None
-        return cls(read_examples(source.path, source.columns))
+        examples = read_examples(source.path, source.columns)
+        return cls(examples, digest_of([source.path]))
 
     def __len__(self) -> int:
         return len(self.examples)

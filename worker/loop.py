@@ -128,7 +128,7 @@ class Worker:
         """One round: fetch what is missing, fine-tune, deliver the change."""
         log_about(round=task.round)
         reach(Point.STEP, "task-taken")
-        question = question_of(model.run, self._name, len(self._data), task)
+        question = question_of(model.run, self._name, self._data.digest, task)
         finished = await asyncio.to_thread(self._outbox.find, question)
         if finished is None:
             finished = await self._fine_tune(model, task, question)

@@ -44,8 +44,11 @@ class Outbox:
         return header, self._update
 
 
-def question_of(run: RunSpec, worker: str, examples: int, task: TrainTask) -> str:
-    """Digest of all that an update depends on: another try at the same round asks the same."""
+def question_of(run: RunSpec, worker: str, data: str, task: TrainTask) -> str:
+    """Digest of all that an update depends on: another try at the same round asks the same.
+
+    `data` is the digest of the private data.
+    """
     timeless = replace(task, seconds_left=0.0, attempt=0, traceparent="")
-    told = {"run": asdict(run), "worker": worker, "examples": examples, "task": asdict(timeless)}
+    told = {"run": asdict(run), "worker": worker, "data": data, "task": asdict(timeless)}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

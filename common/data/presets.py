@@ -171,12 +171,18 @@ def load_preset(
     """
     preset, split = find_preset(name_and_split, test)
     source = f"{preset.name}:{split}"
+    files = preset_files(name_and_split, root, test=test)
     columns = preset.columns if labelled else replace(preset.columns, label=None)
-    files = _on_disk(preset, split, root) or _from_hub(preset, split, root)
     examples = join(source, [read_examples(path, columns, preset.kind) for path in files])
     if examples.label_names is None:
         return examples
     return replace(examples, label_names=list(_named(preset, source, examples.label_names)))
+
+
+def preset_files(name_and_split: str, root: Path | None = None, *, test: bool = False) -> list[Path]:
+    """The files of a split of a preset, in order, as `load_preset` finds them. Raises DataError."""
+    preset, split = find_preset(name_and_split, test)
+    return _on_disk(preset, split, root) or _from_hub(preset, split, root)
 
 
 def _on_disk(preset: Preset, split: str, root: Path | None) -> list[Path]:

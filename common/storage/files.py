@@ -4,7 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -108,6 +108,20 @@ def locked(folder: Path, owner: str) -> Iterator[None]:
             file.write(f"{owner}, process {os.getpid()}")
             file.flush()
         yield
+
+
+def digest_of(paths: Iterable[Path]) -> str:
+    """SHA-256 over the contents of files, and below folders their names: a moved folder has the same.
+
+    Raises OSError.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in files:
+            name = file.relative_to(path).as_posix() if path.is_dir() else ""
+            digest.update(f"{name}\0{sha256_of(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def sha256_of(path: Path) -> str:

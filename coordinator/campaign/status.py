@@ -84,10 +84,16 @@ def worker_statuses(
     )
 
 
-def open_run(directory: Path) -> tuple[Store, RunConfig]:
-    """The store and configuration of a run's directory. Raises StoreError when it holds none."""
+def open_run(directory: Path, model: str | None = None) -> tuple[Store, RunConfig]:
+    """The store and configuration of a run's directory; `model` says where its FM is now, if elsewhere.
+
+    Raises StoreError when the directory holds no run.
+    """
     store = Store.existing(directory)
-    return store, RunConfig.model_validate_json(store.config())
+    config = RunConfig.model_validate_json(store.config())
+    if model is not None:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
+    return store, config
 
 
 def awaited_updates(state: RoundState, now: float) -> str:

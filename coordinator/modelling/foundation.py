@@ -75,6 +75,11 @@ def _config(path: str) -> PretrainedConfig:
     return config
 
 
+def hub_revision(path: str) -> str:
+    """The commit of a hub's repository that is used here. Raises ModelError when it is not to be had."""
+    return str(getattr(_config(path), "_commit_hash", None) or "unknown")
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 

@@ -16,6 +16,7 @@ from coordinator.algorithms import compression, exposure
 from coordinator.algorithms.exposure import Exposure, Finding, Withheld
 from coordinator.campaign.status import open_run
 from coordinator.federation.service import PUBLISHED
+from coordinator.modelling.content import MODEL, require_same
 from coordinator.modelling.foundation import load_foundation
 from coordinator.storage.store import Store
 
@@ -61,17 +62,20 @@ class OwnerAudit:
         return any(looked.leaks for looked in self.looked)
 
 
-def audit_run(directory: Path) -> OwnerAudit:
+def audit_run(directory: Path, model: str | None = None) -> OwnerAudit:
     """Compare all that a run has published with its FM. Blocking: loads the FM.
+
+    `model` says where the FM is now, if not where the run left it.
 
     Raises StoreError when the directory holds no run with a sub-FM, or a file of it is damaged;
     ModelError when the FM is not where it was.
     """
-    store, config = open_run(directory)
+    store, config = open_run(directory, model)
     try:
         stored = store.sub_model()
         if stored is None:
             raise StoreError(f"the run in {directory} has no sub-FM yet: nothing was served")
+        require_same(store, config, [MODEL])
         reference, plan_ref, _ = stored
         fm, _ = load_foundation(
             config.model.path, config.task.kind, config.task.labels, seeds.derive(config.run.seed, "head")

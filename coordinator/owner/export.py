@@ -17,17 +17,19 @@ from common.storage.tensors import TensorFile, to_bytes
 from coordinator.algorithms.plugging import plug
 from coordinator.campaign.status import open_run, reading, stored_status
 from coordinator.context import adapter_spec
+from coordinator.modelling.content import MODEL, require_same
 from coordinator.modelling.foundation import load_foundation
 
 
-def export(directory: Path, out: Path, merge: bool) -> list[Path]:
+def export(directory: Path, out: Path, merge: bool, model: str | None = None) -> list[Path]:
     """Write the newest adapter of the run in `directory` to the folder `out`; returns the files.
 
     Without `merge` a PEFT adapter: adapter_config.json, adapter_model.safetensors, tokenizer and
-    model card. With it a plain transformers model. Raises StoreError when there is nothing to
+    model card. With it a plain transformers model. `model` says where the FM is now, if not where the run
+    left it. Raises StoreError when there is nothing to
     export, or no adapter because the head alone was tuned; ModelError when the FM is gone.
     """
-    store, config = open_run(directory)
+    store, config = open_run(directory, model)
     latest = store.latest_adapter()
     if latest is None or latest[0] == 0:
         raise StoreError(f"{directory}: no round is done yet, there is nothing to export")
@@ -37,6 +39,7 @@ def export(directory: Path, out: Path, merge: bool) -> list[Path]:
         raise StoreError("this run tuned the head alone, which is no PEFT adapter; add --merge")
     if not merge and any(name.endswith(RESIDUAL) for name in tensors):
         raise StoreError("exact averaging changed base weights too, which no PEFT adapter holds; add --merge")
+    require_same(store, config, [MODEL])
     fm, processor = load_foundation(
         config.model.path, kind, config.task.labels, seeds.derive(config.run.seed, "head")
     )

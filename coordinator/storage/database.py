@@ -16,6 +16,8 @@ CREATE TABLE IF NOT EXISTS run (
     id TEXT PRIMARY KEY, created REAL NOT NULL, config TEXT NOT NULL,
     outcome TEXT, reason TEXT
 );
+-- What the run was begun with, by digest of file: the foundation model, the owner's data.
+CREATE TABLE IF NOT EXISTS content (name TEXT PRIMARY KEY, files TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS artifacts (
     sha256 TEXT PRIMARY KEY, kind TEXT NOT NULL, size INTEGER NOT NULL, created REAL NOT NULL
 );

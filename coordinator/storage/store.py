@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from common.storage.files import disk_problem
 from coordinator.storage.artifacts import Artifacts
 from coordinator.storage.database import Database, Row
 from coordinator.storage.events import Events
+
+# Keys of the configuration that say where something lies. A run is known by what lies there.
+PLACES = frozenset({"model.path", "data.root", "data.public.path", "data.test.path", "sub_fm.path"})
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,27 @@ class Store:
             now = time.time()
             self._write("run", "INSERT INTO run (id, created, config) VALUES (?, ?, ?)", run_id, now, config)
             return run_id
-        if different := _differences(json.loads(row[1]), json.loads(config)):
+        different = [key for key in _differences(json.loads(row[1]), json.loads(config)) if key not in PLACES]
+        if different:
             raise StoreError(
                 f"{self.directory} holds a run with another configuration "
                 f"({', '.join(different)}); choose another run.directory, or restore the settings"
             )
+        if row[1] != config:
+            # Things may lie elsewhere now; what they hold is compared by digest.
+            self._write("run", "UPDATE run SET config = ?", config)
         return str(row[0])
+
+    def content(self) -> dict[str, dict[str, str]] | None:
+        """What the run was begun with: digests by file, of each part by name. None where nobody noted it."""
+        rows = self._rows("SELECT name, files FROM content")
+        return {name: json.loads(files) for name, files in rows} or None
+
+    def commit_content(self, content: Mapping[str, Mapping[str, str]]) -> None:
+        """Record what the run is begun with."""
+        with self.database.transaction("content") as db:
+            rows = [(name, json.dumps(dict(files))) for name, files in content.items()]
+            db.executemany("INSERT INTO content VALUES (?, ?)", rows)
 
     def config(self) -> str:
         """The run's configuration, JSON."""
