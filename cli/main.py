@@ -10,7 +10,7 @@ from cli.demo_files import demo_files
 from cli.doctor import doctor
 from cli.experiment import experiment
 from cli.report import report
-from coordinator.cli import build, coordinator, export, init, status, stop
+from coordinator.cli import build, coordinator, export, init, rewind, status, stop
 from worker.cli import worker
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app.command()(worker)
 app.command()(doctor)
 app.command()(status)
 app.command()(stop)
+app.command()(rewind)
 app.command()(export)
 app.command()(audit)
 

@@ -233,6 +233,27 @@ def stop(
         typer.echo("the coordinator stops; the same command starts it again")
 
 
+def rewind(
+    run: Annotated[Path, typer.Argument(help="The run's directory.")],
+    number: Annotated[int, typer.Option("--round", min=0, help="The round to go back to; 0 is the start.")],
+) -> None:
+    """Forget all rounds after one, after a bad one; started again, the coordinator goes on from there."""
+    with plain_errors():
+        from common.storage.files import locked
+        from coordinator.storage.event_log import EventLog
+        from coordinator.storage.rewinding import rewind as rewind_to
+        from coordinator.storage.store import Store
+
+        store = Store.existing(run)
+        try:
+            with locked(run, "fedpft rewind"):
+                rewind_to(store, number)
+                EventLog(store).record("run_rewound", f"the owner went back to round {number}", number)
+        finally:
+            store.close()
+        typer.echo(f"{run} is after round {number} again; start the coordinator to go on")
+
+
 def export(
     run: Annotated[Path, typer.Argument(help="The run's directory.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],

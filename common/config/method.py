@@ -182,5 +182,7 @@ class RoundsSection(Section):
     """A round closes after this time at the latest."""
     grace_seconds: Annotated[float, Field(ge=0)] = 60.0
     """A round waits for a worker that is lost this long before it goes on without, with its minimum."""
+    kept: int = Field(default=10, ge=2)
+    """Adapters of so many last rounds stay on disk, for `fedpft rewind`."""
     tries: Positive = 3
     """A round that misses its minimum is repeated this often before the run fails."""

@@ -39,7 +39,7 @@ class Gathering(ABC):
         factor = self._run.config.aggregation.norm_limit
         if factor is None:
             return {}
-        norms = await self._run.compute.run(_norms, self._run.store, updates)
+        norms = await self._run.compute.run(update_norms, self._run.store, updates)
         aside = outliers(norms, factor, self._run.config.rounds.minimum)
         median = statistics.median(norms.values())
         reasons = {
@@ -54,7 +54,7 @@ class Gathering(ABC):
 
 
 @one_thread()
-def _norms(store: Store, updates: Iterable[StoredUpdate]) -> dict[str, float]:
+def update_norms(store: Store, updates: Iterable[StoredUpdate]) -> dict[str, float]:
     """L2 norm of each client's delta; blocking."""
     files = {u.worker: TensorFile(store.artifacts.path(u.sha256)) for u in updates}
     return {client: norm(Prefixed(file, DELTA)) for client, file in files.items()}

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from common.errors import StoreError
+from common.errors import RunFailed, StoreError
 from common.records import ArtifactKind, ArtifactRef, Phase, StopTask, SubModelRef
 from common.runtime.fault_points import Point, reach
 from coordinator.campaign import schedule
-from coordinator.campaign.gathering import Gathering
+from coordinator.campaign.gathering import Gathering, update_norms
 from coordinator.campaign.progress import RunProgress
 from coordinator.campaign.schedule import Scoring
 from coordinator.campaign.status import reading
@@ -54,7 +54,7 @@ class Campaign:
             with self._progress.traced("round", number):
                 with self._run.metrics.round_seconds.time():
                     updates = await self._gather(models, number, adapter)
-                    adapter = await self._aggregate(models, number, adapter, updates)
+                    adapter, updates = await self._aggregate(models, number, adapter, updates)
                 await self._measure(models, number)
                 await self._realign(models, number, updates)
                 await self._evaluate(models, number)
@@ -119,13 +119,21 @@ class Campaign:
 
     async def _aggregate(
         self, models: Models, number: int, adapter: ArtifactRef, updates: list[StoredUpdate]
-    ) -> ArtifactRef:
-        """Combine the updates and plug the result into both models: the round is done."""
+    ) -> tuple[ArtifactRef, list[StoredUpdate]]:
+        """Combine the updates and plug the result into both models: the round is done.
+
+        What would spoil the models is set aside before anything is decided; returns what counts, too.
+        """
         self._progress.enter(Phase.AGGREGATING, "the aggregation")
         before = self._store.server_state(number - 1)
-        result, state = await self._timed("aggregating", models.aggregate, adapter, updates, before)
+        while True:
+            result, state = await self._timed("aggregating", models.aggregate, adapter, updates, before)
+            problem = await self._timed("inspecting", models.inspect, result)
+            if problem is None:
+                break
+            updates = await self._without_largest(number, updates, problem)
         reach(Point.STEP, "aggregated")
-        self._store.commit_adapter(number, result, state)
+        self._store.commit_adapter(number, result, state, [u.worker for u in updates])
         self._run.traffic.save()
         models.plug_in(result)
         reach(Point.STEP, "plugged-in")
@@ -136,7 +144,25 @@ class Campaign:
             updates=len(updates),
             examples=sum(u.examples for u in updates),
         )
-        return result
+        return result, updates
+
+    async def _without_largest(
+        self, number: int, updates: list[StoredUpdate], problem: str
+    ) -> list[StoredUpdate]:
+        """The updates without the one most likely to blame. Raises RunFailed when too few are left."""
+        norms = await self._timed("inspecting", update_norms, self._store, updates)
+        worst = max(norms, key=lambda worker: (norms[worker], worker))
+        told = (
+            f"round {number}: with the update of worker {worst}, whose norm is {norms[worst]:.3g}, {problem}"
+        )
+        if len(updates) - 1 < max(1, self._config.rounds.minimum):
+            raise RunFailed(
+                f"{told}; without it there are too few. Look at that worker's data and device; then "
+                f"`fedpft rewind {self._store.directory} --round {number - 1}` asks for this round again"
+            )
+        self._run.metrics.updates.labels("set-aside").inc()
+        self._events.record("update_set_aside", f"{told}; it is set aside", number, worst, norm=norms[worst])
+        return [u for u in updates if u.worker != worst]
 
     async def _measure(self, models: Models, number: int) -> None:
         """Measure the gradient gap, when it can be and is not done."""
@@ -198,7 +224,7 @@ class Campaign:
 
     async def _clear_up(self) -> None:
         """Delete what nothing needs any more, and say what the rest takes."""
-        freed = await self._run.compute.run(retention.collect, self._store)
+        freed = await self._run.compute.run(retention.collect, self._store, self._config.rounds.kept)
         self._run.metrics.collected.inc(freed)
         self._run.metrics.disk_holds(await self._run.compute.run(retention.sizes, self._store))
 

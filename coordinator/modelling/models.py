@@ -10,11 +10,10 @@ from transformers import PreTrainedModel
 
 from common.config.choices import AggregationRule, Construction, LoraAveraging
 from common.config.run import RunConfig
-from common.config.task import DataSource, TestData
+from common.config.task import DataSource
 from common.data.batches import Dataset
 from common.data.encoding import encode
-from common.data.examples import Columns, Examples, read_examples
-from common.data.presets import load_preset
+from common.data.examples import Examples
 from common.data.processors import processor_files
 from common.errors import StoreError
 from common.model.adapter import Adapted
@@ -49,7 +48,11 @@ from coordinator.modelling.building import (
 )
 from coordinator.modelling.evaluation import score
 from coordinator.modelling.foundation import load_foundation, wire_config
+from coordinator.modelling.owner_data import read_source
 from coordinator.storage.store import Store, StoredUpdate
+
+# Examples on which an adapter is tried before it counts.
+_PROBE_SIZE = 16
 
 
 class Models:
@@ -74,6 +77,8 @@ class Models:
         if config.data.test is not None:
             self._test = self._read(config.data.test, config.task.labels)
         self._builder = SubModelBuilder(self._fm, self._kind, self._public, Recipe.of(config))
+        data = self._test or self._public
+        self._probe = next(iter(data.in_order(_PROBE_SIZE))) if data else None
         self._plan: SubModelPlan
         self._tuned_fm: Adapted
         self._tuned_sub_fm: Adapted
@@ -235,6 +240,20 @@ class Models:
             return result, None
         return result, self._store.artifacts.add_tensors(ArtifactKind.SERVER_STATE, remembered)
 
+    def inspect(self, adapter: ArtifactRef) -> str | None:
+        """What would be wrong with this adapter, or None: its values, the FM's answers to a batch of data."""
+        file = self._file(adapter)
+        if odd := next((name for name in file if not bool(file[name].isfinite().all())), None):
+            return f"the adapter's tensor {odd} is not finite"
+        if self._probe is None:
+            return None
+        present, self._adapter = self._adapter, adapter
+        self._plug()
+        self._adapter = present
+        with torch.inference_mode():
+            answers = self._tuned_fm.model(**self._probe.to(self._device).inputs).logits
+        return None if bool(answers.isfinite().all()) else "the FM's answers are not finite"
+
     def plug_in(self, adapter: ArtifactRef) -> None:
         """From now on both models are those with this adapter."""
         self._adapter = adapter
@@ -323,19 +342,6 @@ class Models:
 def passing(rule: AggregationRule) -> AbstractContextManager[None]:
     """How many threads a rule is computed by: the mean does nothing but pass over memory."""
     return one_thread() if rule is AggregationRule.MEAN else nullcontext()
-
-
-def read_source(source: DataSource, config: RunConfig) -> Examples:
-    """The owner's test data with labels, or public data without. Raises DataError."""
-    kind, is_test = config.task.kind, isinstance(source, TestData)
-    if source.preset is not None:
-        found = load_preset(source.preset, config.data.root, test=is_test, labelled=is_test)
-        return found.require(kind) if is_test else replace(found, pairs=None).require(kind)
-    assert source.path is not None
-    columns = Columns(text=source.text_column, image=source.image_column, label=None)
-    if isinstance(source, TestData):
-        columns = replace(columns, pair=source.pair_column, label=source.label_column)
-    return read_examples(source.path, columns, kind)
 
 
 def _parameters(modules: Sequence[torch.nn.Module]) -> int:

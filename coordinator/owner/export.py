@@ -34,6 +34,11 @@ def export(directory: Path, out: Path, merge: bool, model: str | None = None) ->
     if latest is None or latest[0] == 0:
         raise StoreError(f"{directory}: no round is done yet, there is nothing to export")
     tensors = TensorFile(store.artifacts.path(latest[1].sha256)).load()
+    if odd := next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None):
+        raise StoreError(
+            f"{directory}: tensor {odd} of the adapter after round {latest[0]} is not finite; "
+            f"`fedpft rewind {directory} --round N` goes back to a round before"
+        )
     spec, kind = adapter_spec(config), config.task.kind
     if not merge and spec.targets is AdapterTargets.NONE:
         raise StoreError("this run tuned the head alone, which is no PEFT adapter; add --merge")

@@ -74,6 +74,8 @@ CREATE TABLE IF NOT EXISTS events (
 );
 """
 
+_MISTAKES = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError)
+
 # Of whatever the query names.
 Row = tuple[Any, ...]
 
@@ -106,6 +108,10 @@ class Database:
                 yield self._db
                 reach(Point.TRANSACTION_MADE, subject)
                 self._db.commit()
+            except _MISTAKES:
+                # Of this program's: no owner can mend it, so it is not told as a problem of the disk.
+                self._roll_back()
+                raise
             except (OSError, sqlite3.Error) as error:
                 self._roll_back()
                 raise self._problem(error) from error

@@ -10,17 +10,17 @@ from common.storage.files import disk_problem, sha256_of
 from coordinator.storage.store import Store
 
 # Beside the newest adapter the one before: a worker that has not heard of the new round may still fetch it.
-_ADAPTERS_KEPT = 2
+LEAST_ADAPTERS = 2
 
 
-def collect(store: Store) -> int:
+def collect(store: Store, adapters: int = LEAST_ADAPTERS) -> int:
     """Delete artifacts that nothing needs any more; returns how many bytes that freed.
 
-    Needed are the sub-FM with all patches, the newest adapters, the server optimiser's newest state, and
+    Needed are the sub-FM with all patches, the newest `adapters` with the server optimiser's states, and
     the updates of the last round and of later ones: an alignment after it reads their APoZ counts.
     Raises StoreError.
     """
-    needed = {artifact.sha256 for artifact, _ in _needed(store)}
+    needed = {artifact.sha256 for artifact, _ in _needed(store, adapters)}
     idle = [artifact for artifact in store.artifacts.held() if artifact.sha256 not in needed]
     if idle:
         store.artifacts.give_up(artifact.sha256 for artifact in idle)
@@ -76,7 +76,7 @@ def sizes(store: Store) -> dict[str, int]:
     }
 
 
-def _needed(store: Store) -> Iterator[tuple[ArtifactRef, str]]:
+def _needed(store: Store, kept: int = LEAST_ADAPTERS) -> Iterator[tuple[ArtifactRef, str]]:
     """Artifacts that the run, its workers or an export may still read, and what they are for people."""
     if stored := store.sub_model():
         reference, plan, _ = stored
@@ -87,11 +87,12 @@ def _needed(store: Store) -> Iterator[tuple[ArtifactRef, str]]:
         for file in reference.processor:
             yield file, "the tokenizer or image processor"
     adapters = store.adapters()
-    for number in sorted(adapters)[-_ADAPTERS_KEPT:]:
-        yield store.artifacts.get(adapters[number]), f"the adapter after round {number}"
     last = max(adapters, default=0)
-    if state := store.server_state(last):
-        yield state, f"the server optimiser's state after round {last}"
+    for number in sorted(adapters)[-kept:]:
+        yield store.artifacts.get(adapters[number]), f"the adapter after round {number}"
+        # An older one is of use with its adapter only; when states are not kept for that, not at all.
+        if (number == last or kept > LEAST_ADAPTERS) and (state := store.server_state(number)):
+            yield state, f"the server optimiser's state after round {number}"
     for number in (last, last + 1):
         for update in store.updates(number):
             yield store.artifacts.get(update.sha256), f"the update of {update.worker} for round {number}"

@@ -1,6 +1,7 @@
 """What was decided in a run, in SQLite (WAL); what is large lies beside it as artifacts."""
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass
@@ -21,10 +22,8 @@ from common.records import (
 from common.storage.files import disk_problem
 from coordinator.storage.artifacts import Artifacts
 from coordinator.storage.database import Database, Row
+from coordinator.storage.differences import differences
 from coordinator.storage.events import Events
-
-# Keys of the configuration that say where something lies. A run is known by what lies there.
-PLACES = frozenset({"model.path", "data.root", "data.public.path", "data.test.path", "sub_fm.path"})
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Store:
             now = time.time()
             self._write("run", "INSERT INTO run (id, created, config) VALUES (?, ?, ?)", run_id, now, config)
             return run_id
-        different = [key for key in _differences(json.loads(row[1]), json.loads(config)) if key not in PLACES]
+        different = differences(json.loads(row[1]), json.loads(config))
         if different:
             raise StoreError(
                 f"{self.directory} holds a run with another configuration "
@@ -157,12 +156,13 @@ class Store:
 
     def commit_alignment(self, round_number: int, patch: ArtifactRef, before: float, after: float) -> None:
         """Record a neuron-level alignment, with the hidden-state error before and after."""
-        row = (round_number, patch.sha256, before, after)
+        row = (round_number, patch.sha256, _kept(before), _kept(after))
         self._write("alignment", "INSERT INTO alignments VALUES (?, ?, ?, ?)", *row)
 
     def alignments(self) -> list[tuple[int, float, float]]:
         """Neuron-level alignments: the round that each followed, the hidden-state error before and after."""
-        return self._rows("SELECT round, error_before, error_after FROM alignments ORDER BY round")
+        rows = self._rows("SELECT round, error_before, error_after FROM alignments ORDER BY round")
+        return [(number, float(before), float(after)) for number, before, after in rows]
 
     def aligned_after(self, round_number: int) -> bool:
         """Whether the alignment that follows this round is committed."""
@@ -172,13 +172,23 @@ class Store:
     # --- rounds ---
 
     def commit_adapter(
-        self, round_number: int, adapter: ArtifactRef, state: ArtifactRef | None = None
+        self,
+        round_number: int,
+        adapter: ArtifactRef,
+        state: ArtifactRef | None = None,
+        made_of: Iterable[str] | None = None,
     ) -> None:
-        """Record the adapter after a round, and the server optimiser's state: the round is done."""
+        """Record the adapter after a round, and the server optimiser's state: the round is done.
+
+        `made_of` names the workers whose updates are in it, if these are fewer than were accepted.
+        """
         with self.database.transaction("adapter") as db:
             db.execute("INSERT INTO adapters VALUES (?, ?, ?)", (round_number, adapter.sha256, time.time()))
             if state is not None:
                 db.execute("INSERT INTO server_states VALUES (?, ?)", (round_number, state.sha256))
+            if made_of is not None:
+                workers = json.dumps(sorted(made_of))
+                db.execute("UPDATE accepted SET workers = ? WHERE round = ?", (workers, round_number))
 
     def server_state(self, round_number: int) -> ArtifactRef | None:
         """The server optimiser's state after a round, if it keeps one."""
@@ -279,14 +289,14 @@ class Store:
 
     def commit_evaluation(self, *evaluations: Evaluation) -> None:
         """Record scores, all or none."""
-        rows = [(e.round, e.model, e.accuracy, e.loss) for e in evaluations]
+        rows = [(e.round, e.model, _kept(e.accuracy), _kept(e.loss)) for e in evaluations]
         with self.database.transaction("evaluation") as db:
             db.executemany("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?)", rows)
 
     def evaluations(self) -> tuple[Evaluation, ...]:
         """All scores, oldest first."""
         rows = self._rows("SELECT round, model, accuracy, loss FROM evaluations ORDER BY round, model")
-        return tuple(Evaluation(*row) for row in rows)
+        return tuple(Evaluation(number, model, float(a), float(b)) for number, model, a, b in rows)
 
     def remember_worker(self, name: str, examples: int, software: str) -> None:
         """Record that a worker joined."""
@@ -329,17 +339,10 @@ class Store:
         return self.database.value(query)
 
 
+def _kept(figure: float) -> float | str:
+    """A figure as the database holds it: SQLite knows no NaN, and infinities only by name."""
+    return figure if math.isfinite(figure) else str(figure)
+
+
 def _ref(fields: dict[str, Any]) -> ArtifactRef:
     return ArtifactRef(ArtifactKind(fields["kind"]), fields["sha256"], fields["size"])
-
-
-def _differences(old: dict[str, object], new: dict[str, object], within: str = "") -> list[str]:
-    """Dotted keys with different values. A table's key that only `new` has came with a later version."""
-    found = []
-    for key in sorted(old.keys() | (set() if within else new.keys())):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{within}{key}.")
-        elif a != b:
-            found.append(f"{within}{key}")
-    return found

@@ -45,6 +45,7 @@ SETTINGS: dict[str, Any] = {
     "aggregation.momentum": 0.5,
     "gradient_gap.batches": 1,
     "gradient_gap.batch_size": 4,
+    "rounds.kept": 2,
     "rounds.count": 2,
     "rounds.workers": 2,
     "rounds.minimum": 2,

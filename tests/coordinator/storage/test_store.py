@@ -1,5 +1,6 @@
 """The run's memory."""
 
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -72,12 +73,12 @@ def test_a_rounds_adapter_and_the_servers_state_after_it_are_found_again(store: 
 def test_an_adapter_and_the_servers_state_come_in_one_transaction(store: Store) -> None:
     adapter = store.artifacts.add_tensors(ArtifactKind.ADAPTER, {"x": torch.ones(3)})
     unknown = ArtifactRef(ArtifactKind.SERVER_STATE, "0" * 64, 1)
-    with pytest.raises(StoreError):
+    with pytest.raises(sqlite3.IntegrityError):
         store.commit_adapter(0, adapter, unknown)
     assert store.latest_adapter() is None
     assert store.server_state(0) is None
     store.commit_adapter(0, adapter)
-    with pytest.raises(StoreError):
+    with pytest.raises(sqlite3.IntegrityError):
         store.commit_adapter(0, adapter)
 
 
@@ -142,7 +143,7 @@ def test_an_updates_artifact_and_record_come_in_one_transaction(store: Store) ->
     assert store.updates(1) == [update]
     assert store.artifacts.get("f" * 64).kind is ArtifactKind.UPDATE
     broken = StoredUpdate("v", "e" * 64, 5, float("nan"), 2.0)
-    with pytest.raises(StoreError):
+    with pytest.raises(sqlite3.IntegrityError):
         store.commit_update(1, broken, size=9)
     with pytest.raises(UnknownArtifact):
         store.artifacts.get("e" * 64)
