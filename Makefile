@@ -8,7 +8,7 @@ BUF := npx --yes --package=@bufbuild/buf@1.75.0 -- buf
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-containers test-hosts test-faults test-security fuzz bench bench-flower lint types imports proto proto-check proto-lint docs docs-check dependencies clean
+.PHONY: help demo test test-containers test-hosts test-faults test-security fuzz bench bench-flower lint types imports proto proto-check proto-landed proto-lint docs docs-check dependencies clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ proto: $(VENV)/installed ## Generate the protobuf code anew
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=proto \
 	  --python_out=proto --grpc_python_out=proto --mypy_out=quiet:proto --mypy_grpc_out=quiet:proto \
 	  proto/fedpft/v1/*.proto
+
+proto-landed: ## Record that the protocol has landed: proto-lint refuses what breaks it from then on
+	cd proto && $(BUF) build --output landed.binpb
 
 docs: $(VENV)/installed ## Write the generated parts of the documentation anew
 	$(BIN)/python docs/generate.py

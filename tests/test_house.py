@@ -2,9 +2,11 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,3 +177,26 @@ def test_an_import_that_goes_up_is_refused(copy: Path, module: str, line: str, c
     assert done.returncode == 1, done.stdout + done.stderr
     broken = [said for said in done.stdout.splitlines() if said.startswith(contract) and "BROKEN" in said]
     assert broken, done.stdout
+
+
+# Releases.
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern"),
+    [
+        ("deploy/helm/fedpft/Chart.yaml", r"^(?:version|appVersion): (.+)$"),
+        ("deploy/helm/fedpft/values.yaml", r"image: fedpft-\w+:(.+)$"),
+        ("docs/deployment.md", r"fedpft-(?:\w+:)?(\d+\.\d+\.\d+)"),
+        ("CITATION.cff", r"^version: (.+)$"),
+        ("CONTRIBUTING.md", r"(?:FedPFT |\bv|fedpft-\w+:)(\d+\.\d+\.\d+)"),
+    ],
+)
+def test_the_version_is_the_same_wherever_it_stands(path: str, pattern: str) -> None:
+    version = tomllib.loads(text(Path("pyproject.toml")))["project"]["version"]
+    assert set(re.findall(pattern, text(Path(path)), re.MULTILINE)) == {version}
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    version = tomllib.loads(text(Path("pyproject.toml")))["project"]["version"]
+    assert f"\n## [{version}] - " in text(Path("CHANGELOG.md"))
