@@ -19,14 +19,20 @@ from common.trust.enrolment import INVITATION_HOURS, Candidate, Invitation, Invi
 from common.trust.identity import Identity, Role
 
 certs = typer.Typer(
-    no_args_is_help=True, help="Make and revoke the certificates by which the two sides know each other."
+    name="certs",
+    no_args_is_help=True,
+    help="Make and revoke the certificates by which the two sides know each other.",
 )
+
+# Groups of `fedpft certs --help`.
+BROUGHT = "Keys and certificates that the owner makes, and revokes"
+INVITED = "Keys that their holders make themselves"
 
 Folder = Annotated[Path, typer.Option("--authority", help="The certificate authority's folder.")]
 Days = Annotated[int, typer.Option(min=1, help="Days until the certificate expires.")]
 
 
-@certs.command()
+@certs.command(rich_help_panel=BROUGHT)
 def init(
     authority: Folder = Path("certs"),
     name: Annotated[str, typer.Option(help="Name of the authority, for people.")] = "FedPFT authority",
@@ -38,7 +44,7 @@ def init(
         typer.echo(f"made an authority in {authority}: {AUTHORITY}, ca.key (secret), {REVOKED}")
 
 
-@certs.command()
+@certs.command(rich_help_panel=BROUGHT)
 def issue(
     role: Annotated[Role, typer.Option(help="coordinator, worker or admin.")],
     name: Annotated[str, typer.Option(help="Name; of a worker, the name in the run.")],
@@ -58,7 +64,7 @@ def issue(
         typer.echo(f"{folder}: {identity}, serial {issued.serial:x}, until {issued.expires:%Y-%m-%d}")
 
 
-@certs.command()
+@certs.command(rich_help_panel=BROUGHT)
 def revoke(
     which: Annotated[str, typer.Argument(help="ROLE/NAME for all of its certificates, or a serial number.")],
     authority: Folder = Path("certs"),
@@ -71,7 +77,7 @@ def revoke(
         typer.echo(f"{authority / REVOKED} is for tls.revoked" if new else "revoked already")
 
 
-@certs.command(name="list")
+@certs.command(name="list", rich_help_panel=BROUGHT)
 def list_certificates(authority: Folder = Path("certs")) -> None:
     """Show every certificate that the authority issued."""
     with plain_errors():
@@ -82,7 +88,7 @@ def list_certificates(authority: Folder = Path("certs")) -> None:
         Console(soft_wrap=True).print(table)
 
 
-@certs.command()
+@certs.command(rich_help_panel=INVITED)
 def invite(
     role: Annotated[Role, typer.Option(help="worker or admin.")],
     name: Annotated[str, typer.Option(help="Name; of a worker, the name in the run.")],
@@ -103,7 +109,7 @@ def invite(
         typer.echo(f"{path}: {identity}, once within {hours:g} hours; its holder runs `fedpft certs enrol`")
 
 
-@certs.command()
+@certs.command(rich_help_panel=INVITED)
 def serve(
     san: Annotated[
         list[str], typer.Option(metavar="HOST", help="DNS name or IP address that guests reach this host by.")
@@ -137,7 +143,7 @@ def serve(
     run_async(main())
 
 
-@certs.command()
+@certs.command(rich_help_panel=INVITED)
 def enrol(
     invitation: Annotated[Path, typer.Argument(help="The file that the run's owner sent.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write. [default: ROLE-NAME]")] = None,

@@ -92,13 +92,16 @@ def experiment(
     with plain_errors():
         if name not in EXPERIMENTS:
             raise ConfigError(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}")
+        from experiments.report.files import require_packages, write_document
+
+        # Before the runs, not after them.
+        require_packages()
         from rich.console import Console
 
         from common.config.file import parse_settings
         from common.data.examples import Columns
         from experiments.experiment import Wanted, conduct
         from experiments.packaged import packaged_model
-        from experiments.report.files import write_document
         from experiments.report.of_experiment import document
         from experiments.report.terminal import show
         from experiments.sources import Source

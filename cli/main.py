@@ -1,5 +1,7 @@
 """Everything under one name: `fedpft COMMAND`."""
 
+from collections.abc import Callable, Mapping
+
 import typer
 
 from cli.audit import audit
@@ -13,29 +15,27 @@ from cli.report import report
 from coordinator.cli import build, coordinator, export, init, rewind, status, stop
 from worker.cli import worker
 
+# What `fedpft --help` and docs/configuration.md group the commands by; in each group, the most used first.
+GROUPS: Mapping[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
+    "Try it": (demo, demo_files),
+    "Run it": (coordinator, worker, stop, rewind, export),
+    "Watch it": (status, report, audit),
+    "Set it up": (init, doctor, build, certs),
+    "Experiment": (experiment, datasets, split),
+}
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     help="Federated Proxy Fine-Tuning: tune a foundation model on data that its owner never sees, "
     "by people who never see the model.",
 )
-app.command()(demo)
-app.command()(demo_files)
-app.command()(init)
-app.command()(experiment)
-app.command()(report)
-app.command()(datasets)
-app.command()(split)
-app.command()(build)
-app.add_typer(certs, name="certs")
-app.command()(coordinator)
-app.command()(worker)
-app.command()(doctor)
-app.command()(status)
-app.command()(stop)
-app.command()(rewind)
-app.command()(export)
-app.command()(audit)
+for group, commands in GROUPS.items():
+    for command in commands:
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, rich_help_panel=group)
+        else:
+            app.command(rich_help_panel=group)(command)
 
 
 def main() -> None:

@@ -22,8 +22,10 @@ def report(
         from rich.console import Console
 
         from common.errors import DataError
+        from experiments.report.files import require_packages, write_document
+
+        require_packages()
         from experiments.report import of_experiment, of_run
-        from experiments.report.files import write_document
         from experiments.report.terminal import show
 
         if (folder / "run.sqlite").is_file():

@@ -16,17 +16,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo, OptionInfo
 
-from cli.audit import audit
-from cli.certs import certs
-from cli.datasets import datasets, split
-from cli.demo import demo
-from cli.demo_files import demo_files
-from cli.doctor import doctor
+from cli.main import GROUPS
 from common.config.file import explain
 from common.config.run import RunConfig
 from common.observability.console import EXIT_FAILED, EXIT_USAGE
-from coordinator.cli import build, coordinator, export, init, status, stop
-from worker.cli import worker
 
 OUT = Path(__file__).with_name("configuration.md")
 
@@ -44,22 +37,6 @@ the file, the key, the rule and the value.
 A run's directory remembers its configuration. The same directory with other settings is refused,
 except for `run.directory` and everything in `[server]`, `[tls]` and `[admission]`.
 """
-
-COMMANDS: tuple[Callable[..., None], ...] = (
-    coordinator,
-    worker,
-    init,
-    build,
-    status,
-    stop,
-    export,
-    audit,
-    datasets,
-    split,
-    demo,
-    demo_files,
-    doctor,
-)
 
 NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
 SIGNS: tuple[tuple[Any, str, str], ...] = (
@@ -181,13 +158,14 @@ def relations() -> Iterator[str]:
             raise AssertionError(f"no longer against a rule: {broken}")
 
 
-def command(function: Callable[..., None], called: str) -> Iterator[str]:
+def command(function: Callable[..., None], program: str, name: str | None = None) -> Iterator[str]:
     """A command by the name that it is called by: what it does, and a table of its options."""
+    called = f"{program} {name or function.__name__.replace('_', '-')}"
     parameters = inspect.signature(function).parameters
     app = typer.Typer(add_completion=False)
     app.command()(function)
     spelled = {str(p.name): p.opts for p in typer.main.get_command(app).params}
-    yield f"\n### `{called}`\n\n{inspect.getdoc(function)}"
+    yield f"\n#### `{called}`\n\n{inspect.getdoc(function)}"
     if not parameters:
         return
     yield "\n| option | type and rule | default | what it is |\n|---|---|---|---|"
@@ -212,6 +190,13 @@ def command(function: Callable[..., None], called: str) -> Iterator[str]:
         yield row(shown, kind, told, what)
 
 
+def sub_commands(group: typer.Typer) -> Iterator[str]:
+    """The commands of `fedpft GROUP`."""
+    for known in group.registered_commands:
+        assert known.callback is not None
+        yield from command(known.callback, f"fedpft {group.info.name}", known.name)
+
+
 def exit_codes() -> Iterator[str]:
     """What a command's exit code tells."""
     yield "\n## Exit codes\n\n| code | meaning |\n|---|---|"
@@ -227,11 +212,10 @@ def page() -> str:
     lines = [INTRO.rstrip(), *sections(RunConfig), *relations(), "\n## Commands"]
     lines.append("\n`fedpft-coordinator` and `fedpft-worker` are the same as `fedpft coordinator` and")
     lines.append("`fedpft worker`, for hosts that run only one of them.")
-    for function in COMMANDS:
-        lines += command(function, f"fedpft {function.__name__}")
-    for known in certs.registered_commands:
-        assert known.callback is not None
-        lines += command(known.callback, f"fedpft certs {known.name or known.callback.__name__}")
+    for group, members in GROUPS.items():
+        lines.append(f"\n### {group}")
+        for member in members:
+            lines += sub_commands(member) if isinstance(member, typer.Typer) else command(member, "fedpft")
     return "\n".join([*lines, *exit_codes()]) + "\n"
 
 

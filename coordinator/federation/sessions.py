@@ -36,11 +36,11 @@ class Session:
     worker: str
     examples: int
     heard: float
-    progress: Progress = field(default_factory=Progress)
-    replaced: bool = False
+    progress: Progress = field(default_factory=Progress, init=False)
+    replaced: bool = field(default=False, init=False)
     first_for_a_while: bool = True
     """Whether the name joined not just now; a flapping worker is news only now and then."""
-    tasked: Notifier = field(default_factory=Notifier)
+    tasked: Notifier = field(default_factory=Notifier, init=False)
     """Of its stream of tasks alone: another task of one worker is nothing to thousands of others."""
 
 

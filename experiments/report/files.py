@@ -1,6 +1,7 @@
 """A document as files: the page, every table as CSV, and everything as JSON."""
 
 import csv
+import importlib.util
 import io
 import json
 from dataclasses import asdict
@@ -14,15 +15,21 @@ from experiments.report.document import Cell, Document, Table
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
+def require_packages() -> None:
+    """Raises ConfigError when a package that reports are computed or drawn with is not installed."""
+    for package in ("scipy", "matplotlib", "jinja2"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"reports need {package}; pip install 'fedpft[experiments]'")
+
+
 def write_document(folder: Path, document: Document) -> Path:
     """report.html, report.json and a CSV file for every table; returns the page.
 
-    Raises ConfigError when matplotlib or jinja2 is not installed.
+    Raises ConfigError when a package for it is not installed.
     """
-    try:
-        from experiments.report.html import to_html
-    except ImportError as error:
-        raise ConfigError(f"reports need {error.name}; pip install 'fedpft[experiments]'") from None
+    require_packages()
+    from experiments.report.html import to_html
+
     page = folder / "report.html"
     write_atomically(page, to_html(document).encode())
     for table in document.tables:

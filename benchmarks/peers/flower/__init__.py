@@ -1,0 +1,1 @@
+"""Flower, doing the same rounds; it runs in an environment of its own."""

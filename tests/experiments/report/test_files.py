@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from common.errors import ConfigError
+from experiments.report import files
 from experiments.report.document import Cell, Column, Document, Plot, PlotKind, Section, Series, Table
 from experiments.report.files import to_csv, write_document
 from experiments.report.plots import to_svg
@@ -97,3 +99,16 @@ def test_twenty_series_are_told_apart() -> None:
     drawn = ElementTree.fromstring(to_svg(plot(PlotKind.LINES, names)))
     words = {"".join(e.itertext()).strip() for e in drawn.iter(f"{SVG}text")}
     assert set(names) <= words
+
+
+@pytest.mark.parametrize("absent", ["scipy", "matplotlib", "jinja2"])
+def test_a_package_that_is_not_installed_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: str
+) -> None:
+    find = files.importlib.util.find_spec
+    monkeypatch.setattr(
+        files.importlib.util, "find_spec", lambda name: None if name == absent else find(name)
+    )
+    with pytest.raises(ConfigError, match=rf"reports need {absent}; pip install 'fedpft\[experiments\]'"):
+        write_document(tmp_path, document())
+    assert not list(tmp_path.iterdir())

