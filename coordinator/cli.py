@@ -1,10 +1,11 @@
 """`fedpft coordinator` (also `fedpft-coordinator`), and the owner's init, build, status, stop and export."""
 
 import json
+import math
 import signal
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -194,7 +195,8 @@ def status(
     """Show where a run stands and what it waits for."""
     import asyncio
 
-    from common.records import RunStatus
+    from common.errors import RunFailed
+    from common.records import Phase, RunStatus
     from coordinator.owner.status_view import follow, show
 
     async def main() -> RunStatus:
@@ -211,9 +213,25 @@ def status(
         else:
             current = asyncio.run(main())
         if as_json:
-            typer.echo(json.dumps(asdict(current), indent=2))
+            typer.echo(json.dumps(_jsonable(asdict(current)), indent=2))
         else:
             show(current)
+        if watch and not as_json and current.phase is not Phase.FINISHED:
+            # So that `status --watch && export` exports what is whole.
+            gone = "the coordinator went away before the run was over; above is the last that it told"
+            raise RunFailed(f"the run is {current.phase}" if current.phase.over else gone)
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON has no number that is none."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _jsonable(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_jsonable(each) for each in value]
+    return value
 
 
 def stop(
@@ -244,7 +262,8 @@ def rewind(
         from coordinator.storage.rewinding import rewind as rewind_to
         from coordinator.storage.store import Store
 
-        store = Store.existing(run)
+        Store.existing(run).close()
+        store = Store(run)
         try:
             with locked(run, "fedpft rewind"):
                 rewind_to(store, number)

@@ -30,8 +30,12 @@ class Artifacts:
 
     def __init__(self, directory: Path, database: Database) -> None:
         self._directory, self._database = directory, database
+
+    @staticmethod
+    def make_folders(directory: Path) -> None:
+        """For a run that writes. Raises StoreError."""
         try:
-            (directory / "artifacts").mkdir(exist_ok=True)
+            (directory / "artifacts").mkdir(parents=True, exist_ok=True)
             (directory / "spool").mkdir(exist_ok=True)
         except OSError as error:
             problem = disk_problem(error, directory)

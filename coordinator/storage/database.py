@@ -1,6 +1,8 @@
 """SQLite under the store: one connection, transactions that are durable when they return."""
 
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -83,9 +85,14 @@ Row = tuple[Any, ...]
 class Database:
     """A run's run.sqlite. Safe to use from several threads. Raises StoreError."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, readonly: bool = False) -> None:
+        """`readonly`: for who looks, also where nothing may be written: another user, a backup."""
         self._path = path
         self._lock = threading.RLock()
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        if readonly:
+            self._db = self._looked_at()
+            return
         try:
             self._db = sqlite3.connect(path, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -95,10 +102,34 @@ class Database:
         except (OSError, sqlite3.Error) as error:
             raise self._problem(error) from error
 
+    def _looked_at(self) -> sqlite3.Connection:
+        """A connection that writes nothing, not even beside the file."""
+        try:
+            return _readable(self._path)
+        except sqlite3.OperationalError:
+            # WAL wants a file beside the database even for reading. Where there is none and none can be made
+            # nobody writes either, so a copy is as good; it holds what the log beside it has, too.
+            try:
+                self._copy = tempfile.TemporaryDirectory(prefix="fedpft-")
+                for file in self._path.parent.glob(f"{self._path.name}*"):
+                    if not file.name.endswith("-shm"):
+                        shutil.copyfile(file, Path(self._copy.name) / file.name)
+                return _readable(Path(self._copy.name) / self._path.name)
+            except (OSError, sqlite3.Error) as error:
+                raise self._problem(error) from error
+        except (OSError, sqlite3.Error) as error:
+            raise self._problem(error) from error
+
+    def has(self, table: str) -> bool:
+        """Whether there is such a table: one that is only read may be of an older version."""
+        return bool(self.rows("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", table))
+
     def close(self) -> None:
         """Release the database."""
         with self._lock:
             self._db.close()
+        if self._copy is not None:
+            self._copy.cleanup()
 
     @contextmanager
     def transaction(self, subject: str) -> Iterator[sqlite3.Connection]:
@@ -164,3 +195,14 @@ class Database:
             case _:
                 told = str(error)
         return StoreError(f"{self._path}: {told}")
+
+
+def _readable(path: Path) -> sqlite3.Connection:
+    """Raises sqlite3.Error unless the database can be read there."""
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+    try:
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db

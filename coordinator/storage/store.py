@@ -19,7 +19,6 @@ from common.records import (
     SubModelRef,
     Traffic,
 )
-from common.storage.files import disk_problem
 from coordinator.storage.artifacts import Artifacts
 from coordinator.storage.database import Database, Row
 from coordinator.storage.differences import differences
@@ -43,23 +42,20 @@ class Store:
     Raises StoreError when the directory cannot be used.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, readonly: bool = False) -> None:
         self.directory = directory
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            problem = disk_problem(error, directory)
-            raise StoreError(f"run directory {directory} cannot be used: {problem}") from error
-        self.database = Database(directory / "run.sqlite")
+        if not readonly:
+            Artifacts.make_folders(directory)
+        self.database = Database(directory / "run.sqlite", readonly)
         self.artifacts = Artifacts(directory, self.database)
         self.events = Events(self.database)
 
     @classmethod
     def existing(cls, directory: Path) -> "Store":
-        """Open the store of a run that must be there. Raises StoreError."""
+        """Open the store of a run that must be there, only to look at it. Raises StoreError."""
         if not (directory / "run.sqlite").is_file():
             raise StoreError(f"{directory} holds no run: there is no run.sqlite in it")
-        return cls(directory)
+        return cls(directory, readonly=True)
 
     def close(self) -> None:
         """Release the database."""
@@ -90,7 +86,7 @@ class Store:
 
     def content(self) -> dict[str, dict[str, str]] | None:
         """What the run was begun with: digests by file, of each part by name. None where nobody noted it."""
-        rows = self._rows("SELECT name, files FROM content")
+        rows = self._rows("SELECT name, files FROM content") if self.database.has("content") else []
         return {name: json.loads(files) for name, files in rows} or None
 
     def commit_content(self, content: Mapping[str, Mapping[str, str]]) -> None:

@@ -136,7 +136,8 @@ def test_a_mistake_of_the_program_is_not_told_as_one_of_the_disk(tmp_path: Path)
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_spoiled_adapter_of_an_older_version_is_not_exported(folder: Path, merge: bool) -> None:
-    store = run(folder, LocalClients())
+    run(folder, LocalClients()).close()
+    store = Store(folder / "run")
     sha256 = store.adapters()[2]
     spoiled = TensorFile(store.artifacts.path(sha256)).load()
     next(iter(spoiled.values())).fill_(torch.nan)
