@@ -20,7 +20,7 @@ def figures(method: str, data: str, folder: Path, model: Path, seconds: float, m
     out = folder / "export"
     export(folder, out, merge=merge)
     store, config = open_run(folder)
-    status = stored_status(store, config)
+    status, traffic = stored_status(store, config), store.traffic.by_worker()
     store.close()
     measure = "perplexity" if status.task is TaskKind.CAUSAL_LM else "accuracy"
     scores = {(e.round, e.model): _score(e, status.task) for e in status.evaluations}
@@ -49,7 +49,7 @@ def figures(method: str, data: str, folder: Path, model: Path, seconds: float, m
                 "examples": w.examples,
                 "received": sum(t.bytes_down for t in w.traffic),
                 "sent": sum(t.bytes_up for t in w.traffic),
-                "by_round": [asdict(t) for t in w.traffic],
+                "by_round": [asdict(t) for t in traffic[w.worker]],
             }
             for w in status.workers
         },

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 PROTOCOL_MIN = 1
-# 2: an interrupted upload goes on where it broke off (OfferUpdate).
-PROTOCOL_MAX = 2
+# 2: an interrupted upload goes on where it broke off (OfferUpdate). 3: many labels come as a file.
+PROTOCOL_MAX = 3
+LABELS_FILE_SINCE = 3
 
 
 class ArtifactKind(StrEnum):
@@ -20,6 +21,7 @@ class ArtifactKind(StrEnum):
     TOKENIZER = "tokenizer"
     TOKENIZER_CONFIG = "tokenizer_config"
     IMAGE_PROCESSOR = "image_processor"
+    LABELS = "labels"
     # These never leave the coordinator.
     PLAN = "plan"
     UPDATE = "update"
@@ -109,6 +111,8 @@ class TaskSpec:
     labels: tuple[str, ...]
     max_length: int
     pairs: bool
+    labels_file: "ArtifactRef | None" = None
+    """Where the labels are as JSON when they are too many for a message; on the wire they are there alone."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +251,7 @@ class UpdateHeader:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of gRPC messages in a round, by content."""
+    """Bytes of gRPC messages in a round, by content; of all rounds together, under round 0, in a status."""
 
     round: int
     kind: str

@@ -1,16 +1,20 @@
 """What the parts of one run share, whether its clients are workers or simulated."""
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 
 from common.config.choices import LoraAveraging
 from common.config.run import RunConfig
-from common.records import AdapterSpec, RunSpec, TaskSpec, TrainingSpec
+from common.records import AdapterSpec, ArtifactKind, ArtifactRef, RunSpec, TaskSpec, TrainingSpec
 from common.runtime.compute import Compute
 from coordinator.metrics import Metrics
 from coordinator.storage.event_log import EventLog
 from coordinator.storage.store import Store
 from coordinator.storage.traffic import TrafficCounter
+
+# A message has room for four times as much.
+_MOST_LABEL_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class RunContext:
         task, t = self.config.task, self.config.training
         return RunSpec(
             self.store.run_id(),
-            TaskSpec(task.kind, task.labels, task.max_length, task.pairs),
+            TaskSpec(task.kind, task.labels, task.max_length, task.pairs, self._labels_file()),
             adapter_spec(self.config),
             TrainingSpec(
                 t.epochs,
@@ -49,6 +53,13 @@ class RunContext:
             ),
             self.config.run.seed,
         )
+
+    def _labels_file(self) -> ArtifactRef | None:
+        """Labels that are too many for a message, as an artifact."""
+        content = json.dumps(self.config.task.labels).encode()
+        if len(content) <= _MOST_LABEL_BYTES:
+            return None
+        return self.store.artifacts.add(ArtifactKind.LABELS, content)
 
 
 def adapter_spec(config: RunConfig) -> AdapterSpec:

@@ -1,5 +1,6 @@
 """What a task announces for download, judged before its first byte is asked for."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from common.errors import BadMessage, ModelError
 from common.model.adapter import PEFT_PREFIX, Adapted
 from common.model.ffn import Projection, ffns_of
 from common.model.submodel import empty, tied_names
-from common.model.wire_config import MOST, MOST_LAYERS, read_config
+from common.model.wire_config import MOST, MOST_CLASSES, MOST_LAYERS, read_config
 from common.records import ArtifactKind, ArtifactRef, RunSpec, SubModelRef, TrainTask
 from common.storage.schema import Schema, content_bytes, schema_of
 from common.storage.tensor_header import MAX_HEADER_BYTES
@@ -19,6 +20,7 @@ from common.storage.tensor_header import MAX_HEADER_BYTES
 MOST_DOWNLOAD_BYTES = 20 * 10**9
 # Values that a model makes for itself beside its weights: masks, frequencies.
 _MOST_BUFFER_BYTES = 2**30
+_MOST_LABELS_BYTES = 2**26
 _LORA_A = ".lora_A.weight"
 
 
@@ -99,6 +101,24 @@ def judge(task: TrainTask, limits: Limits, most: int) -> None:
         raise BadMessage(
             f"the run announces {total / 1e9:.1f} GB to download, --max-download allows {most / 1e9:.1f}"
         )
+
+
+def require_labels_file(file: ArtifactRef) -> None:
+    """Raise BadMessage when this cannot be the names of a task's classes."""
+    _require(file, ArtifactKind.LABELS, _MOST_LABELS_BYTES)
+
+
+def read_labels(content: bytes) -> tuple[str, ...]:
+    """The names of a task's classes, of a file from the coordinator. Raises BadMessage."""
+    try:
+        labels = json.loads(content)
+    except (ValueError, RecursionError):
+        labels = None
+    if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise BadMessage("the run's file of labels is no list of names")
+    if len(labels) > MOST_CLASSES:
+        raise BadMessage(f"the run has {len(labels)} classes; at most {MOST_CLASSES} are taken")
+    return tuple(labels)
 
 
 def named(task: TrainTask) -> list[ArtifactRef]:

@@ -30,7 +30,7 @@ from common.runtime.notifier import Notifier
 from common.storage.tensors import to_bytes
 from worker.client import CoordinatorClient
 from worker.data import PrivateData
-from worker.download_limits import named
+from worker.download_limits import named, read_labels, require_labels_file
 from worker.local_model import LocalModel, Place
 from worker.metrics import Metrics
 from worker.outbox import Outbox, question_of
@@ -64,6 +64,7 @@ class Worker:
         the connection raises for good.
         """
         reply = await self._coordinator.join()
+        reply = replace(reply, run=await self._with_labels(reply.run))
         log_about(run=reply.run.run_id)
         log.info("joined run %s", reply.run.run_id)
         reason = "stopped"
@@ -80,6 +81,14 @@ class Worker:
         if not stop.finished:
             raise RunFailed(f"the run ended early: {stop.reason}")
         log.info("the run is finished")
+
+    async def _with_labels(self, run: RunSpec) -> RunSpec:
+        """The run with the names of its classes, where these are too many to have come with it."""
+        if (file := run.task.labels_file) is None:
+            return run
+        require_labels_file(file)
+        path = await self._coordinator.download(file, self._place.folder / "artifacts")
+        return replace(run, task=replace(run.task, labels=read_labels(path.read_bytes())))
 
     async def _accompanied(self, reply: JoinReply) -> StopTask:
         """Work, with the watch for tasks and the heartbeat beside it."""

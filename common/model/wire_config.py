@@ -17,6 +17,9 @@ from common.records import TaskKind, TaskSpec
 
 # Of what all families share, only the classes matter here.
 _SHARED = frozenset({"id2label", "label2id", "problem_type"})
+CLASSES = ("id2label", "label2id")
+# So many classes stand in the configuration itself, as workers of before protocol 3 want it.
+FEW = 1000
 # Positions come with the weights: DistilBERT would compute them first.
 _WITHOUT = frozenset({"sinusoidal_pos_embds"})
 
@@ -24,7 +27,7 @@ _LAYERS = frozenset({"num_hidden_layers", "n_layers", "n_layer"})
 # Rows of tables, and positions that rotary embeddings have no table for.
 _LONG = frozenset({"vocab_size", "max_position_embeddings", "n_positions", "sliding_window"})
 MOST_LAYERS, MOST_ROWS, MOST = 1024, 2**24, 2**17
-_MOST_CLASSES, _MOST_ITEMS, _MOST_CHARACTERS = 2**16, 2**11, 1000
+MOST_CLASSES, _MOST_ITEMS, _MOST_CHARACTERS = 2**16, 2**11, 1000
 
 
 def read_config(text: str, task: TaskSpec) -> PretrainedConfig:
@@ -40,6 +43,11 @@ def read_config(text: str, task: TaskSpec) -> PretrainedConfig:
     family_named(model_type)
     known = known_keys(model_type)
     kept = {key: value for key, value in fields.items() if key in known}
+    if task.labels and not any(key in kept for key in CLASSES):
+        kept |= {
+            "id2label": {str(i): name for i, name in enumerate(task.labels)},
+            "label2id": {name: i for i, name in enumerate(task.labels)},
+        }
     for key, value in kept.items():
         if not _bounded(key, value):
             raise ModelError(f"the run's model configuration has {key} = {str(value)[:60]}: out of bounds")
@@ -76,7 +84,7 @@ def _bounded(key: str, value: object) -> bool:
             return len(value) <= _MOST_ITEMS and all(_plain(key, item) for item in value)
         case dict():
             # Names of classes, or how rotary embeddings are stretched: flat.
-            if len(value) > (_MOST_CLASSES if key in _SHARED else _MOST_ITEMS):
+            if len(value) > (MOST_CLASSES if key in _SHARED else _MOST_ITEMS):
                 return False
             return all(len(k) <= _MOST_CHARACTERS and _flat(v) for k, v in value.items())
     return False

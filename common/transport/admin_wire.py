@@ -1,5 +1,6 @@
 """Protobuf ↔ records, for what a run's owner is told: status and events."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 from fedpft.v1 import admin_pb2, types_pb2
@@ -17,6 +18,9 @@ from common.records import (
     WorkerStatus,
 )
 from common.transport.wire import enum_from_pb, progress_from_pb, progress_to_pb
+
+# The largest item is a gradient gap of a model of a thousand layers: 50 KB.
+_ITEMS_A_PART = 16
 
 
 def _worker_status_to_pb(w: WorkerStatus) -> admin_pb2.WorkerStatus:
@@ -123,6 +127,27 @@ def status_from_pb(m: admin_pb2.GetStatusResponse) -> RunStatus:
         directory=m.directory,
         task=enum_from_pb(TaskKind, types_pb2.TaskKind, "TASK_KIND_", m.task),
     )
+
+
+def status_parts(s: RunStatus) -> Iterator[admin_pb2.ReadStatusResponse]:
+    """A status in messages of bounded size: lists go on where the part before ended."""
+    whole = status_to_pb(s)
+    rest = {name: list(getattr(whole, name)) for name in ("workers", "evaluations", "gaps")}
+    for name in rest:
+        whole.ClearField(name)  # type: ignore[arg-type]  # mistyped for names that vary
+    yield admin_pb2.ReadStatusResponse(part=whole)
+    for name, items in rest.items():
+        for begin in range(0, len(items), _ITEMS_A_PART):
+            part = admin_pb2.GetStatusResponse(**{name: items[begin : begin + _ITEMS_A_PART]})  # type: ignore[arg-type]
+            yield admin_pb2.ReadStatusResponse(part=part)
+
+
+def status_of(parts: Iterable[admin_pb2.ReadStatusResponse]) -> RunStatus:
+    """The inverse."""
+    whole = admin_pb2.GetStatusResponse()
+    for message in parts:
+        whole.MergeFrom(message.part)
+    return status_from_pb(whole)
 
 
 def event_to_pb(e: Event) -> admin_pb2.WatchEventsResponse:

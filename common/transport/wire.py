@@ -130,10 +130,11 @@ def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
     return types_pb2.RunSpec(
         run_id=r.run_id,
         task=types_pb2.TaskSpec(
-            labels=r.task.labels,
+            labels=() if r.task.labels_file else r.task.labels,
             max_length=r.task.max_length,
             kind=types_pb2.TaskKind.Value(f"TASK_KIND_{r.task.kind.name}"),
             pairs=r.task.pairs,
+            labels_file=ref_to_pb(r.task.labels_file) if r.task.labels_file else None,
         ),
         adapter=types_pb2.AdapterSpec(
             targets=targets,
@@ -161,7 +162,13 @@ def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
     targets = enum_from_pb(AdapterTargets, types_pb2.AdapterTargets, "ADAPTER_TARGETS_", a.targets)
     return RunSpec(
         run_id=m.run_id,
-        task=TaskSpec(kind, tuple(m.task.labels), m.task.max_length, m.task.pairs),
+        task=TaskSpec(
+            kind,
+            tuple(m.task.labels),
+            m.task.max_length,
+            m.task.pairs,
+            ref_from_pb(m.task.labels_file) if m.task.HasField("labels_file") else None,
+        ),
         adapter=AdapterSpec(targets, a.rank, a.alpha, a.dropout, a.freeze_a),
         training=TrainingSpec(
             t.epochs,

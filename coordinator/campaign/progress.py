@@ -51,7 +51,8 @@ class RunProgress:
 
     def enter_round(self, number: int) -> None:
         """The run comes to a round."""
-        self.round = self._run.traffic.round = number
+        self.round = number
+        self._run.traffic.enter_round(number)
         self._run.metrics.round.set(number)
         log_about(round=number)
 

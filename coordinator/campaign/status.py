@@ -28,8 +28,8 @@ from coordinator.storage.store import Store
 def stored_status(store: Store, config: RunConfig, workers: bool = True) -> RunStatus:
     """What the store knows of the run; its `workers` may be left out, as a live coordinator knows better."""
     outcome, latest, sub_model = store.outcome(), store.latest_adapter(), store.sub_model()
-    traffic = store.traffic() if workers else {}
-    seen = worker_statuses(store, [], lambda worker: tuple(traffic.get(worker, ()))) if workers else ()
+    traffic = store.traffic.in_all() if workers else {}
+    seen = worker_statuses(store, [], lambda worker: traffic.get(worker, ())) if workers else ()
     return RunStatus(
         run_id=store.run_id(),
         phase=Phase(outcome) if outcome else Phase.STOPPED,

@@ -34,6 +34,7 @@ MAY_CALL: Mapping[str, frozenset[Role]] = {
     "/fedpft.v1.FederationService/SubmitUpdate": _WORKERS,
     "/fedpft.v1.FederationService/Leave": _WORKERS,
     "/fedpft.v1.AdminService/GetStatus": _OWNERS,
+    "/fedpft.v1.AdminService/ReadStatus": _OWNERS,
     "/fedpft.v1.AdminService/WatchEvents": _OWNERS,
     "/fedpft.v1.AdminService/StopRun": _OWNERS,
     # That a service is up is no secret among those who have a certificate at all.

@@ -12,8 +12,8 @@ from fedpft.v1 import federation_pb2, federation_pb2_grpc
 from google.protobuf.message import Message
 from grpc import aio
 
-from common.errors import BadMessage, BrokenTransfer, FedPftError, TooMany, UnknownArtifact
-from common.records import ArtifactKind, Chunk, JoinReply, JoinRequest, UpdateHeader
+from common.errors import BadMessage, BrokenTransfer, FedPftError, ProtocolMismatch, TooMany, UnknownArtifact
+from common.records import LABELS_FILE_SINCE, ArtifactKind, Chunk, JoinReply, JoinRequest, UpdateHeader
 from common.runtime.fault_points import Point, reach
 from common.transport import wire
 from common.transport.chunk_messages import decode_submission, encode_download, encoded_bytes
@@ -42,6 +42,7 @@ PUBLISHED = frozenset(
         ArtifactKind.TOKENIZER,
         ArtifactKind.TOKENIZER_CONFIG,
         ArtifactKind.IMAGE_PROCESSOR,
+        ArtifactKind.LABELS,
     }
 )
 
@@ -69,6 +70,9 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self._admission.require(joining.worker, context)
         self._rate_limiter.call(joining.worker)
         self._require_acceptable(joining)
+        if self._run.spec.task.labels_file and joining.protocol_max < LABELS_FILE_SINCE:
+            told = f"this run's classes are too many for protocol {joining.protocol_max}"
+            raise ProtocolMismatch(f"{told}: upgrade the worker")
         session, version = self._sessions.join(joining)
         self._store.remember_worker(joining.worker, joining.examples, joining.software)
         self._inbox.note(Returned(joining.worker))

@@ -12,6 +12,7 @@ from common.data.processors import Processor, load_processor
 from common.errors import ModelError
 from common.model.families import family_named, family_of
 from common.model.tasks import auto_class, plain, require_task
+from common.model.wire_config import CLASSES, FEW
 from common.records import TaskKind
 
 # The new head is reported missing, and weights "load" with a progress bar: noise in a service's log.
@@ -87,6 +88,10 @@ def _first_line(error: Exception) -> str:
 def wire_config(config: PretrainedConfig) -> str:
     """The model configuration for workers, JSON: no code to load and no path of this machine."""
     fields = config.to_dict()
-    for private in ("_name_or_path", "auto_map", "custom_pipelines"):
-        fields.pop(private, None)
+    without = ["_name_or_path", "auto_map", "custom_pipelines"]
+    if len(config.id2label or ()) > FEW:
+        # Classes are the task's, on both sides; there may be too many of them for a message.
+        without += CLASSES
+    for key in without:
+        fields.pop(key, None)
     return json.dumps(fields, sort_keys=True)

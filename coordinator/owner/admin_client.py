@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedpft.v1 import admin_pb2, admin_pb2_grpc
-from grpc import aio
+from grpc import StatusCode, aio
 
 from common.address import Address
 from common.records import Event, RunStatus
@@ -36,8 +36,17 @@ class Admin:
 
     async def status(self) -> RunStatus:
         """Where the run stands."""
-        request = admin_pb2.GetStatusRequest()
-        return admin_wire.status_from_pb(await call(self._stub.GetStatus(request, timeout=_CALL_SECONDS)))
+        try:
+            request = admin_pb2.ReadStatusRequest()
+            return admin_wire.status_of(
+                [part async for part in self._stub.ReadStatus(request, timeout=_CALL_SECONDS)]
+            )
+        except aio.AioRpcError as error:
+            if error.code() is not StatusCode.UNIMPLEMENTED:
+                raise domain_error(error) from None
+        # A coordinator of an earlier version.
+        whole = admin_pb2.GetStatusRequest()
+        return admin_wire.status_from_pb(await call(self._stub.GetStatus(whole, timeout=_CALL_SECONDS)))
 
     async def events(self, after: int = 0) -> AsyncIterator[Event]:
         """What has happened and what happens, until the coordinator ends."""

@@ -26,6 +26,13 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         return admin_wire.status_to_pb(self._status())
 
     @answers
+    async def ReadStatus(
+        self, request: admin_pb2.ReadStatusRequest, context: Any
+    ) -> AsyncIterator[admin_pb2.ReadStatusResponse]:
+        for part in admin_wire.status_parts(self._status()):
+            yield part
+
+    @answers
     async def WatchEvents(
         self, request: admin_pb2.WatchEventsRequest, context: Any
     ) -> AsyncIterator[admin_pb2.WatchEventsResponse]:

@@ -21,7 +21,8 @@ def collect(store: Store, adapters: int = LEAST_ADAPTERS) -> int:
     Raises StoreError.
     """
     needed = {artifact.sha256 for artifact, _ in _needed(store, adapters)}
-    idle = [artifact for artifact in store.artifacts.held() if artifact.sha256 not in needed]
+    held = [artifact for artifact in store.artifacts.held() if artifact.kind is not ArtifactKind.LABELS]
+    idle = [artifact for artifact in held if artifact.sha256 not in needed]
     if idle:
         store.artifacts.give_up(artifact.sha256 for artifact in idle)
     for artifact in idle:

@@ -17,12 +17,12 @@ from common.records import (
     LayerGap,
     ModelFacts,
     SubModelRef,
-    Traffic,
 )
 from coordinator.storage.artifacts import Artifacts
 from coordinator.storage.database import Database, Row
 from coordinator.storage.differences import differences
 from coordinator.storage.events import Events
+from coordinator.storage.traffic_table import TrafficTable
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Store:
         self.database = Database(directory / "run.sqlite", readonly)
         self.artifacts = Artifacts(directory, self.database)
         self.events = Events(self.database)
+        self.traffic = TrafficTable(self.database)
 
     @classmethod
     def existing(cls, directory: Path) -> "Store":
@@ -269,7 +270,7 @@ class Store:
         )
         return [StoredUpdate(*row) for row in rows]
 
-    # --- gaps, scores, workers, traffic ---
+    # --- gaps, scores, workers ---
 
     def commit_gap(self, gap: GradientGap) -> None:
         """Record a gradient gap."""
@@ -306,19 +307,6 @@ class Store:
     def workers(self) -> dict[str, int]:
         """Every worker that ever joined, with its number of examples."""
         return dict(self._rows("SELECT name, examples FROM workers ORDER BY name"))
-
-    def save_traffic(self, counts: Iterable[tuple[str, Traffic]]) -> None:
-        """Record the bytes counted so far, by worker, round and content."""
-        with self.database.transaction("traffic") as db:
-            rows = [(worker, *astuple(traffic)) for worker, traffic in counts]
-            db.executemany("INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?)", rows)
-
-    def traffic(self) -> dict[str, list[Traffic]]:
-        """All counts, by worker."""
-        counts: dict[str, list[Traffic]] = {}
-        for worker, *fields in self._rows("SELECT * FROM traffic ORDER BY worker, round, kind"):
-            counts.setdefault(worker, []).append(Traffic(*fields))
-        return counts
 
     # --- SQLite ---
 

@@ -162,7 +162,7 @@ def _drift(store: Store) -> list[Section]:
 
 
 def _traffic(store: Store) -> list[Section]:
-    counted = store.traffic()
+    counted = store.traffic.by_worker()
     if not counted:
         return []
     rows: list[tuple[Cell, ...]] = []

@@ -84,7 +84,7 @@ def test_an_upload_that_was_cut_goes_on_where_it_broke_off(
     assert federation.outcome() == reference
     with federation.store() as store:
         size = next(store.artifacts.get(u.sha256).size for u in store.updates(1) if u.worker == "worker-1")
-        sent = sum(t.bytes_up for t in store.traffic()["worker-1"] if t.kind == "update")
+        sent = sum(t.bytes_up for t in store.traffic.by_worker()["worker-1"] if t.kind == "update")
     # Two updates, of which each cut costs at most what was under way: two chunks and the transport's window.
     assert sent < 2 * size + proxy.struck * 1_100_000
     assert sent < 2 * size + proxy.struck * (size // 2)

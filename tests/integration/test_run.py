@@ -122,10 +122,11 @@ def _adapter_after(store: Store, number: int) -> str:
 def test_after_the_first_round_only_adapter_and_patch_travel(finished: Federation, store: Store) -> None:
     patch = store.sub_model()[0].patches[0]  # type: ignore[index]
     for worker in finished.status().workers:
-        down = {t.kind: t.bytes_down for t in worker.traffic if t.round == 2}
+        counted = [t for t in store.traffic.by_worker()[worker.worker] if t.round == 2]
+        down = {t.kind: t.bytes_down for t in counted}
         assert set(down) == {"adapter", "neuron_patch", "control", "update"}
         assert patch.size < down["neuron_patch"] < patch.size + 1000
-        up = {t.kind: t.bytes_up for t in worker.traffic if t.round == 2}
+        up = {t.kind: t.bytes_up for t in counted}
         sizes = {u.worker: store.artifacts.get(u.sha256).size for u in store.updates(2)}
         assert sizes[worker.worker] < up["update"] < sizes[worker.worker] + 1000
 
@@ -245,7 +246,7 @@ def test_a_workers_log_says_what_the_coordinator_got_from_it(finished: Federatio
         for total in sent.totals:
             own[total.kind] = own.get(total.kind, 0) + total.bytes
         counted: dict[str, int] = {}
-        for traffic in store.traffic()[name]:
+        for traffic in store.traffic.by_worker()[name]:
             counted[traffic.kind] = counted.get(traffic.kind, 0) + traffic.bytes_up
         # The goodbye comes after the last count was made durable; heartbeats may cross with the end.
         control = own.pop("control"), counted.pop("control")

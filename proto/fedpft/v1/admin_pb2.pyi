@@ -119,6 +119,47 @@ class GetStatusResponse(_message.Message):
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
 
 @_typing.final
+class ReadStatusRequest(_message.Message):
+    """Where the run stands, in parts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadStatusRequest: _TypeAlias = ReadStatusRequest  # noqa: Y015
+
+@_typing.final
+class ReadStatusResponse(_message.Message):
+    """A part of where the run stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def part(self) -> Global___GetStatusResponse:
+        """Merged in order, the parts are the whole: lists go on where the part before ended."""
+
+    def __init__(
+        self,
+        *,
+        part: Global___GetStatusResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadStatusResponse: _TypeAlias = ReadStatusResponse  # noqa: Y015
+
+@_typing.final
 class GradientGap(_message.Message):
     """How far the sub-FM is from the FM after a round, on public data, with the round's adapter in both."""
 
@@ -262,7 +303,7 @@ class WorkerStatus(_message.Message):
 
     @_builtins.property
     def traffic(self) -> _containers.RepeatedCompositeFieldContainer[Global___Traffic]:
-        """Bytes that have gone to and come from it."""
+        """Bytes that have gone to and come from it, by content; all rounds together, under round 0."""
 
     def __init__(
         self,
@@ -291,7 +332,7 @@ class Traffic(_message.Message):
     BYTES_DOWN_FIELD_NUMBER: _builtins.int
     BYTES_UP_FIELD_NUMBER: _builtins.int
     round: _builtins.int
-    """The round in which they travelled; 0 before the first."""
+    """The round in which they travelled; 0 before the first, and for all rounds together."""
     kind: _builtins.str
     """Content: sub_model, neuron_patch, adapter, tokenizer, tokenizer_config, update or control."""
     bytes_down: _builtins.int

@@ -40,6 +40,11 @@ class AdminServiceStub:
                 request_serializer=fedpft_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=fedpft_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.ReadStatus = channel.unary_stream(
+                '/fedpft.v1.AdminService/ReadStatus',
+                request_serializer=fedpft_dot_v1_dot_admin__pb2.ReadStatusRequest.SerializeToString,
+                response_deserializer=fedpft_dot_v1_dot_admin__pb2.ReadStatusResponse.FromString,
+                _registered_method=True)
         self.WatchEvents = channel.unary_stream(
                 '/fedpft.v1.AdminService/WatchEvents',
                 request_serializer=fedpft_dot_v1_dot_admin__pb2.WatchEventsRequest.SerializeToString,
@@ -58,6 +63,13 @@ class AdminServiceServicer:
 
     def GetStatus(self, request, context):
         """Where the run stands, now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadStatus(self, request, context):
+        """The same in parts of bounded size, however many workers and rounds there are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +96,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=fedpft_dot_v1_dot_admin__pb2.GetStatusRequest.FromString,
                     response_serializer=fedpft_dot_v1_dot_admin__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'ReadStatus': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadStatus,
+                    request_deserializer=fedpft_dot_v1_dot_admin__pb2.ReadStatusRequest.FromString,
+                    response_serializer=fedpft_dot_v1_dot_admin__pb2.ReadStatusResponse.SerializeToString,
             ),
             'WatchEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchEvents,
@@ -124,6 +141,33 @@ class AdminService:
             '/fedpft.v1.AdminService/GetStatus',
             fedpft_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
             fedpft_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedpft.v1.AdminService/ReadStatus',
+            fedpft_dot_v1_dot_admin__pb2.ReadStatusRequest.SerializeToString,
+            fedpft_dot_v1_dot_admin__pb2.ReadStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,8 @@ class AdminServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]
     """Where the run stands, now."""
+    ReadStatus: _grpc.UnaryStreamMultiCallable[_admin_pb2.ReadStatusRequest, _admin_pb2.ReadStatusResponse]
+    """The same in parts of bounded size, however many workers and rounds there are."""
     WatchEvents: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchEventsRequest, _admin_pb2.WatchEventsResponse]
     """What has happened and what happens, in order."""
     StopRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StopRunRequest, _admin_pb2.StopRunResponse]
@@ -47,6 +49,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Where the run stands, now."""
+    ReadStatus: _aio.UnaryStreamMultiCallable[_admin_pb2.ReadStatusRequest, _admin_pb2.ReadStatusResponse]  # type: ignore[assignment]
+    """The same in parts of bounded size, however many workers and rounds there are."""
     WatchEvents: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchEventsRequest, _admin_pb2.WatchEventsResponse]  # type: ignore[assignment]
     """What has happened and what happens, in order."""
     StopRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.StopRunRequest, _admin_pb2.StopRunResponse]  # type: ignore[assignment]
@@ -62,6 +66,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetStatusResponse, _abc.Awaitable[_admin_pb2.GetStatusResponse]]:
         """Where the run stands, now."""
+
+    @_abc_1.abstractmethod
+    def ReadStatus(
+        self,
+        request: _admin_pb2.ReadStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.ReadStatusResponse], _abc.AsyncIterator[_admin_pb2.ReadStatusResponse]]:
+        """The same in parts of bounded size, however many workers and rounds there are."""
 
     @_abc_1.abstractmethod
     def WatchEvents(

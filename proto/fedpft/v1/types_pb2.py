@@ -24,39 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66\x65\x64pft/v1/types.proto\x12\tfedpft.v1\"R\n\x0b\x41rtifactRef\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.fedpft.v1.ArtifactKind\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"`\n\x08TaskSpec\x12\x0e\n\x06labels\x18\x01 \x03(\t\x12\x12\n\nmax_length\x18\x02 \x01(\r\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.fedpft.v1.TaskKind\x12\r\n\x05pairs\x18\x04 \x01(\x08\"y\n\x0b\x41\x64\x61pterSpec\x12*\n\x07targets\x18\x01 \x01(\x0e\x32\x19.fedpft.v1.AdapterTargets\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05\x61lpha\x18\x03 \x01(\x01\x12\x0f\n\x07\x64ropout\x18\x04 \x01(\x01\x12\x10\n\x08\x66reeze_a\x18\x05 \x01(\x08\"\xa8\x01\n\x0cTrainingSpec\x12\x0e\n\x06\x65pochs\x18\x01 \x01(\r\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x1a\n\x12head_learning_rate\x18\x04 \x01(\x01\x12\x14\n\x0cweight_decay\x18\x05 \x01(\x01\x12\x19\n\x11max_gradient_norm\x18\x06 \x01(\x01\x12\x10\n\x08proximal\x18\x07 \x01(\x01\"\x9e\x01\n\x07RunSpec\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12!\n\x04task\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.TaskSpec\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x16.fedpft.v1.AdapterSpec\x12)\n\x08training\x18\x04 \x01(\x0b\x32\x17.fedpft.v1.TrainingSpec\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"\xad\x01\n\x08SubModel\x12\x13\n\x0b\x63onfig_json\x18\x01 \x01(\t\x12\x12\n\nffn_widths\x18\x02 \x03(\r\x12$\n\x04\x62\x61se\x18\x03 \x01(\x0b\x32\x16.fedpft.v1.ArtifactRef\x12\'\n\x07patches\x18\x04 \x03(\x0b\x32\x16.fedpft.v1.ArtifactRef\x12)\n\ttokenizer\x18\x05 \x03(\x0b\x32\x16.fedpft.v1.ArtifactRef\"k\n\x08Progress\x12%\n\x08\x61\x63tivity\x18\x01 \x01(\x0e\x32\x13.fedpft.v1.Activity\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x0c\n\x04loss\x18\x05 \x01(\x01*\xe9\x01\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41RTIFACT_KIND_SUB_MODEL\x10\x01\x12\x1e\n\x1a\x41RTIFACT_KIND_NEURON_PATCH\x10\x02\x12\x19\n\x15\x41RTIFACT_KIND_ADAPTER\x10\x03\x12\x1b\n\x17\x41RTIFACT_KIND_TOKENIZER\x10\x04\x12\"\n\x1e\x41RTIFACT_KIND_TOKENIZER_CONFIG\x10\x05\x12!\n\x1d\x41RTIFACT_KIND_IMAGE_PROCESSOR\x10\x06*\x85\x01\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12!\n\x1dTASK_KIND_TEXT_CLASSIFICATION\x10\x01\x12\"\n\x1eTASK_KIND_IMAGE_CLASSIFICATION\x10\x02\x12\x17\n\x13TASK_KIND_CAUSAL_LM\x10\x03*\x8d\x01\n\x0e\x41\x64\x61pterTargets\x12\x1f\n\x1b\x41\x44\x41PTER_TARGETS_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x44\x41PTER_TARGETS_NONE\x10\x01\x12\x1d\n\x19\x41\x44\x41PTER_TARGETS_ATTENTION\x10\x02\x12!\n\x1d\x41\x44\x41PTER_TARGETS_ATTENTION_FFN\x10\x03*\\\n\x08ZeroRule\x12\x19\n\x15ZERO_RULE_UNSPECIFIED\x10\x00\x12\x1c\n\x18ZERO_RULE_PRE_ACTIVATION\x10\x01\x12\x17\n\x13ZERO_RULE_NEAR_ZERO\x10\x02*\xd3\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePHASE_BUILDING\x10\x01\x12\x12\n\x0ePHASE_ALIGNING\x10\x02\x12\x11\n\rPHASE_WAITING\x10\x03\x12\x12\n\x0ePHASE_TRAINING\x10\x04\x12\x15\n\x11PHASE_AGGREGATING\x10\x05\x12\x14\n\x10PHASE_EVALUATING\x10\x06\x12\x12\n\x0ePHASE_FINISHED\x10\x07\x12\x10\n\x0cPHASE_FAILED\x10\x08\x12\x11\n\rPHASE_STOPPED\x10\t*\xa6\x01\n\x08\x41\x63tivity\x12\x18\n\x14\x41\x43TIVITY_UNSPECIFIED\x10\x00\x12\x11\n\rACTIVITY_IDLE\x10\x01\x12\x18\n\x14\x41\x43TIVITY_DOWNLOADING\x10\x02\x12\x15\n\x11\x41\x43TIVITY_TRAINING\x10\x03\x12\x16\n\x12\x41\x43TIVITY_UPLOADING\x10\x04\x12\x11\n\rACTIVITY_LOST\x10\x05\x12\x11\n\rACTIVITY_LEFT\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66\x65\x64pft/v1/types.proto\x12\tfedpft.v1\"R\n\x0b\x41rtifactRef\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.fedpft.v1.ArtifactKind\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x8d\x01\n\x08TaskSpec\x12\x0e\n\x06labels\x18\x01 \x03(\t\x12\x12\n\nmax_length\x18\x02 \x01(\r\x12!\n\x04kind\x18\x03 \x01(\x0e\x32\x13.fedpft.v1.TaskKind\x12\r\n\x05pairs\x18\x04 \x01(\x08\x12+\n\x0blabels_file\x18\x05 \x01(\x0b\x32\x16.fedpft.v1.ArtifactRef\"y\n\x0b\x41\x64\x61pterSpec\x12*\n\x07targets\x18\x01 \x01(\x0e\x32\x19.fedpft.v1.AdapterTargets\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05\x61lpha\x18\x03 \x01(\x01\x12\x0f\n\x07\x64ropout\x18\x04 \x01(\x01\x12\x10\n\x08\x66reeze_a\x18\x05 \x01(\x08\"\xa8\x01\n\x0cTrainingSpec\x12\x0e\n\x06\x65pochs\x18\x01 \x01(\r\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x1a\n\x12head_learning_rate\x18\x04 \x01(\x01\x12\x14\n\x0cweight_decay\x18\x05 \x01(\x01\x12\x19\n\x11max_gradient_norm\x18\x06 \x01(\x01\x12\x10\n\x08proximal\x18\x07 \x01(\x01\"\x9e\x01\n\x07RunSpec\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12!\n\x04task\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.TaskSpec\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x16.fedpft.v1.AdapterSpec\x12)\n\x08training\x18\x04 \x01(\x0b\x32\x17.fedpft.v1.TrainingSpec\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"\xad\x01\n\x08SubModel\x12\x13\n\x0b\x63onfig_json\x18\x01 \x01(\t\x12\x12\n\nffn_widths\x18\x02 \x03(\r\x12$\n\x04\x62\x61se\x18\x03 \x01(\x0b\x32\x16.fedpft.v1.ArtifactRef\x12\'\n\x07patches\x18\x04 \x03(\x0b\x32\x16.fedpft.v1.ArtifactRef\x12)\n\ttokenizer\x18\x05 \x03(\x0b\x32\x16.fedpft.v1.ArtifactRef\"k\n\x08Progress\x12%\n\x08\x61\x63tivity\x18\x01 \x01(\x0e\x32\x13.fedpft.v1.Activity\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x0c\n\x04loss\x18\x05 \x01(\x01*\x83\x02\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41RTIFACT_KIND_SUB_MODEL\x10\x01\x12\x1e\n\x1a\x41RTIFACT_KIND_NEURON_PATCH\x10\x02\x12\x19\n\x15\x41RTIFACT_KIND_ADAPTER\x10\x03\x12\x1b\n\x17\x41RTIFACT_KIND_TOKENIZER\x10\x04\x12\"\n\x1e\x41RTIFACT_KIND_TOKENIZER_CONFIG\x10\x05\x12!\n\x1d\x41RTIFACT_KIND_IMAGE_PROCESSOR\x10\x06\x12\x18\n\x14\x41RTIFACT_KIND_LABELS\x10\x07*\x85\x01\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12!\n\x1dTASK_KIND_TEXT_CLASSIFICATION\x10\x01\x12\"\n\x1eTASK_KIND_IMAGE_CLASSIFICATION\x10\x02\x12\x17\n\x13TASK_KIND_CAUSAL_LM\x10\x03*\x8d\x01\n\x0e\x41\x64\x61pterTargets\x12\x1f\n\x1b\x41\x44\x41PTER_TARGETS_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x44\x41PTER_TARGETS_NONE\x10\x01\x12\x1d\n\x19\x41\x44\x41PTER_TARGETS_ATTENTION\x10\x02\x12!\n\x1d\x41\x44\x41PTER_TARGETS_ATTENTION_FFN\x10\x03*\\\n\x08ZeroRule\x12\x19\n\x15ZERO_RULE_UNSPECIFIED\x10\x00\x12\x1c\n\x18ZERO_RULE_PRE_ACTIVATION\x10\x01\x12\x17\n\x13ZERO_RULE_NEAR_ZERO\x10\x02*\xd3\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePHASE_BUILDING\x10\x01\x12\x12\n\x0ePHASE_ALIGNING\x10\x02\x12\x11\n\rPHASE_WAITING\x10\x03\x12\x12\n\x0ePHASE_TRAINING\x10\x04\x12\x15\n\x11PHASE_AGGREGATING\x10\x05\x12\x14\n\x10PHASE_EVALUATING\x10\x06\x12\x12\n\x0ePHASE_FINISHED\x10\x07\x12\x10\n\x0cPHASE_FAILED\x10\x08\x12\x11\n\rPHASE_STOPPED\x10\t*\xa6\x01\n\x08\x41\x63tivity\x12\x18\n\x14\x41\x43TIVITY_UNSPECIFIED\x10\x00\x12\x11\n\rACTIVITY_IDLE\x10\x01\x12\x18\n\x14\x41\x43TIVITY_DOWNLOADING\x10\x02\x12\x15\n\x11\x41\x43TIVITY_TRAINING\x10\x03\x12\x16\n\x12\x41\x43TIVITY_UPLOADING\x10\x04\x12\x11\n\rACTIVITY_LOST\x10\x05\x12\x11\n\rACTIVITY_LEFT\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedpft.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ARTIFACTKIND']._serialized_start=998
-  _globals['_ARTIFACTKIND']._serialized_end=1231
-  _globals['_TASKKIND']._serialized_start=1234
-  _globals['_TASKKIND']._serialized_end=1367
-  _globals['_ADAPTERTARGETS']._serialized_start=1370
-  _globals['_ADAPTERTARGETS']._serialized_end=1511
-  _globals['_ZERORULE']._serialized_start=1513
-  _globals['_ZERORULE']._serialized_end=1605
-  _globals['_PHASE']._serialized_start=1608
-  _globals['_PHASE']._serialized_end=1819
-  _globals['_ACTIVITY']._serialized_start=1822
-  _globals['_ACTIVITY']._serialized_end=1988
+  _globals['_ARTIFACTKIND']._serialized_start=1044
+  _globals['_ARTIFACTKIND']._serialized_end=1303
+  _globals['_TASKKIND']._serialized_start=1306
+  _globals['_TASKKIND']._serialized_end=1439
+  _globals['_ADAPTERTARGETS']._serialized_start=1442
+  _globals['_ADAPTERTARGETS']._serialized_end=1583
+  _globals['_ZERORULE']._serialized_start=1585
+  _globals['_ZERORULE']._serialized_end=1677
+  _globals['_PHASE']._serialized_start=1680
+  _globals['_PHASE']._serialized_end=1891
+  _globals['_ACTIVITY']._serialized_start=1894
+  _globals['_ACTIVITY']._serialized_end=2060
   _globals['_ARTIFACTREF']._serialized_start=36
   _globals['_ARTIFACTREF']._serialized_end=118
   _globals['_CHUNK']._serialized_start=120
   _globals['_CHUNK']._serialized_end=157
-  _globals['_TASKSPEC']._serialized_start=159
-  _globals['_TASKSPEC']._serialized_end=255
-  _globals['_ADAPTERSPEC']._serialized_start=257
-  _globals['_ADAPTERSPEC']._serialized_end=378
-  _globals['_TRAININGSPEC']._serialized_start=381
-  _globals['_TRAININGSPEC']._serialized_end=549
-  _globals['_RUNSPEC']._serialized_start=552
-  _globals['_RUNSPEC']._serialized_end=710
-  _globals['_SUBMODEL']._serialized_start=713
-  _globals['_SUBMODEL']._serialized_end=886
-  _globals['_PROGRESS']._serialized_start=888
-  _globals['_PROGRESS']._serialized_end=995
+  _globals['_TASKSPEC']._serialized_start=160
+  _globals['_TASKSPEC']._serialized_end=301
+  _globals['_ADAPTERSPEC']._serialized_start=303
+  _globals['_ADAPTERSPEC']._serialized_end=424
+  _globals['_TRAININGSPEC']._serialized_start=427
+  _globals['_TRAININGSPEC']._serialized_end=595
+  _globals['_RUNSPEC']._serialized_start=598
+  _globals['_RUNSPEC']._serialized_end=756
+  _globals['_SUBMODEL']._serialized_start=759
+  _globals['_SUBMODEL']._serialized_end=932
+  _globals['_PROGRESS']._serialized_start=934
+  _globals['_PROGRESS']._serialized_end=1041
 # @@protoc_insertion_point(module_scope)

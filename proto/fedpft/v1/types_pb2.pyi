@@ -39,6 +39,8 @@ class _ArtifactKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Artifact
     """The tokenizer's settings, tokenizer_config.json."""
     ARTIFACT_KIND_IMAGE_PROCESSOR: _ArtifactKind.ValueType  # 6
     """The image processor's settings, preprocessor_config.json."""
+    ARTIFACT_KIND_LABELS: _ArtifactKind.ValueType  # 7
+    """JSON: the names of a task's classes, where they are too many for a message."""
 
 class ArtifactKind(_ArtifactKind, metaclass=_ArtifactKindEnumTypeWrapper):
     """What an artifact holds; tells the receiver how to check and use it."""
@@ -57,6 +59,8 @@ ARTIFACT_KIND_TOKENIZER_CONFIG: ArtifactKind.ValueType  # 5
 """The tokenizer's settings, tokenizer_config.json."""
 ARTIFACT_KIND_IMAGE_PROCESSOR: ArtifactKind.ValueType  # 6
 """The image processor's settings, preprocessor_config.json."""
+ARTIFACT_KIND_LABELS: ArtifactKind.ValueType  # 7
+"""JSON: the names of a task's classes, where they are too many for a message."""
 Global___ArtifactKind: _TypeAlias = ArtifactKind  # noqa: Y015
 
 class _TaskKind:
@@ -297,6 +301,7 @@ class TaskSpec(_message.Message):
     MAX_LENGTH_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     PAIRS_FIELD_NUMBER: _builtins.int
+    LABELS_FILE_FIELD_NUMBER: _builtins.int
     max_length: _builtins.int
     """Longer inputs are cut to this many tokens."""
     kind: Global___TaskKind.ValueType
@@ -307,6 +312,10 @@ class TaskSpec(_message.Message):
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Label names; a label's position is its class index. None for language modelling."""
 
+    @_builtins.property
+    def labels_file(self) -> Global___ArtifactRef:
+        """Where the labels' names are, when they are too many to stand here (protocol 3)."""
+
     def __init__(
         self,
         *,
@@ -314,10 +323,11 @@ class TaskSpec(_message.Message):
         max_length: _builtins.int = ...,
         kind: Global___TaskKind.ValueType = ...,
         pairs: _builtins.bool = ...,
+        labels_file: Global___ArtifactRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["labels_file", b"labels_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "labels", b"labels", "max_length", b"max_length", "pairs", b"pairs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "labels", b"labels", "labels_file", b"labels_file", "max_length", b"max_length", "pairs", b"pairs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

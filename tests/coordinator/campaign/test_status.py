@@ -64,7 +64,7 @@ def test_a_status_is_what_the_store_knows(tmp_path: Path) -> None:
     for score in SCORES:
         store.commit_evaluation(score)
     store.remember_worker("w", 7, "test")
-    store.save_traffic([("w", Traffic(1, "adapter", 10, 20))])
+    store.traffic.save([("w", Traffic(1, "adapter", 10, 20))])
     store.end_run("finished", "all rounds are done")
     store.close()
 
@@ -78,7 +78,7 @@ def test_a_status_is_what_the_store_knows(tmp_path: Path) -> None:
     assert status.models is None
     (worker,) = status.workers
     assert (worker.worker, worker.examples, worker.progress.activity) == ("w", 7, Activity.LEFT)
-    assert worker.traffic == (Traffic(1, "adapter", 10, 20),)
+    assert worker.traffic == (Traffic(0, "adapter", 10, 20),)
 
 
 @pytest.mark.parametrize(

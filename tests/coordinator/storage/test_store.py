@@ -42,14 +42,14 @@ def test_a_run_is_found_again_with_everything_committed(store: Store) -> None:
     store.commit_adapter(0, adapter)
     store.commit_evaluation(Evaluation(0, "fm", 0.5, 1.0))
     store.remember_worker("w", 7, "test")
-    store.save_traffic([("w", Traffic(1, "adapter", 10, 20))])
+    store.traffic.save([("w", Traffic(1, "adapter", 10, 20))])
     store.events.add(Event(1, 2.0, "kind", "text", 3, "w", {"figure": 4.0}))
     again = reopened(store)
     assert again.latest_adapter() == (0, adapter)
     assert torch.equal(TensorFile(again.artifacts.path(adapter.sha256))["x"], torch.ones(3))
     assert again.evaluations() == (Evaluation(0, "fm", 0.5, 1.0),)
     assert again.workers() == {"w": 7}
-    assert again.traffic() == {"w": [Traffic(1, "adapter", 10, 20)]}
+    assert again.traffic.by_worker() == {"w": [Traffic(1, "adapter", 10, 20)]}
     assert again.events.all() == [Event(1, 2.0, "kind", "text", 3, "w", {"figure": 4.0})]
     assert again.events.all(after=1) == []
     again.close()
