@@ -22,8 +22,8 @@ from common.records import Phase
 from common.runtime.fault_points import TRACE_VARIABLE, VARIABLE
 from coordinator.campaign.status import open_run
 from coordinator.storage.store import Store
+from tests import services
 from tests.conftest import LABELS, write_table, write_tokenizer
-from tests.faults import services
 
 WORKERS = ("worker-1", "worker-2")
 

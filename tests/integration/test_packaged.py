@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.federation import ROOT
+from tests.services import ROOT
 
 
 @pytest.mark.packaged

@@ -37,7 +37,7 @@ def complete_run(running: Federation, metrics: bool = False) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[Federation]:
-    with federation(tmp_path_factory.mktemp("finished"), model_folder) as running:
+    with federation(tmp_path_factory.mktemp("finished"), model_folder, cold=True) as running:
         complete_run(running)
         yield running
 

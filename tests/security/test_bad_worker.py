@@ -36,7 +36,7 @@ def test_a_bad_worker_process_is_the_simulations_bad_client(
         arguments = ("--coordinator", address, "--data", str(data), "--name", "worker-3", "--threads", "1")
         folder = str(running.folder / "worker-3")
         running.start("worker-3", "tests.security.bad_worker", *arguments, "--folder", folder)
-        running.wait(200)
+        running.wait()
         real = running.status().adapter_sha256
     config = load_config(tmp_path / "run.toml")
     run = config.run.model_copy(update={"directory": tmp_path / "simulated"})

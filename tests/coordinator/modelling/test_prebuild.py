@@ -13,7 +13,7 @@ from cli.main import app
 from common.storage.tensors import TensorFile
 from coordinator.modelling.building import CHECKPOINT_FILE
 from tests.conftest import write_table
-from tests.integration.federation import ROOT
+from tests.services import ROOT
 
 
 @pytest.fixture

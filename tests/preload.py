@@ -1,4 +1,4 @@
-"""What the fork server imports once, so that no service has to."""
+"""What the fork server of tests.services imports once, so that no process has to."""
 
 import os
 
@@ -15,6 +15,9 @@ import torch
 import transformers.models.bert.modeling_bert
 import transformers.models.bert.tokenization_bert  # noqa: F401
 
+import cli.main
+import coordinator.cli
+import coordinator.process
 import worker.cli
 import worker.process  # noqa: F401
 
