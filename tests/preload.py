@@ -9,17 +9,21 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import gc
+from importlib import import_module
 
-import peft  # noqa: F401
 import torch
-import transformers.models.bert.modeling_bert
-import transformers.models.bert.tokenization_bert  # noqa: F401
 
-import cli.main
-import coordinator.cli
-import coordinator.process
-import worker.cli
-import worker.process  # noqa: F401
+from common.model.families import FAMILIES
+
+for _module in (
+    "peft",
+    *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES),
+    "transformers.models.bert.tokenization_bert",
+    "cli.main",
+    "coordinator.process",
+    "worker.process",
+):
+    import_module(_module)
 
 torch.set_num_threads(1)
 # What is here stays, in every fork: the collector need not look at it, nor copy its pages.

@@ -30,4 +30,11 @@ def until(
 
 def sizes(files: Iterable[Path]) -> tuple[int, ...]:
     """Bytes in each file, 0 for one that is not there: they grow as long as something is written."""
-    return tuple(file.stat().st_size if file.exists() else 0 for file in files)
+    return tuple(map(_size, files))
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -48,7 +48,7 @@ def end(federation: Federation, victim: str, fault: str, note: Callable[[str, ob
     federation.start_all()
     # A worker that dies as it says goodbye may come back when the coordinator has gone home.
     late = ("Leave" in fault and victim != "coordinator") or "delivered" in fault
-    federation.supervise(60, forgive=(victim,) if late else ())
+    federation.supervise(forgive=(victim,) if late else ())
     assert federation.kills == {victim: 1}, f"the fault did not strike: {federation.kills}"
 
 
@@ -95,6 +95,6 @@ def test_one_death_after_the_other_changes_nothing(make: Make, reference: Outcom
     }
     deaths = {name: len(faults) for name, faults in federation.faults.items()}
     federation.start_all()
-    federation.supervise(90)
+    federation.supervise()
     assert federation.kills == deaths
     assert federation.outcome() == reference

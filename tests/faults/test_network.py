@@ -61,7 +61,7 @@ def test_a_broken_network_changes_nothing(
                 proxy.strike()
                 struck = True
 
-        federation.supervise(60, each=strike)
+        federation.supervise(each=strike)
         assert proxy.struck, "the fault did not strike"
     assert federation.outcome() == reference
     # The other worker sees nothing of it.
@@ -79,7 +79,7 @@ def test_an_upload_that_was_cut_goes_on_where_it_broke_off(
         federation.routes["worker-1"] = proxy.address
         proxy.strike()
         federation.start_all()
-        federation.supervise(60)
+        federation.supervise()
         assert proxy.struck >= 2
     assert federation.outcome() == reference
     with federation.store() as store:
@@ -99,7 +99,7 @@ def test_a_worker_that_flaps_without_end_disturbs_nobody(make: Make, reference: 
         federation.start_all()
         federation.endpoint()
         joins = flap(federation, seconds=2.0)
-        federation.supervise(60)
+        federation.supervise()
     assert joins > 20
     assert federation.outcome() == reference
     with federation.store() as store:

@@ -17,7 +17,6 @@ from tests.conftest import LABELS, write_pictures, write_table
 from tests.services import ROOT, Service
 from tests.waiting import sizes, until
 
-
 Running = Service | subprocess.Popen[bytes]
 
 
@@ -59,7 +58,7 @@ class Federation:
             "rounds.count": 2,
             "rounds.workers": 3,
             "rounds.minimum": 3,
-            "rounds.deadline_seconds": 60.0,
+            "rounds.deadline_seconds": 600.0,
             "server.listen": "127.0.0.1:0",
             "server.metrics": "127.0.0.1:0",
             "server.heartbeat_seconds": 0.3,

@@ -15,8 +15,7 @@ from experiments.simulation import simulate
 from tests.integration.federation import federation
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("rule", ["mean", "multi-krum"])
+@pytest.mark.parametrize("rule", [pytest.param("mean", marks=pytest.mark.slow), "multi-krum"])
 def test_a_bad_worker_process_is_the_simulations_bad_client(
     tmp_path: Path, model_folder: Path, rule: str
 ) -> None:

@@ -72,7 +72,10 @@ UNLIMITED = {"limits__calls_per_second": 1e9, "limits__updates_per_round": 10**9
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("limits", [{}, UNLIMITED], ids=["limited", "unlimited"])
+@pytest.mark.parametrize(
+    "limits",
+    [pytest.param({}, id="limited"), pytest.param(UNLIMITED, id="unlimited", marks=pytest.mark.slow)],
+)
 def test_a_flood_of_bad_streams_keeps_nobody_from_the_rounds(
     tmp_path: Path, model_folder: Path, limits: dict[str, float]
 ) -> None:
