@@ -36,5 +36,5 @@ def sizes(files: Iterable[Path]) -> tuple[int, ...]:
 def _size(file: Path) -> int:
     try:
         return file.stat().st_size
-    except FileNotFoundError:
+    except OSError:
         return 0

@@ -15,19 +15,22 @@ from tests.faults.points import (
     is_volatile,
 )
 
-# In `make test`, too: one of every kind.
-USUAL = {
+# In `make test`, too.
+QUICK = {
     "file-renamed/adapter=kill",
     "file-written/update=power",
     "transaction-committed/update=kill",
+    "chunk-received/sub_model#2=kill",
+    "file-renamed/update-header=power",
+    "reply-received/SubmitUpdate=kill",
+}
+# With those, in `make test-all`: one of every kind.
+USUAL = {
     "transaction-made/adapter=kill",
     "reply-ready/SubmitUpdate=kill",
     "chunk-received/upload#3=power",
     "step/round-closed=kill",
     "transaction-committed/outcome=kill",
-    "chunk-received/sub_model#2=kill",
-    "file-renamed/update-header=power",
-    "reply-received/SubmitUpdate=kill",
     "step/trained-a-step=kill",
 }
 
@@ -37,7 +40,13 @@ def faults(points: type[StrEnum], again: list[tuple[StrEnum, int]]) -> list[obje
     names = [*(f"{point}=kill" for point in points), *(f"{point}#{n}=kill" for point, n in again)]
     names += [f"{point}=power" for point in points if is_volatile(point)]
     names += [f"{point}#{n}=power" for point, n in again if is_volatile(point)]
-    return [pytest.param(name, marks=() if name in USUAL else pytest.mark.faults) for name in names]
+    return [pytest.param(name, marks=_marks(name)) for name in names]
+
+
+def _marks(fault: str) -> tuple[pytest.MarkDecorator, ...]:
+    if fault in QUICK:
+        return ()
+    return (pytest.mark.slow,) if fault in USUAL else (pytest.mark.faults,)
 
 
 def end(federation: Federation, victim: str, fault: str, note: Callable[[str, object], None]) -> None:

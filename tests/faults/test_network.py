@@ -11,8 +11,9 @@ from tests.faults.conftest import Make
 from tests.faults.federation import Federation, Outcome
 from tests.faults.proxy import NetworkFault, Proxy
 
-# In `make test`, too.
-USUAL = {NetworkFault.RESET_UP, NetworkFault.TRUNCATED_DOWN, NetworkFault.BLACK_HOLE}
+# In `make test`, too; and in `make test-all`.
+QUICK = {NetworkFault.RESET_UP}
+USUAL = {NetworkFault.TRUNCATED_DOWN, NetworkFault.BLACK_HOLE}
 
 
 class When(StrEnum):
@@ -22,11 +23,17 @@ class When(StrEnum):
     WORKING = "once the first round is open"
 
 
+def _marks(fault: NetworkFault, when: When) -> tuple[pytest.MarkDecorator, ...]:
+    if when is When.WORKING and fault in QUICK | USUAL:
+        return () if fault in QUICK else (pytest.mark.slow,)
+    return (pytest.mark.faults,)
+
+
 CASES = [
     pytest.param(
         fault,
         when,
-        marks=() if fault in USUAL and when is When.WORKING else pytest.mark.faults,
+        marks=_marks(fault, when),
         id=f"{fault}-{when.name.lower()}",
     )
     for fault in NetworkFault
