@@ -1,7 +1,8 @@
 """What a task learns from: single texts, pairs of texts or images, with the names of their classes."""
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -9,21 +10,13 @@ from typing import Any, Self, TypeVar
 import pyarrow
 from pyarrow import parquet
 
-from common.data.tables import (
-    class_indices,
-    parquet_columns,
-    read_columns,
-    readable,
-    require_columns,
-    require_content,
-)
+from common.data.columnar import parquet_columns, read_images
+from common.data.content import opened
+from common.data.folders import images_of, look_into, shards_of
+from common.data.rows import Places, counted, first_few
+from common.data.tables import TABLE_ENDINGS, read_table
 from common.errors import DataError
 from common.records import TaskKind
-
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# Rows of images held twice while a Parquet file is read: as pyarrow's and as Python's.
-_READ_ROWS = 256
-
 
 T = TypeVar("T")
 
@@ -55,13 +48,17 @@ class Examples:
     """Files, or encoded bytes. Exactly one of texts and images is there."""
     label_names: list[str] | None = None
     """None: unlabelled."""
+    places: Places | None = field(default=None, compare=False, repr=False)
+    """Where each stands; None: in the rows of `source`."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What their owner should know, a line each: what was left out, and what looks like a mistake."""
 
     def __post_init__(self) -> None:
         if (self.texts is None) == (self.images is None):
             raise ValueError("examples are either texts or images")
-        for beside in (self.pairs, self.label_names):
+        for beside in (self.pairs, self.label_names, self.places):
             if beside is not None and len(beside) != len(self):
-                raise ValueError(f"{len(self)} examples with {len(beside)} pairs or labels")
+                raise ValueError(f"{len(self)} examples with {len(beside)} pairs, labels or places")
 
     def __len__(self) -> int:
         return len(self._inputs())
@@ -72,15 +69,30 @@ class Examples:
         return inputs
 
     def name_of(self, i: int) -> str:
-        """Example `i`, for messages: its file, or its row counted from 1."""
+        """Example `i`, for messages: its file; or file, and line or row as a person counts them."""
         example = self._inputs()[i]
-        return str(example) if isinstance(example, Path) else f"{self.source}: row {i + 1}"
+        if isinstance(example, Path):
+            return str(example)
+        return f"{self.source}: row {i + 1}" if self.places is None else self.places[i]
 
     def class_indices(self, labels: tuple[str, ...]) -> list[int]:
         """Positions in `labels`. Raises DataError when unlabelled, or for a label not among them."""
         if self.label_names is None:
             raise DataError(f"{self.source} has no labels; name the column that holds them")
-        return class_indices(self.source, self.label_names, labels)
+        index = {label: i for i, label in enumerate(labels)}
+        unknown = [i for i, name in enumerate(self.label_names) if name not in index]
+        if unknown:
+            raise self._unknown(unknown, labels)
+        return [index[name] for name in self.label_names]
+
+    def _unknown(self, rows: list[int], labels: tuple[str, ...]) -> DataError:
+        assert self.label_names is not None
+        name = self.label_names[rows[0]]
+        known = first_few(labels, 20)
+        hints = [label for label in labels if _plain(label) == _plain(name)]
+        hint = f"; it differs from {hints[0]!r} in blanks or case only" if hints else ""
+        more = f" (and {counted(len(rows) - 1, 'more row')} with labels unknown to it)" if rows[1:] else ""
+        return DataError(f"{self.name_of(rows[0])} has label {name!r}; the run knows: {known}{hint}{more}")
 
     def take(self, indices: Sequence[int]) -> Self:
         """The chosen examples, in the order of `indices`."""
@@ -90,6 +102,7 @@ class Examples:
             pairs=_take(self.pairs, indices),
             images=_take(self.images, indices),
             label_names=_take(self.label_names, indices),
+            places=None if self.places is None else self.places.take(indices),
         )
 
     def require(self, kind: TaskKind) -> Self:
@@ -109,26 +122,28 @@ _TEXTS_LIE = "give a CSV, TSV, JSONL or Parquet file with a column of texts"
 
 
 def read_examples(path: Path, columns: Columns, kind: TaskKind | None = None) -> Examples:
-    """Everything in a file of texts, a Parquet file of images or a folder of images.
+    """Everything in a file of texts, a Parquet file of images, a folder of images or of parts of a table.
 
-    A folder holds FOLDER/CLASS/*.png (jpg, jpeg, webp, bmp); without labels, images in any depth.
+    A folder of images holds FOLDER/CLASS/*.png (jpg, tif and others); without labels, images in any
+    depth. A folder without images holds the files of one table, read in the order of their names.
     A Parquet file holds images when it has the image column and no text column, or both and `kind`
-    wants images. Images are decoded when they are used. A language model learns from texts alone:
-    with CAUSAL_LM no label is read.
+    wants images. Images are decoded when they are used. A row without a text is left out; what is left
+    out is counted in the examples' notes. A language model learns from texts alone: with CAUSAL_LM no
+    label is read.
 
-    Raises DataError when there is nothing there, when it cannot be read, when a column or a value
+    Raises DataError when there is nothing there, when it cannot be read, when a column or a label
     is missing, and when it is not what `kind` needs.
     """
     if kind is TaskKind.CAUSAL_LM:
         columns = replace(columns, label=None)
-    if path.is_dir():
-        examples = _read_folder(path, labelled=columns.label is not None)
-    elif not path.exists():
+    with opened(path):
+        there, is_folder = path.exists(), path.is_dir()
+    if not there:
         raise DataError(f"{path}: no such data file or folder of images")
-    elif _holds_images(path, columns, kind):
-        examples = _read_images(path, columns)
-    else:
-        examples = _read_texts(path, columns)
+    examples = _read_folder(path, columns, kind) if is_folder else _read_file(path, columns, kind)
+    if alike := _alike(examples.label_names or ()):
+        told = f"labels that differ in blanks or case only, each a class of its own: {alike}"
+        examples = replace(examples, notes=(*examples.notes, f"{path}: {told}"))
     return examples if kind is None else examples.require(kind)
 
 
@@ -139,7 +154,8 @@ def write_examples(path: Path, examples: Examples) -> None:
     """
     table: dict[str, Any] = {}
     if examples.images is not None:
-        data = [image.read_bytes() if isinstance(image, Path) else image for image in examples.images]
+        with opened(path):
+            data = [image.read_bytes() if isinstance(image, Path) else image for image in examples.images]
         # The hub's form of an image.
         form = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
         table["image"] = pyarrow.array([{"bytes": encoded, "path": None} for encoded in data], form)
@@ -164,37 +180,82 @@ def join(source: str, parts: Sequence[Examples]) -> Examples:
         pairs=_chain([part.pairs for part in parts]),
         images=_chain([part.images for part in parts]),
         label_names=_chain([part.label_names for part in parts]),
+        places=None if (places := _places(parts)) is None else Places.joined(places),
+        notes=tuple(chain.from_iterable(part.notes for part in parts)),
+    )
+
+
+def _read_file(path: Path, columns: Columns, kind: TaskKind | None) -> Examples:
+    return _read_images(path, columns) if _holds_images(path, columns, kind) else _read_texts(path, columns)
+
+
+def _read_folder(folder: Path, columns: Columns, kind: TaskKind | None) -> Examples:
+    found = look_into(folder)
+    if found.images:
+        images, classes, notes = images_of(found, labelled=columns.label is not None)
+        return Examples(str(folder), None, images=list(images), label_names=classes, notes=notes)
+    if found.tables:
+        files, notes = shards_of(found)
+        parts = [_read_file(file, columns, kind) for file in files]
+        if len({part.texts is None for part in parts}) > 1:
+            raise DataError(f"{folder} holds tables of texts and tables of images; name one of them")
+        examples = join(str(folder), parts)
+        return replace(examples, notes=(*notes, *examples.notes))
+    there = "".join(f"; {note.partition(': ')[2]}" for note in found.notes())
+    raise DataError(
+        f"{folder} holds no images; put them in {folder}/CLASS/*.png (or jpg, webp, tif, bmp, gif), or the "
+        f"files of one table ({', '.join(TABLE_ENDINGS)}) in {folder} itself{there}"
     )
 
 
 def _read_texts(path: Path, columns: Columns) -> Examples:
     names = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
-    found = iter(read_columns(path, *names))
-    return Examples(
+    table = read_table(path, *names)
+    texts = table.columns[: 1 if columns.pair is None else 2]
+    empty = [i for i, row in enumerate(zip(*texts, strict=True)) if not all(map(_filled, row))]
+    if len(empty) == len(table):
+        raise DataError(f"{path} has no row with a text in column {columns.text!r}")
+    notes = table.notes
+    examples = Examples(
         str(path),
-        texts=next(found),
-        pairs=None if columns.pair is None else next(found),
-        label_names=None if columns.label is None else next(found),
+        texts=[text or "" for text in table.columns[0]],
+        pairs=None if columns.pair is None else [text or "" for text in table.columns[1]],
+        label_names=None if columns.label is None else [label or "" for label in table.columns[-1]],
+        places=table.places,
     )
+    if empty:
+        where = first_few([table.places[i].removeprefix(f"{path}: ") for i in empty])
+        left = f"{counted(len(empty), 'row')} of {len(table):,} left out, without a text: {where}"
+        notes += (f"{path}: {left}",)
+        without = set(empty)
+        examples = examples.take([i for i in range(len(table)) if i not in without])
+    _require_labels(examples, columns.label)
+    return replace(examples, notes=notes)
 
 
-def _read_folder(folder: Path, labelled: bool) -> Examples:
-    # Names that begin with a dot are what macOS and version control leave beside the data.
-    images = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".") and path.is_file()
-    ]
-    if not images:
-        raise DataError(f"{folder} holds no images; put them in {folder}/CLASS/*.png (or jpg, webp, bmp)")
-    if not labelled:
-        return Examples(str(folder), None, images=list(images))
-    for image in images:
-        if image.parent.parent != folder:
-            raise DataError(f"{image} does not lie in a class folder, {folder}/CLASS/; move it there")
-    return Examples(
-        str(folder), None, images=list(images), label_names=[image.parent.name for image in images]
-    )
+def _require_labels(examples: Examples, column: str | None) -> None:
+    """Raises DataError for a row without one: to leave it out would be a guess at what was meant."""
+    if missing := [i for i, label in enumerate(examples.label_names or ()) if not _filled(label)]:
+        more = f" (nor have {counted(len(missing) - 1, 'row')} more)" if missing[1:] else ""
+        where = f"{examples.name_of(missing[0])} has no value in column {column!r}{more}"
+        raise DataError(f"{where}; fill it in, or remove the row")
+
+
+def _filled(text: str | None) -> bool:
+    return text is not None and text != "" and not text.isspace()
+
+
+def _plain(label: str) -> str:
+    """A label as people read it, who see neither blanks nor, at times, case."""
+    return " ".join(label.split()).casefold()
+
+
+def _alike(labels: Sequence[str]) -> str:
+    """Labels that people would take for one, if there are any."""
+    groups = defaultdict(list)
+    for label in sorted(set(labels)):
+        groups[_plain(label)].append(repr(label))
+    return "; ".join(" and ".join(group) for group in groups.values() if len(group) > 1)
 
 
 def _holds_images(path: Path, columns: Columns, kind: TaskKind | None) -> bool:
@@ -212,38 +273,14 @@ def _holds_images(path: Path, columns: Columns, kind: TaskKind | None) -> bool:
 def _read_images(path: Path, columns: Columns) -> Examples:
     names = None
     if columns.label is not None:
-        (names,) = read_columns(path, columns.label)
-    images: list[Path | bytes] = []
-    require_content(path)
-    require_columns(path, parquet_columns(path), columns.image)
-    with readable(path):
-        # Table by table: an image set may be larger than half of the memory.
-        for rows in parquet.ParquetFile(path).iter_batches(_READ_ROWS, columns=[columns.image]):
-            for value in rows.column(0).to_pylist():
-                images.append(_image(path, len(images) + 1, columns.image, value))
+        names = [label or "" for label in read_table(path, columns.label).columns[0]]
+    images = read_images(path, columns.image)
     if not images:
         raise DataError(f"{path} is empty: it has columns but no rows")
-    return Examples(str(path), None, images=images, label_names=names)
-
-
-def _image(path: Path, row: int, column: str, value: Any) -> Path | bytes:
-    """The bytes; of the hub's struct without bytes, the file that it names."""
-    match value:
-        case bytes(encoded) | {"bytes": bytes(encoded)} if encoded:
-            return encoded
-        case {"bytes": None, "path": str(name)}:
-            beside = path.parent.resolve()
-            named = (beside / name).resolve()
-            if not named.is_relative_to(beside):
-                # A table from elsewhere must not choose files of this machine.
-                raise DataError(f"{path}: row {row} names an image outside its folder: {name}")
-            return named
-        case None | b"" | {"bytes": None | b""}:
-            raise DataError(f"{path}: row {row} has no value in column {column!r}")
-    raise DataError(
-        f"{path}: row {row} of column {column!r} holds no image; images are bytes, or the hub's "
-        "struct of bytes and path"
-    )
+    places = Places.in_file(path, "row", range(1, len(images) + 1))
+    examples = Examples(str(path), None, images=images, label_names=names, places=places)
+    _require_labels(examples, columns.label)
+    return examples
 
 
 def _take(values: list[T] | None, indices: Sequence[int]) -> list[T] | None:
@@ -254,3 +291,9 @@ def _chain(lists: Sequence[list[T] | None]) -> list[T] | None:
     """One list, or None when there is none among them."""
     there = [values for values in lists if values is not None]
     return list(chain.from_iterable(there)) if there else None
+
+
+def _places(parts: Sequence[Examples]) -> list[Places] | None:
+    """Those of all parts, or None when one has none."""
+    there = [part.places for part in parts if part.places is not None]
+    return there if len(there) == len(parts) else None

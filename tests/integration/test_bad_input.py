@@ -83,7 +83,7 @@ def test_a_port_in_use_is_named(tmp_path: Path, model_folder: Path) -> None:
         ("", [], "is empty"),
         ("text,label\n", [], "is empty: it has columns but no rows"),
         ("words,label\na,animals\n", [], "no column 'text'; its columns are: words, label"),
-        ("text,label\na,animals\n,animals\n", [], "row 2 has no value in column 'text'"),
+        ("text,label\na,animals\na,\n", [], "line 3 has no value in column 'label'"),
         ("text,kind\na,animals\n", [], "no column 'label'; its columns are: text, kind"),
     ],
 )
@@ -114,7 +114,7 @@ def test_a_label_that_the_run_does_not_know_ends_the_worker_and_not_the_run(
         data = tmp_path / "odd.csv"
         data.write_text("text,label\na cat,animals\na star,astronomy\n")
         line = run("worker", "--coordinator", address, "--data", str(data), "--name", "odd")
-        assert "row 2 has label 'astronomy'; the run knows: " + ", ".join(LABELS) in line
+        assert "line 3 has label 'astronomy'; the run knows: " + ", ".join(LABELS) in line
         assert "astronomy" not in running.log("coordinator")
         running.start_worker(1, address, "--join-timeout", "30")
         running.wait()
