@@ -6,6 +6,7 @@ from pathlib import Path
 from common.data.batches import Dataset
 from common.data.encoding import encode
 from common.data.examples import Columns, Examples, read_examples
+from common.data.inspection import inspected
 from common.data.presets import load_preset
 from common.data.processors import Processor
 from common.errors import DataError
@@ -33,9 +34,9 @@ class PrivateData:
     def read(cls, source: Source) -> "PrivateData":
         """Raises DataError."""
         if source.preset is not None:
-            return cls(load_preset(source.preset, source.root))
+            return cls(inspected(load_preset(source.preset, source.root)))
         assert source.path is not None
-        return cls(read_examples(source.path, source.columns))
+        return cls(inspected(read_examples(source.path, source.columns)))
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -10,11 +10,10 @@ from transformers import PreTrainedModel
 
 from common.config.choices import AggregationRule, Construction, LoraAveraging
 from common.config.run import RunConfig
-from common.config.task import DataSource, TestData
+from common.config.task import DataSource
 from common.data.batches import Dataset
 from common.data.encoding import encode
-from common.data.examples import Columns, Examples, read_examples
-from common.data.presets import load_preset
+from common.data.examples import Examples
 from common.data.processors import processor_files
 from common.errors import StoreError
 from common.model.adapter import Adapted
@@ -47,6 +46,7 @@ from coordinator.modelling.building import (
     SubModelBuilder,
     distillation_settings,
 )
+from coordinator.modelling.data import read_source
 from coordinator.modelling.evaluation import score
 from coordinator.modelling.foundation import load_foundation, wire_config
 from coordinator.storage.store import Store, StoredUpdate
@@ -323,19 +323,6 @@ class Models:
 def passing(rule: AggregationRule) -> AbstractContextManager[None]:
     """How many threads a rule is computed by: the mean does nothing but pass over memory."""
     return one_thread() if rule is AggregationRule.MEAN else nullcontext()
-
-
-def read_source(source: DataSource, config: RunConfig) -> Examples:
-    """The owner's test data with labels, or public data without. Raises DataError."""
-    kind, is_test = config.task.kind, isinstance(source, TestData)
-    if source.preset is not None:
-        found = load_preset(source.preset, config.data.root, test=is_test, labelled=is_test)
-        return found.require(kind) if is_test else replace(found, pairs=None).require(kind)
-    assert source.path is not None
-    columns = Columns(text=source.text_column, image=source.image_column, label=None)
-    if isinstance(source, TestData):
-        columns = replace(columns, pair=source.pair_column, label=source.label_column)
-    return read_examples(source.path, columns, kind)
 
 
 def _parameters(modules: Sequence[torch.nn.Module]) -> int:
