@@ -87,12 +87,15 @@ def split(
 
 def _read(source: str, columns: "Columns", root: Path | None) -> "Examples":
     """A path that is there, or else a preset."""
+    from common.data.content import opened
     from common.data.examples import read_examples
     from common.data.inspection import inspected
     from common.data.presets import is_preset, load_preset
 
     path = Path(source)
+    with opened(path):
+        there = path.exists()
     # What has neither folder nor ending is a preset's name, perhaps misspelt.
-    if is_preset(source) or not (path.exists() or path.parent.name or path.suffix):
+    if is_preset(source) or not (there or path.parent.name or path.suffix):
         return inspected(load_preset(source, root, labelled=columns.label is not None))
     return inspected(read_examples(path, columns))

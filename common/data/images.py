@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from transformers import AutoImageProcessor
 from common.data.content import foreign
 from common.data.folders import FORMATS
 from common.errors import DataError, ModelError
+
+# What is wrong with a file is told once, by the error.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 CONFIG_NAME = "preprocessor_config.json"
 _SIXTEEN = 2**16 - 1
