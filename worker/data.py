@@ -33,10 +33,7 @@ class PrivateData:
     @classmethod
     def read(cls, source: Source) -> "PrivateData":
         """Raises DataError."""
-        if source.preset is not None:
-            return cls(inspected(load_preset(source.preset, source.root)))
-        assert source.path is not None
-        return cls(inspected(read_examples(source.path, source.columns)))
+        return cls(inspected(examples_of(source)))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -61,3 +58,11 @@ class PrivateData:
         """Ready for the run's model."""
         labels = None if task.kind is TaskKind.CAUSAL_LM else task.labels
         return encode(processor, self.examples, task.kind, task.max_length, labels)
+
+
+def examples_of(source: Source) -> Examples:
+    """What lies there, not looked at yet. Raises DataError."""
+    if source.preset is not None:
+        return load_preset(source.preset, source.root)
+    assert source.path is not None
+    return read_examples(source.path, source.columns)

@@ -36,6 +36,16 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What was found out about examples when they were read."""
+
+    places: Places | None = None
+    """Where each stands; None: in the rows of the source."""
+    notes: tuple[str, ...] = ()
+    """What their owner should know, a line each: what was left out, and what looks like a mistake."""
+
+
+@dataclass(frozen=True)
 class Examples:
     """Texts or images as they were found, not yet tokenised or decoded."""
 
@@ -48,15 +58,12 @@ class Examples:
     """Files, or encoded bytes. Exactly one of texts and images is there."""
     label_names: list[str] | None = None
     """None: unlabelled."""
-    places: Places | None = field(default=None, compare=False, repr=False)
-    """Where each stands; None: in the rows of `source`."""
-    notes: tuple[str, ...] = field(default=(), compare=False)
-    """What their owner should know, a line each: what was left out, and what looks like a mistake."""
+    reading: Reading = field(default=Reading(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if (self.texts is None) == (self.images is None):
             raise ValueError("examples are either texts or images")
-        for beside in (self.pairs, self.label_names, self.places):
+        for beside in (self.pairs, self.label_names, self.reading.places):
             if beside is not None and len(beside) != len(self):
                 raise ValueError(f"{len(self)} examples with {len(beside)} pairs, labels or places")
 
@@ -68,12 +75,22 @@ class Examples:
         assert inputs is not None
         return inputs
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What their owner should know, a line each."""
+        return self.reading.notes
+
+    def noted(self, *notes: str) -> Self:
+        """The same with more notes behind those that are there."""
+        return replace(self, reading=replace(self.reading, notes=(*self.notes, *notes)))
+
     def name_of(self, i: int) -> str:
         """Example `i`, for messages: its file; or file, and line or row as a person counts them."""
         example = self._inputs()[i]
         if isinstance(example, Path):
             return str(example)
-        return f"{self.source}: row {i + 1}" if self.places is None else self.places[i]
+        places = self.reading.places
+        return f"{self.source}: row {i + 1}" if places is None else places[i]
 
     def class_indices(self, labels: tuple[str, ...]) -> list[int]:
         """Positions in `labels`. Raises DataError when unlabelled, or for a label not among them."""
@@ -96,13 +113,14 @@ class Examples:
 
     def take(self, indices: Sequence[int]) -> Self:
         """The chosen examples, in the order of `indices`."""
+        places = self.reading.places
         return replace(
             self,
             texts=_take(self.texts, indices),
             pairs=_take(self.pairs, indices),
             images=_take(self.images, indices),
             label_names=_take(self.label_names, indices),
-            places=None if self.places is None else self.places.take(indices),
+            reading=replace(self.reading, places=None if places is None else places.take(indices)),
         )
 
     def require(self, kind: TaskKind) -> Self:
@@ -143,7 +161,7 @@ def read_examples(path: Path, columns: Columns, kind: TaskKind | None = None) ->
     examples = _read_folder(path, columns, kind) if is_folder else _read_file(path, columns, kind)
     if alike := _alike(examples.label_names or ()):
         told = f"labels that differ in blanks or case only, each a class of its own: {alike}"
-        examples = replace(examples, notes=(*examples.notes, f"{path}: {told}"))
+        examples = examples.noted(f"{path}: {told}")
     return examples if kind is None else examples.require(kind)
 
 
@@ -180,8 +198,7 @@ def join(source: str, parts: Sequence[Examples]) -> Examples:
         pairs=_chain([part.pairs for part in parts]),
         images=_chain([part.images for part in parts]),
         label_names=_chain([part.label_names for part in parts]),
-        places=None if (places := _places(parts)) is None else Places.joined(places),
-        notes=tuple(chain.from_iterable(part.notes for part in parts)),
+        reading=Reading(_joined_places(parts), tuple(chain.from_iterable(part.notes for part in parts))),
     )
 
 
@@ -193,14 +210,15 @@ def _read_folder(folder: Path, columns: Columns, kind: TaskKind | None) -> Examp
     found = look_into(folder)
     if found.images:
         images, classes, notes = images_of(found, labelled=columns.label is not None)
-        return Examples(str(folder), None, images=list(images), label_names=classes, notes=notes)
+        reading = Reading(notes=notes)
+        return Examples(str(folder), None, images=list(images), label_names=classes, reading=reading)
     if found.tables:
         files, notes = shards_of(found)
         parts = [_read_file(file, columns, kind) for file in files]
         if len({part.texts is None for part in parts}) > 1:
             raise DataError(f"{folder} holds tables of texts and tables of images; name one of them")
         examples = join(str(folder), parts)
-        return replace(examples, notes=(*notes, *examples.notes))
+        return replace(examples, reading=replace(examples.reading, notes=(*notes, *examples.notes)))
     there = "".join(f"; {note.partition(': ')[2]}" for note in found.notes())
     raise DataError(
         f"{folder} holds no images; put them in {folder}/CLASS/*.png (or jpg, webp, tif, bmp, gif), or the "
@@ -215,22 +233,20 @@ def _read_texts(path: Path, columns: Columns) -> Examples:
     empty = [i for i, row in enumerate(zip(*texts, strict=True)) if not all(map(_filled, row))]
     if len(empty) == len(table):
         raise DataError(f"{path} has no row with a text in column {columns.text!r}")
-    notes = table.notes
     examples = Examples(
         str(path),
         texts=[text or "" for text in table.columns[0]],
         pairs=None if columns.pair is None else [text or "" for text in table.columns[1]],
         label_names=None if columns.label is None else [label or "" for label in table.columns[-1]],
-        places=table.places,
+        reading=Reading(table.places, table.notes),
     )
     if empty:
         where = first_few([table.places[i].removeprefix(f"{path}: ") for i in empty])
         left = f"{counted(len(empty), 'row')} of {len(table):,} left out, without a text: {where}"
-        notes += (f"{path}: {left}",)
         without = set(empty)
-        examples = examples.take([i for i in range(len(table)) if i not in without])
+        examples = examples.noted(f"{path}: {left}").take([i for i in range(len(table)) if i not in without])
     _require_labels(examples, columns.label)
-    return replace(examples, notes=notes)
+    return examples
 
 
 def _require_labels(examples: Examples, column: str | None) -> None:
@@ -278,7 +294,7 @@ def _read_images(path: Path, columns: Columns) -> Examples:
     if not images:
         raise DataError(f"{path} is empty: it has columns but no rows")
     places = Places.in_file(path, "row", range(1, len(images) + 1))
-    examples = Examples(str(path), None, images=images, label_names=names, places=places)
+    examples = Examples(str(path), None, images=images, label_names=names, reading=Reading(places))
     _require_labels(examples, columns.label)
     return examples
 
@@ -293,7 +309,7 @@ def _chain(lists: Sequence[list[T] | None]) -> list[T] | None:
     return list(chain.from_iterable(there)) if there else None
 
 
-def _places(parts: Sequence[Examples]) -> list[Places] | None:
+def _joined_places(parts: Sequence[Examples]) -> Places | None:
     """Those of all parts, or None when one has none."""
-    there = [part.places for part in parts if part.places is not None]
-    return there if len(there) == len(parts) else None
+    there = [part.reading.places for part in parts if part.reading.places is not None]
+    return Places.joined(there) if len(there) == len(parts) else None

@@ -1,7 +1,6 @@
 """Examples looked at before anybody waits for them: what training would stumble over, or never see."""
 
 from collections import Counter, defaultdict
-from dataclasses import replace
 
 import numpy
 
@@ -13,7 +12,7 @@ from common.errors import DataError
 
 def inspected(examples: Examples, *, thorough: bool = False) -> Examples:
     """The same, with what there is to be told of their images among their notes. Raises DataError."""
-    return replace(examples, notes=(*examples.notes, *inspect_images(examples, thorough=thorough)))
+    return examples.noted(*inspect_images(examples, thorough=thorough))
 
 
 def inspect_images(examples: Examples, *, thorough: bool = False) -> tuple[str, ...]:

@@ -17,13 +17,14 @@ def read_source(source: DataSource, config: RunConfig) -> Examples:
 
     Raises DataError.
     """
-    examples = inspected(_read(source, config))
+    examples = inspected(examples_of(source, config))
     for note in examples.notes:
         log.warning("%s", note)
     return examples
 
 
-def _read(source: DataSource, config: RunConfig) -> Examples:
+def examples_of(source: DataSource, config: RunConfig) -> Examples:
+    """The same, not looked at yet. Raises DataError."""
     kind, is_test = config.task.kind, isinstance(source, TestData)
     if source.preset is not None:
         found = load_preset(source.preset, config.data.root, test=is_test, labelled=is_test)
