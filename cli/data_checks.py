@@ -4,6 +4,7 @@ All of it is what the coordinator and the worker do themselves, later.
 """
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def run_of(address: Address, tls: Path | None, name: str | None) -> tuple[Findin
     """The run that the coordinator serves, and whether it admits this worker; it is not entered."""
     try:
         opened = open_tls(tls, Role.WORKER)
-        name = name or (opened.identity.name if opened else _NOBODY)
+        name = name or (opened.identity.name if opened else socket.gethostname().partition(".")[0])
         run = asyncio.run(describe_run(Endpoint(address, _SECONDS, opened), name))
     except PeerError:
         return Finding("run", "the coordinator is of a version that does not describe its run"), None
@@ -92,13 +93,12 @@ def run_of(address: Address, tls: Path | None, name: str | None) -> tuple[Findin
     return Finding("run", told), run
 
 
-# Without TLS anybody may ask by any name.
-_NOBODY = "doctor"
-
-
 def fits(run: RunSpec, examples: Examples) -> Iterator[Finding]:
     """Whether the data are of the run's form, and their labels its classes."""
     what, told = "data for the run", run.task.labels
+    if not told and run.task.kind is not TaskKind.CAUSAL_LM:
+        yield Finding(what, "the run has too many classes to be told of them before joining")
+        return
     try:
         PrivateData(examples).require(run.task)
     except DataError as error:

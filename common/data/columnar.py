@@ -1,7 +1,7 @@
 """Parquet → columns of text, or images."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,16 @@ def _as_text(path: Path, name: str, column: Any) -> list[str | None]:
     if types.is_floating(kind):
         # Python's form tells 1.0 from 1; numpy's is the shortest for the width of the column.
         return [None if value != value else str(value) for value in column.to_numpy()]
-    if types.is_integer(kind) or types.is_boolean(kind) or types.is_decimal(kind) or types.is_temporal(kind):
-        with readable(path):
+    if types.is_integer(kind) or types.is_boolean(kind) or types.is_decimal(kind) or _is_date_or_time(kind):
+        with suppress(pyarrow.ArrowException):
             return list(column.cast(pyarrow.string()).to_pylist())
     if types.is_null(kind):
         return [None] * len(column)
     raise DataError(f"{path}: column {name!r} holds {kind}, not text; name another column")
+
+
+def _is_date_or_time(kind: Any) -> bool:
+    return types.is_temporal(kind) and not types.is_duration(kind) and not types.is_interval(kind)
 
 
 def _strings(path: Path, name: str, column: Any) -> list[str | None]:

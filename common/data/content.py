@@ -78,6 +78,14 @@ def require_parquet(path: Path) -> None:
         raise DataError(f"{path} cannot be read: its end is missing; download or write it again")
 
 
+def require_utf8_name(path: Path) -> None:
+    """Raises DataError for a name that no log could hold, and no label be."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the name {str(path)!a} is not UTF-8; rename it") from error
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[None]:
     """What the operating system refuses becomes a DataError of one line."""

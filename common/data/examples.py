@@ -1,6 +1,5 @@
 """What a task learns from: single texts, pairs of texts or images, with the names of their classes."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -11,12 +10,15 @@ import pyarrow
 from pyarrow import parquet
 
 from common.data.columnar import parquet_columns, read_images
-from common.data.content import opened
+from common.data.content import opened, require_utf8_name
 from common.data.folders import images_of, look_into, shards_of
-from common.data.rows import Places, counted, first_few
+from common.data.labels import likely, taken_for_one
+from common.data.rows import Places, counted, cut, first_few
 from common.data.tables import TABLE_ENDINGS, read_table
 from common.errors import DataError
 from common.records import TaskKind
+
+_LABELS_NAMED = 20
 
 T = TypeVar("T")
 
@@ -105,11 +107,9 @@ class Examples:
     def _unknown(self, rows: list[int], labels: tuple[str, ...]) -> DataError:
         assert self.label_names is not None
         name = self.label_names[rows[0]]
-        known = first_few(labels, 20)
-        hints = [label for label in labels if _plain(label) == _plain(name)]
-        hint = f"; it differs from {hints[0]!r} in blanks or case only" if hints else ""
+        told = f"{cut(name)!r}; the run knows: {first_few(labels, _LABELS_NAMED)}{likely(name, labels)}"
         more = f" (and {counted(len(rows) - 1, 'more row')} with labels unknown to it)" if rows[1:] else ""
-        return DataError(f"{self.name_of(rows[0])} has label {name!r}; the run knows: {known}{hint}{more}")
+        return DataError(f"{self.name_of(rows[0])} has label {told}{more}")
 
     def take(self, indices: Sequence[int]) -> Self:
         """The chosen examples, in the order of `indices`."""
@@ -154,12 +154,13 @@ def read_examples(path: Path, columns: Columns, kind: TaskKind | None = None) ->
     """
     if kind is TaskKind.CAUSAL_LM:
         columns = replace(columns, label=None)
+    require_utf8_name(path)
     with opened(path):
         there, is_folder = path.exists(), path.is_dir()
     if not there:
         raise DataError(f"{path}: no such data file or folder of images")
     examples = _read_folder(path, columns, kind) if is_folder else _read_file(path, columns, kind)
-    if alike := _alike(examples.label_names or ()):
+    if alike := taken_for_one(examples.label_names or ()):
         told = f"labels that differ in blanks or case only, each a class of its own: {alike}"
         examples = examples.noted(f"{path}: {told}")
     return examples if kind is None else examples.require(kind)
@@ -259,19 +260,6 @@ def _require_labels(examples: Examples, column: str | None) -> None:
 
 def _filled(text: str | None) -> bool:
     return text is not None and text != "" and not text.isspace()
-
-
-def _plain(label: str) -> str:
-    """A label as people read it, who see neither blanks nor, at times, case."""
-    return " ".join(label.split()).casefold()
-
-
-def _alike(labels: Sequence[str]) -> str:
-    """Labels that people would take for one, if there are any."""
-    groups = defaultdict(list)
-    for label in sorted(set(labels)):
-        groups[_plain(label)].append(repr(label))
-    return "; ".join(" and ".join(group) for group in groups.values() if len(group) > 1)
 
 
 def _holds_images(path: Path, columns: Columns, kind: TaskKind | None) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from common.data.content import opened
+from common.data.content import opened, require_utf8_name
 from common.data.rows import counted, first_few
 from common.data.tables import TABLE_ENDINGS
 from common.errors import DataError
@@ -133,6 +133,7 @@ def _files(folder: Path, found: Contents) -> Iterator[Path]:
                 continue
             seen.add(real)
             for name in [*folders, *files]:
+                require_utf8_name(where / name)
                 if hidden(name):
                     _leave_out(found, where / name, "hidden by name")
             folders[:] = sorted(name for name in folders if not hidden(name))

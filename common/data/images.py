@@ -97,14 +97,16 @@ def decode(image: Path | bytes, name: str) -> Image.Image:
         return _rgb(ImageOps.exif_transpose(opened))[0]
 
 
-def inspect(image: Path | bytes, name: str, *, thorough: bool) -> Decoded | None:
+def inspect(image: Path | bytes, name: str, *, thorough: bool, sampled: bool) -> Decoded | None:
     """What `decode` will come to; None when only the file's header was looked at, and it is well.
 
-    `thorough`: decode every image, not only those whose values need looking at. Raises DataError.
+    `thorough`: decode every image, not only those whose values may have no known range. `sampled`: those
+    of 16 bits too, whose range is known. Raises DataError.
     """
     with _opened(image, name) as opened:
         frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
-        if not thorough and frames == 1 and not _is_wide(opened):
+        looked_at = _is_wide(opened) and (sampled or not opened.mode.startswith("I;16"))
+        if not thorough and frames == 1 and not looked_at:
             return None
         opened.seek(0)
         opened.load()

@@ -6,7 +6,7 @@ import numpy
 
 from common.data.examples import Examples
 from common.data.images import inspect
-from common.data.rows import counted, first_few
+from common.data.rows import counted, first_few, shown
 from common.errors import DataError
 
 
@@ -26,7 +26,8 @@ def inspect_images(examples: Examples, *, thorough: bool = False) -> tuple[str, 
     told: dict[str, list[str]] = defaultdict(list)
     for i, image in enumerate(examples.images or ()):
         try:
-            found = inspect(image, examples.name_of(i), thorough=thorough)
+            sampled = scales.total() < _SAMPLE
+            found = inspect(image, examples.name_of(i), thorough=thorough, sampled=sampled)
         except DataError as error:
             broken.append(error)
             continue
@@ -48,13 +49,17 @@ def inspect_images(examples: Examples, *, thorough: bool = False) -> tuple[str, 
         for what, names in told.items()
     ]
     if scales:
+        sampling = not thorough and scales.total() >= _SAMPLE
         ranges = ", ".join(f"{number:,} from {scale}" for scale, number in sorted(scales.items()))
         notes.append(
-            f"{examples.source}: {counted(scales.total(), 'image')} of more than 8 bits, scaled: {ranges}"
+            f"{examples.source}: {'at least ' if sampling else ''}{counted(scales.total(), 'image')} "
+            f"of more than 8 bits, scaled: {ranges}"
         )
     return tuple(notes)
 
 
+# Of 16 bits, so many are decoded at a start; all of them would take as long as a pass of training.
+_SAMPLE = 64
 # Of 255: 12 bits in a file that says 16 come to 15.
 _ALMOST_BLACK = 16
 
@@ -62,4 +67,4 @@ _ALMOST_BLACK = 16
 def classes_of(examples: Examples) -> str:
     """How many examples each class has, the rarest last."""
     order = Counter(examples.label_names or ()).most_common()
-    return first_few([f"{name} {number:,}" for name, number in order], 20)
+    return first_few([f"{shown(name)} {number:,}" for name, number in order], 20)

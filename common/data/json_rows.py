@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data.content import open_text
-from common.data.rows import Places, Table, require_columns
+from common.data.rows import Places, Table, first_few, require_columns, shown
 from common.errors import DataError
 
 
@@ -32,7 +32,7 @@ def read_json(path: Path, names: Sequence[str]) -> Table:
             numbers.append(number)
             for column, name in zip(columns, names, strict=True):
                 if name not in row:
-                    there = ", ".join(row) or "none"
+                    there = first_few([shown(key) for key in row], 20) or "none"
                     raise DataError(f"{where} has no {name!r}; its keys are: {there}")
                 column.append(_text(where, name, row[name]))
     return Table(columns, Places.in_file(path, unit, numbers))

@@ -10,6 +10,8 @@ from common.errors import DataError
 
 # Of many rows or files alike, so many are named.
 _NAMED = 3
+_COLUMNS_NAMED = 20
+_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,17 @@ class Table:
         return len(self.places)
 
 
+def cut(name: str) -> str:
+    """A name for messages: one that is a whole text, as where another column is meant, is cut."""
+    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
+
+
+def shown(name: str) -> str:
+    """The same, in quotation marks where its ends could not be seen."""
+    short = cut(name)
+    return short if short == short.strip() and short.isprintable() and short else repr(short)
+
+
 def first_few(names: Sequence[object], most: int = _NAMED) -> str:
     """The first names of many, with the number of the others."""
     told = ", ".join(str(name) for name in names[:most])
@@ -77,14 +90,14 @@ def require_columns(path: Path, found: Sequence[str], *columns: str) -> None:
     """Raises DataError when a column is missing (naming those found) or there twice."""
     for column in columns:
         if column not in found:
-            there = ", ".join(name if name == name.strip() and name else repr(name) for name in found)
-            hint = _hint(found, column)
+            there = first_few([shown(name) for name in found], _COLUMNS_NAMED)
+            hint = _hint(found, column, columns)
             raise DataError(f"{path} has no column {column!r}; its columns are: {there}{hint}")
         if found.count(column) > 1:
             raise DataError(f"{path} has more than one column {column!r}; rename all but one")
 
 
-def _hint(found: Sequence[str], column: str) -> str:
+def _hint(found: Sequence[str], column: str, wanted: Sequence[str]) -> str:
     if len(found) == 1:
         names = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
         for separator, name in names.items():
@@ -94,4 +107,6 @@ def _hint(found: Sequence[str], column: str) -> str:
     for name in found:
         if name.strip().casefold() == column.strip().casefold():
             return f"; {name!r} differs in blanks or case only"
+    if not any(name in found for name in wanted):
+        return "; if these are a row, the header is missing"
     return ""

@@ -17,7 +17,7 @@ _READERS: dict[str, Callable[[Path, Sequence[str]], Table]] = {
     ".parquet": read_parquet,
 }
 TABLE_ENDINGS = tuple(_READERS)
-_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz")
 
 
 def read_table(path: Path, *columns: str) -> Table:
@@ -29,7 +29,7 @@ def read_table(path: Path, *columns: str) -> Table:
     ending = path.suffix.lower()
     if ending not in _READERS:
         kinds = ", ".join(_READERS)
-        if ending in _PACKED and Path(path.stem).suffix.lower() in _READERS:
+        if ending in _PACKED:
             raise DataError(f"{path} is packed; unpack it to {path.stem}")
         raise DataError(f"{path}: {ending or 'no ending'} is not a known kind; use {kinds}")
     table = _READERS[ending](path, columns)

@@ -290,3 +290,20 @@ def test_broken_notes_of_a_camera_do_no_harm(tmp_path: Path) -> None:
     odd = picture("JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     for content in (broken, odd):
         assert decode(content, "x").mode == "RGB"
+
+
+def test_a_name_that_is_not_utf8_is_refused_in_letters_that_any_log_holds(tmp_path: Path) -> None:
+    put(tmp_path / "cat" / "1.png")
+    (tmp_path / "cat").rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    for path in (tmp_path, tmp_path / os.fsdecode(b"caf\xe9") / "1.png"):
+        with pytest.raises(DataError, match=r"the name '.*caf\\udce9.*' is not UTF-8; rename it") as caught:
+            read_examples(path, Columns())
+        assert str(caught.value).isascii()
+
+
+def test_many_pictures_of_16_bits_do_not_hold_up_a_start(tmp_path: Path) -> None:
+    content = of_values([[0, 65535]], numpy.uint16, "PNG")
+    examples = Examples("x.parquet", None, images=[content] * 100)
+    scaled = "images of more than 8 bits, scaled: "
+    assert inspect_images(examples) == (f"x.parquet: at least 64 {scaled}64 from 0 to 65,535",)
+    assert inspect_images(examples, thorough=True) == (f"x.parquet: 100 {scaled}100 from 0 to 65,535",)

@@ -484,3 +484,52 @@ def refused_in(folder: Path, name: str) -> DataError:
     with pytest.raises(DataError) as caught:
         read_examples(folder, Columns())
     return caught.value
+
+
+# Words that stay words.
+
+
+def test_a_file_without_a_header_does_not_fill_the_screen(tmp_path: Path) -> None:
+    told = refused(put(tmp_path / "x.csv", "a long review " * 9999 + ",pos\nanother,neg\n"))
+    assert len(told) < 300 and told.endswith("; if these are a row, the header is missing")
+    told = refused(put(tmp_path / "y.csv", ",".join(f"c{i}" for i in range(5000)) + "\n1\n"))
+    assert len(told) < 300 and " and 4,980 more" in told
+
+
+def test_a_label_that_is_a_whole_text_does_not_fill_the_screen(tmp_path: Path) -> None:
+    path = put(tmp_path / "x.csv", "text,label\npos," + "a long review " * 9999 + "\n")
+    with pytest.raises(DataError) as caught:
+        read_examples(path, Columns()).class_indices(tuple(f"class {i}" for i in range(5000)))
+    assert len(str(caught.value).removeprefix(str(path))) < 400
+
+
+@pytest.mark.parametrize(
+    ("label", "hint"),
+    [
+        ("1.0", "it is '1' written in another way"),
+        ("01", "it is '1' written in another way"),
+        ("POS", "it differs from 'pos' in blanks or case only"),
+        ("pos\u200b", "it differs from 'pos' in blanks or case only"),
+        ("\u00a0pos", "it differs from 'pos' in blanks or case only"),
+        ("cafe\u0301", "it differs from 'caf\u00e9' in blanks or case only"),
+        ("other", "the run knows: 0, 1, pos, caf\u00e9"),
+    ],
+)
+def test_what_may_be_meant_by_an_unknown_label_is_told(tmp_path: Path, label: str, hint: str) -> None:
+    path = put(tmp_path / "x.jsonl", f'{{"text": "a", "label": "{label}"}}\n')
+    with pytest.raises(DataError) as caught:
+        read_examples(path, Columns()).class_indices(("0", "1", "pos", "caf\u00e9"))
+    assert str(caught.value).endswith(hint)
+
+
+def test_a_duration_is_no_text(tmp_path: Path) -> None:
+    values = pyarrow.array([1, 2], pyarrow.duration("s"))
+    parquet.write_table(pyarrow.table({"text": values}), tmp_path / "x.parquet")
+    assert refused(tmp_path / "x.parquet", UNLABELLED).startswith(
+        ": column 'text' holds duration[s], not text"
+    )
+
+
+@pytest.mark.parametrize("name", ["x.zip", "images.tar.gz", "x.csv.bz2", "x.7z"])
+def test_an_archive_is_to_be_unpacked(tmp_path: Path, name: str) -> None:
+    assert refused(put(tmp_path / name, b"PK\x03\x04")).startswith(" is packed; unpack it to ")
