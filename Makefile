@@ -3,12 +3,14 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# What needs no target of its own below.
+EVERYDAY := not faults and not containers and not hosts and not attacks
 BUF := npx --yes --package=@bufbuild/buf@1.75.0 -- buf
 
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-containers test-hosts test-faults test-security fuzz bench bench-flower lint types imports proto proto-check proto-landed proto-lint docs docs-check dependencies clean
+.PHONY: help demo test test-all test-slow test-containers test-hosts test-faults test-security fuzz bench bench-flower lint types imports proto proto-check proto-landed proto-lint docs docs-check dependencies clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,8 +34,14 @@ demo: $(VENV)/demo-installed ## Run the whole method on this machine, on a real 
 
 ##@ Test it
 
-test: $(VENV)/installed ## Run the tests
+test: $(VENV)/installed ## Whether the whole works: all unit tests, and real runs of every kind; 4 minutes
 	$(BIN)/pytest
+
+test-all: $(VENV)/installed ## The same, and what takes long; 10 minutes
+	$(BIN)/pytest -m '$(EVERYDAY)'
+
+test-slow: $(VENV)/installed ## What test-all runs beyond test
+	$(BIN)/pytest -m 'slow and $(EVERYDAY)'
 
 test-security: $(VENV)/installed ## Every call by every kind of caller, TLS, revocation, bad workers, 10,000 bad streams
 	FEDPFT_FLOOD_STREAMS=10000 $(BIN)/pytest tests/security tests/experiments/test_bad_clients.py -m '' -q

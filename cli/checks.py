@@ -5,7 +5,7 @@ import shutil
 import socket
 import ssl
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from common.address import Address
-from common.errors import CertificateError, FedPftError
+from common.errors import CertificateError
 from common.trust.certificates import AUTHORITY, CERTIFICATE, KEY, parse_certificate, read_certificate
 
 _CONNECT_SECONDS = 5.0
@@ -28,6 +28,8 @@ class Finding:
     check: str
     found: str
     fix: str = ""
+    notes: tuple[str, ...] = ()
+    """What may be meant, and may not."""
 
     @property
     def ok(self) -> bool:
@@ -212,14 +214,6 @@ def device(name: str) -> Finding:
         fix = f"take cpu, or {other}"
         return Finding("device", f"{name}: {str(error).splitlines()[0]}", fix)
     return Finding("device", f"torch computes on {name}")
-
-
-def data(what: str, count: Callable[[], int], fix: str) -> Finding:
-    """Whether a data file can be read; `count` reads it and tells its examples."""
-    try:
-        return Finding(what, f"{count():,} examples")
-    except FedPftError as error:
-        return Finding(what, str(error), fix)
 
 
 def listening(what: str, address: Address) -> Finding:

@@ -71,6 +71,8 @@ def split(
             raise DataError(f"{out} holds parts already; remove them, or name another folder")
         columns = Columns(text_column, pair_column, None if unlabelled else label_column, image_column)
         examples = _read(source, columns, data_root)
+        for note in examples.notes:
+            typer.echo(f"note: {note}", err=True)
         random = numpy.random.default_rng(seeds.derive(seed, "split"))
         if limit is not None:
             if limit > len(examples):
@@ -85,11 +87,15 @@ def split(
 
 def _read(source: str, columns: "Columns", root: Path | None) -> "Examples":
     """A path that is there, or else a preset."""
+    from common.data.content import opened
     from common.data.examples import read_examples
+    from common.data.inspection import inspected
     from common.data.presets import is_preset, load_preset
 
     path = Path(source)
+    with opened(path):
+        there = path.exists()
     # What has neither folder nor ending is a preset's name, perhaps misspelt.
-    if is_preset(source) or not (path.exists() or path.parent.name or path.suffix):
-        return load_preset(source, root, labelled=columns.label is not None)
-    return read_examples(path, columns)
+    if is_preset(source) or not (there or path.parent.name or path.suffix):
+        return inspected(load_preset(source, root, labelled=columns.label is not None))
+    return inspected(read_examples(path, columns))

@@ -1,8 +1,9 @@
 """`fedpft doctor`: what would keep this host from taking part in a run, and what to do about it."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,9 @@ from common.address import Address
 from common.data.examples import Columns
 from common.errors import ConfigError
 from common.observability.console import EXIT_USAGE, plain_errors
+
+if TYPE_CHECKING:
+    from worker.data import Source
 
 
 def doctor(
@@ -26,6 +30,13 @@ def doctor(
         Path | None, typer.Option(help="The worker's folder of tls.crt, tls.key and ca.crt.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="The worker's private data.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME[:SPLIT]", help="Instead of --data, a data set by name.")
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder with local copies of presets.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The worker's name in the run. [default: the certificate's]")
+    ] = None,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     pair_column: Annotated[str | None, typer.Option(help="Column of the second text of pairs.")] = None,
     image_column: Annotated[str, typer.Option(help="Column that holds the image.")] = "image",
@@ -42,6 +53,8 @@ def doctor(
     """
     from rich.console import Console
 
+    from worker.data import Source
+
     with plain_errors():
         if (coordinator is None) == (config is None):
             raise ConfigError(
@@ -52,12 +65,15 @@ def doctor(
         else:
             columns = Columns(text_column, pair_column, label_column or None, image_column)
             address = Address.parse(str(coordinator))
-            findings = _of_worker(address, tls, data, columns, folder.expanduser(), device)
+            source = Source(data, columns, preset, data_root)
+            findings = _of_worker(address, tls, name, source, folder.expanduser(), device)
         console, wrong = Console(), 0
         for finding in findings:
             mark = "[green]ok[/]  " if finding.ok else "[red]wrong[/]"
             console.print(f"{mark}  [bold]{finding.check}[/]  ", end="")
             console.print(finding.found, markup=False, highlight=False, soft_wrap=True)
+            for note in finding.notes:
+                console.print(f"       note: {note}", markup=False, highlight=False, soft_wrap=True)
             if not finding.ok:
                 wrong += 1
                 console.print(f"       to do: {finding.fix}", markup=False, highlight=False, soft_wrap=True)
@@ -66,26 +82,44 @@ def doctor(
 
 
 def _of_worker(
-    address: Address, tls: Path | None, data: Path | None, columns: Columns, folder: Path, device: str
+    address: Address, tls: Path | None, name: str | None, source: "Source", folder: Path, device: str
 ) -> Iterator[Finding]:
+    from cli import data_checks
+    from worker.data import examples_of
+
     yield checks.versions()
     resolved = checks.name_resolution(address)
     yield resolved
+    answers = False
     if resolved.ok:
         reached = checks.port(address)
         yield reached
         if reached.ok:
-            yield checks.tls(address, tls)
+            secured = checks.tls(address, tls)
+            yield secured
+            answers = secured.ok
     if tls is not None:
         yield checks.clock(address if resolved.ok else None, tls)
     yield checks.disk(folder)
     yield checks.device(device)
-    if data is not None:
-        yield _data("private data", data, columns)
+    examples = run = None
+    if source.path is not None or source.preset is not None:
+        finding, examples = data_checks.data("private data", lambda: examples_of(source), _MEND)
+        yield finding
+    if answers:
+        finding, run = data_checks.run_of(address, tls, name)
+        yield finding
+    if run is not None and examples is not None:
+        yield from data_checks.fits(run, examples)
+
+
+_MEND = "correct the path or the columns' names, or mend the file"
 
 
 def _of_coordinator(path: Path) -> Iterator[Finding]:
+    from cli import data_checks
     from common.config.file import load_config
+    from coordinator.modelling.data import examples_of
 
     config = load_config(path)
     yield checks.versions()
@@ -101,23 +135,17 @@ def _of_coordinator(path: Path) -> Iterator[Finding]:
         yield checks.clock(None, config.tls.certificate.parent)
     yield checks.disk(config.run.directory)
     yield checks.device(config.compute.device)
-    model = Path(config.model.path)
+    model, usable = Path(config.model.path), True
     if model.is_dir() or model.is_absolute():
-        there = (model / "config.json").exists()
-        fix = "" if there else "set model.path to a folder in the layout of the hub"
-        yield Finding("model", f"{model}{'' if there else ' holds no config.json'}", fix)
-    if config.data.public is not None and config.data.public.path is not None:
-        public = config.data.public
-        columns = Columns(public.text_column, None, None, public.image_column)
-        yield _data("public data", config.data.public.path, columns)
-    if config.data.test is not None and config.data.test.path is not None:
-        test = config.data.test
-        columns = Columns(test.text_column, test.pair_column, test.label_column, test.image_column)
-        yield _data("test data", config.data.test.path, columns)
-
-
-def _data(what: str, path: Path, columns: Columns) -> Finding:
-    from common.data.examples import read_examples
-
-    fix = "correct the path or the columns' names, or mend the file"
-    return checks.data(what, lambda: len(read_examples(path, columns)), fix)
+        usable = (model / "config.json").exists()
+        fix = "" if usable else "set model.path to a folder in the layout of the hub"
+        yield Finding("model", f"{model}{'' if usable else ' holds no config.json'}", fix)
+    found = {}
+    for what, source in (("public data", config.data.public), ("test data", config.data.test)):
+        if source is not None:
+            finding, examples = data_checks.data(what, partial(examples_of, source, config), _MEND)
+            yield finding
+            if examples is not None:
+                found[what] = examples
+    if usable and found:
+        yield data_checks.read_by_model(config, found)

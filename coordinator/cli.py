@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 from dataclasses import asdict
 from pathlib import Path
@@ -81,9 +82,13 @@ def init(
             raise ConfigError(f"{out} is there already; --force overwrites it")
         if task not in list(TaskKind):
             raise ConfigError(f"--task must be one of {', '.join(TaskKind)}, got {task!r}")
+        if labels is not None and (preset is not None or task == TaskKind.CAUSAL_LM):
+            raise ConfigError(f"--labels does not go with {'--preset' if preset else '--task causal-lm'}")
+        if test is not None and preset is not None:
+            raise ConfigError("--test does not go with --preset, which brings its own test data")
         values: dict[str, object] = {
             "model.path": model or "path/to/model",
-            "data.public.path": str(public or "public.jsonl"),
+            "data.public.path": _beside(out, public) or "public.jsonl",
         }
         if preset is not None:
             from common.data.presets import find_preset
@@ -93,11 +98,28 @@ def init(
             values["task.pairs"] = known.columns.pair is not None
             values["data.test.preset"] = f"{known.name}:{split}"
         else:
-            classes = tuple(labels.split(",")) if labels else ("negative", "positive")
+            classes = ("negative", "positive") if labels is None else _classes(labels)
             values |= {"task.kind": task, "task.labels": () if task == TaskKind.CAUSAL_LM else classes}
-            values["data.test.path"] = str(test or "test.csv")
+            values["data.test.path"] = _beside(out, test) or "test.csv"
         write_atomically(out, template(values).encode())
         typer.echo(f"wrote {out}; edit it, then: fedpft coordinator --config {out}")
+
+
+def _classes(labels: str) -> tuple[str, ...]:
+    """Names between commas, with or without blanks beside them. Raises ConfigError."""
+    from common.errors import ConfigError
+
+    names = tuple(name.strip() for name in labels.split(","))
+    if len(names) < 2 or len(set(names)) < len(names) or not all(names):
+        raise ConfigError(f"--labels must name at least 2 classes, all different, got {labels!r}")
+    return names
+
+
+def _beside(config: Path, data: Path | None) -> str | None:
+    """A path as it is to stand in the configuration, which counts from its own folder."""
+    if data is None or data.is_absolute() or config.parent == Path():
+        return None if data is None else str(data)
+    return os.path.relpath(data, config.parent)
 
 
 def build(

@@ -22,8 +22,8 @@ from common.records import ArtifactKind, Evaluation
 from common.runtime import seeds
 from common.storage.files import write_atomically
 from coordinator.modelling.building import ABOUT_FILE, Recipe, SubModelBuilder
+from coordinator.modelling.data import read_source
 from coordinator.modelling.foundation import load_foundation
-from coordinator.modelling.owner_data import read_source
 from coordinator.storage.store import Store
 from experiments.clients import Clients
 from experiments.simulation import OnProgress, Simulated, simulate

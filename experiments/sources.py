@@ -1,5 +1,6 @@
 """Where an experiment's data come from: a package, a preset, or a file of the user's own."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any
 import numpy
 
 from common.data.examples import Columns, Examples, read_examples
+from common.data.inspection import inspected
 from common.data.presets import find_preset, is_preset, load_preset
 from common.errors import DataError
 from common.records import TaskKind
 from common.runtime import seeds
 from experiments.packaged import write_bbc_news, write_fashion_mnist, write_tweets
 from experiments.splitting import SplitData, draw_indices, write_parts
+
+log = logging.getLogger(__name__)
 
 PACKAGED: dict[str, Callable[..., SplitData]] = {
     "tweets": write_tweets,
@@ -82,7 +86,9 @@ def deal_out(
         rest = load_preset(source.name, source.root)
         train, public, _ = _fitting(len(rest), replace(most, test=0), source.name)
     else:
-        whole = read_examples(Path(source.name), source.columns)
+        whole = inspected(read_examples(Path(source.name), source.columns))
+        for note in whole.notes:
+            log.warning("%s", note)
         if whole.label_names is None:
             raise DataError(f"{source.name} has no labels; an experiment needs them to score")
         labels = tuple(sorted(set(whole.label_names)))

@@ -135,3 +135,18 @@ def write_pictures(path: Path, count: int, seed: int = 0) -> Path:
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small random BERT."""
     return write_model(tmp_path_factory.mktemp("model"))
+
+
+# Directories whose files take longest.
+LONGEST = ("experiments", "integration", "faults", "security", "coordinator")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: a worker that takes one last leaves the other idle."""
+    here = Path(__file__).parent
+    rank = {name: i for i, name in enumerate(LONGEST)}
+
+    def key(item: pytest.Item) -> int:
+        return rank.get(item.path.relative_to(here).parts[0], len(rank))
+
+    items.sort(key=key)

@@ -200,3 +200,16 @@ def test_the_version_is_the_same_wherever_it_stands(path: str, pattern: str) -> 
 def test_the_changelog_tells_of_this_version() -> None:
     version = tomllib.loads(text(Path("pyproject.toml")))["project"]["version"]
     assert f"\n## [{version}] - " in text(Path("CHANGELOG.md"))
+
+
+# The map.
+
+
+@pytest.mark.parametrize("package", ["common", "coordinator", "worker", "experiments"])
+def test_the_architecture_page_has_a_place_for_every_file(package: str) -> None:
+    page = text(Path("docs/architecture.md"))
+    named = {Path(name).name for name in re.findall(r"`([\w/]+(?:\.py|/))`", page)}
+    files = [p for p in sources() if p.parts[0] == package and p.name not in ("__init__.py", "__main__.py")]
+    # A folder that stands there as a whole speaks for its files.
+    missing = [str(p) for p in files if p.name not in named and p.parent.name not in ("page", "report")]
+    assert files and not missing

@@ -6,6 +6,7 @@ from pathlib import Path
 from common.data.batches import Dataset
 from common.data.encoding import encode
 from common.data.examples import Columns, Examples, read_examples
+from common.data.inspection import inspected
 from common.data.presets import load_preset, preset_files
 from common.data.processors import Processor
 from common.errors import DataError
@@ -29,18 +30,14 @@ class PrivateData:
     """Texts, pairs or images, as a rule with the names of their labels."""
 
     examples: Examples
-    digest: str
-    """Of the files' contents: an update answers for these data, and for no others of the same length."""
+    digest: str = ""
+    """Of the files' contents: an update answers for these data, and for no others of the same length.
+    Empty of data that nobody trains on."""
 
     @classmethod
     def read(cls, source: Source) -> "PrivateData":
         """Raises DataError."""
-        if source.preset is not None:
-            files = preset_files(source.preset, source.root)
-            return cls(load_preset(source.preset, source.root), digest_of(files))
-        assert source.path is not None
-        examples = read_examples(source.path, source.columns)
-        return cls(examples, digest_of([source.path]))
+        return cls(inspected(examples_of(source)), digest_of(files_of(source)))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -65,3 +62,19 @@ class PrivateData:
         """Ready for the run's model."""
         labels = None if task.kind is TaskKind.CAUSAL_LM else task.labels
         return encode(processor, self.examples, task.kind, task.max_length, labels)
+
+
+def examples_of(source: Source) -> Examples:
+    """What lies there, not looked at yet. Raises DataError."""
+    if source.preset is not None:
+        return load_preset(source.preset, source.root)
+    assert source.path is not None
+    return read_examples(source.path, source.columns)
+
+
+def files_of(source: Source) -> list[Path]:
+    """The files, or folder, that hold the data. Raises DataError."""
+    if source.preset is not None:
+        return preset_files(source.preset, source.root)
+    assert source.path is not None
+    return [source.path]

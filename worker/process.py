@@ -78,6 +78,8 @@ async def work(options: WorkerOptions) -> signal.Signals | None:
 async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -> signal.Signals | None:
     data = PrivateData.read(options.data)
     log.info("%d private examples in %s", len(data), data.examples.source)
+    for note in data.examples.notes:
+        log.warning("%s", note)
     joining = JoinRequest(name, PROTOCOL_MIN, PROTOCOL_MAX, version("fedpft"), len(data))
     metrics = Metrics()
     serving = open_metrics(options.metrics, metrics.registry, options.insecure)

@@ -40,6 +40,9 @@ class TaskSection(Section):
     def _consistent(self) -> "TaskSection":
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("labels must be distinct")
+        for label in self.labels:
+            if not label or label != label.strip():
+                raise ValueError(f"labels must neither be empty nor begin or end with a blank, got {label!r}")
         if self.kind is TaskKind.CAUSAL_LM and self.labels:
             raise ValueError("labels must be left out for causal-lm, which has no classes")
         if self.kind is not TaskKind.CAUSAL_LM and len(self.labels) < 2:

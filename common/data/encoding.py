@@ -1,5 +1,6 @@
 """Examples → what a model reads: token rows, or pixels on demand."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from common.data.batches import Batch, CausalDataset, Dataset, Row, TextDataset, chosen
 from common.data.examples import Examples
 from common.data.images import ImageProcessor, decode
+from common.data.rows import counted, first_few
 from common.errors import DataError, ModelError
 from common.records import TaskKind
+
+log = logging.getLogger(__name__)
 
 # Bytes of preprocessed images that a data set may keep, so that later passes need not decode.
 CACHE_BYTES = 256 * 2**20
@@ -77,7 +81,26 @@ def encode(
     encoded: Any = tokenizer(examples.texts, examples.pairs, truncation=True, max_length=max_length)
     keys = list(encoded.keys())
     rows = [{key: encoded[key][i] for key in keys} for i in range(len(examples))]
-    return TextDataset(rows, tokenizer, indices)
+    return TextDataset(_with_tokens(rows, tokenizer, examples), tokenizer, indices)
+
+
+def _with_tokens(rows: list[Row], tokenizer: PreTrainedTokenizerBase, examples: Examples) -> list[Row]:
+    """A text of which the tokenizer leaves nothing becomes one token: a model cannot read none."""
+    empty = [i for i, row in enumerate(rows) if not row["input_ids"]]
+    if not empty:
+        return rows
+    marks = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
+    mark = next((token for token in marks if token is not None), None)
+    where = first_few([examples.name_of(i) for i in empty])
+    told = f"{counted(len(empty), 'text')} of which the model's tokenizer leaves nothing: {where}"
+    if mark is None:
+        raise DataError(f"{told}; remove them")
+    log.warning("%s: %s; each is read as one special token", examples.source, told)
+    # Segments are 0, the mask of a token that is there is 1.
+    values = {"input_ids": mark, "attention_mask": 1}
+    for i in empty:
+        rows[i] = {key: [values.get(key, 0)] for key in rows[i]}
+    return rows
 
 
 def _causal_rows(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> list[Row]:

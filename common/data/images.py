@@ -1,7 +1,11 @@
 """Images → pixel values, as the model's own preprocessor_config.json says; by PIL alone."""
 
+import contextlib
 import io
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,9 +15,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers import AutoImageProcessor
 
+from common.data.content import foreign
+from common.data.folders import FORMATS
 from common.errors import DataError, ModelError
 
+# What is wrong with a file is told once, by the error.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
 CONFIG_NAME = "preprocessor_config.json"
+_SIXTEEN = 2**16 - 1
+# TIFF's number of the tag.
+_BITS_PER_SAMPLE = 258
 
 
 @dataclass(frozen=True)
@@ -62,27 +74,135 @@ class ImageProcessor:
         return values.float()
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """An image's pixels as models want them, and what of the file they do not tell."""
+
+    pixels: Image.Image
+    """RGB, upright."""
+    scale: str = ""
+    """Of more than 8 bits a pixel: which values have become black and white."""
+    frames: int = 1
+    """The file's frames or pages; the first is taken."""
+
+
 def decode(image: Path | bytes, name: str) -> Image.Image:
     """A file's or an encoded image's pixels as RGB, upright; greyscale is spread, transparency dropped.
 
-    Raises DataError with `name` when it is missing or not an image.
+    Raises DataError with `name` when it is missing or not an image, or when its values have no
+    range that can be known.
     """
+    with _opened(image, name) as opened:
+        opened.load()
+        return _rgb(ImageOps.exif_transpose(opened))[0]
+
+
+def inspect(image: Path | bytes, name: str, *, thorough: bool, sampled: bool) -> Decoded | None:
+    """What `decode` will come to; None when only the file's header was looked at, and it is well.
+
+    `thorough`: decode every image, not only those whose values may have no known range. `sampled`: those
+    of 16 bits too, whose range is known. Raises DataError.
+    """
+    with _opened(image, name) as opened:
+        frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
+        looked_at = _is_wide(opened) and (sampled or not opened.mode.startswith("I;16"))
+        if not thorough and frames == 1 and not looked_at:
+            return None
+        opened.seek(0)
+        opened.load()
+        pixels, scale = _rgb(ImageOps.exif_transpose(opened))
+        return Decoded(pixels, scale, frames)
+
+
+@contextmanager
+def _opened(image: Path | bytes, name: str) -> Iterator[Image.Image]:
+    """An image whose pixels are not read yet. What goes wrong with it becomes a DataError of one line."""
     try:
-        with Image.open(image if isinstance(image, Path) else io.BytesIO(image)) as opened:
-            opened.load()
-            return _rgb(ImageOps.exif_transpose(opened))
+        with warnings.catch_warnings():
+            # Pillow warns of images that are large, and of oddities that it copes with.
+            warnings.simplefilter("ignore")
+            file = image if isinstance(image, Path) else io.BytesIO(image)
+            with Image.open(file, formats=FORMATS) as opened:
+                yield opened
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such image") from error
-    # What PIL raises for broken files is not of one class.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(f"{name} cannot be decoded: {reason}; replace or remove it") from error
+    except _NoRange as error:
+        raise DataError(
+            f"{name} {error}; convert it to 8 bits a pixel, with the range that you mean"
+        ) from None
+    # What PIL raises for broken files is of any class.
+    except Exception as error:
+        raise DataError(f"{name} cannot be decoded: {_reason(image, error)}; replace or remove it") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # PIL would cut 16 bits off at 255 instead of scaling them.
-        image = Image.fromarray((numpy.asarray(image) >> 8).astype(numpy.uint8))
+def _reason(image: Path | bytes, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        begin = b""
+        with contextlib.suppress(OSError):
+            begin = _begin_of(image)
+        return f"it {told}" if (told := foreign(begin)) else "not an image" if begin else "it is empty"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _begin_of(image: Path | bytes) -> bytes:
+    if isinstance(image, bytes):
+        return image[:64]
+    with image.open("rb") as file:
+        return file.read(64)
+
+
+class _NoRange(ValueError):
+    """Nobody can tell which values are black and white."""
+
+
+def _is_wide(image: Image.Image) -> bool:
+    """Whether a pixel has more than 8 bits, which PIL would cut off at 255 instead of scaling."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _rgb(image: Image.Image) -> tuple[Image.Image, str]:
+    scale = ""
+    if _is_wide(image):
+        image, scale = _scaled(image)
     if "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    if image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode.replace("a", "A"))
+    return image.convert("RGB"), scale
+
+
+def _scaled(image: Image.Image) -> tuple[Image.Image, str]:
+    """8 bits a pixel out of more, and from where to where.
+
+    16 bits are what a file says of itself. 32 bits and floating-point numbers hold, by custom, values up
+    to 1 (numbers only), 255 or 65,535. Raises _NoRange for others.
+    """
+    values = numpy.asarray(image)
+    least, most = values.min(), values.max()
+    if not numpy.isfinite(values).all():
+        raise _NoRange("has pixels that are no finite numbers")
+    if image.mode.startswith("I;16"):
+        bits = _bits_of(image)
+        return _grey(values.astype(numpy.int64) >> (bits - 8)), f"0 to {2**bits - 1:,}"
+    if least < 0 or most > _SIXTEEN:
+        raise _NoRange(f"has values from {least:,} to {most:,}, a range that no image is known by")
+    if image.mode == "F" and most <= 1:
+        return _grey((values * 255).round()), "0 to 1"
+    if most <= 255:
+        return _grey(values.round()), "0 to 255"
+    return _grey(values / 257 if image.mode == "F" else values >> 8), f"0 to {_SIXTEEN:,}"
+
+
+def _grey(values: Any) -> Image.Image:
+    return Image.fromarray(values.astype(numpy.uint8))
+
+
+def _bits_of(image: Image.Image) -> int:
+    """Of a TIFF, whose 12 bits come as 16, what the file says."""
+    told: Any = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+    bits = told[0] if isinstance(told, tuple) else told
+    return bits if bits in range(9, 17) else 16

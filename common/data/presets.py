@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from common.data.examples import Columns, Examples, join, read_examples
+from common.data.folders import require_all_shards
 from common.errors import DataError
 from common.records import TaskKind
 
@@ -176,7 +177,7 @@ def load_preset(
     examples = join(source, [read_examples(path, columns, preset.kind) for path in files])
     if examples.label_names is None:
         return examples
-    return replace(examples, label_names=list(_named(preset, source, examples.label_names)))
+    return replace(examples, label_names=list(_named(preset, source, examples)))
 
 
 def preset_files(name_and_split: str, root: Path | None = None, *, test: bool = False) -> list[Path]:
@@ -192,11 +193,7 @@ def _on_disk(preset: Preset, split: str, root: Path | None) -> list[Path]:
         raise DataError(f"{root}: no such folder of data sets")
     for repository in (root / preset.hub_id, root / preset.hub_id.partition("/")[2]):
         if files := sorted(repository.glob(preset.pattern(split))):
-            # Named train-00000-of-00006: a part of a download would pass for the whole.
-            wanted = files[0].stem.rpartition("-of-")[2]
-            if wanted.isdigit() and int(wanted) != len(files):
-                there = f"{len(files)} of {int(wanted)} files of split {split}"
-                raise DataError(f"{repository / preset.folder} holds {there}; get the others too")
+            require_all_shards(files, f"{repository / preset.folder}, split {split},")
             return files
     return []
 
@@ -224,14 +221,16 @@ def _missing(preset: Preset, split: str, root: Path | None) -> DataError:
     return DataError(f"{preset.name}:{split} {where}, and the hub cannot be reached; run: {command}{then}")
 
 
-def _named(preset: Preset, source: str, found: list[str]) -> Iterator[str]:
+def _named(preset: Preset, source: str, examples: Examples) -> Iterator[str]:
     """The classes' names for the numbers that the hub's files hold."""
     names = {str(i): label for i, label in enumerate(preset.labels)}
-    for row, label in enumerate(found, start=1):
+    for row, label in enumerate(examples.label_names or ()):
         if label == _HIDDEN:
             usable = ", ".join(split for split in preset.splits if split not in preset.hidden)
             raise DataError(f"{source} has no labels: its owner keeps them; use another split: {usable}")
         if label not in names:
             classes = len(preset.labels)
-            raise DataError(f"{source}: row {row} has label {label!r}; there are {classes} classes from 0")
+            raise DataError(
+                f"{examples.name_of(row)} has label {label!r}; there are {classes} classes from 0"
+            )
         yield names[label]

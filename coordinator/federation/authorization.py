@@ -27,6 +27,7 @@ _ALL = frozenset(Role)
 # Every call that is served. A test compares this with the services' descriptors; what is missing is refused.
 MAY_CALL: Mapping[str, frozenset[Role]] = {
     "/fedpft.v1.FederationService/Join": _WORKERS,
+    "/fedpft.v1.FederationService/DescribeRun": _WORKERS,
     "/fedpft.v1.FederationService/WatchTasks": _WORKERS,
     "/fedpft.v1.FederationService/Heartbeat": _WORKERS,
     "/fedpft.v1.FederationService/DownloadArtifact": _WORKERS,

@@ -91,6 +91,15 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         return message
 
     @answers
+    async def DescribeRun(
+        self, request: federation_pb2.DescribeRunRequest, context: Any
+    ) -> federation_pb2.DescribeRunResponse:
+        worker = wire.worker_name(request.worker)
+        self._admission.require(worker, context)
+        self._rate_limiter.call(worker)
+        return federation_pb2.DescribeRunResponse(run=wire.run_spec_to_pb(self._run.spec))
+
+    @answers
     async def WatchTasks(
         self, request: federation_pb2.WatchTasksRequest, context: Any
     ) -> AsyncIterator[federation_pb2.WatchTasksResponse]:

@@ -46,9 +46,9 @@ from coordinator.modelling.building import (
     SubModelBuilder,
     distillation_settings,
 )
+from coordinator.modelling.data import read_source
 from coordinator.modelling.evaluation import score
 from coordinator.modelling.foundation import load_foundation, wire_config
-from coordinator.modelling.owner_data import read_source
 from coordinator.storage.store import Store, StoredUpdate
 
 # Examples on which an adapter is tried before it counts.

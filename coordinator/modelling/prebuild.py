@@ -14,8 +14,8 @@ from common.errors import ConfigError
 from common.model.layers import layers_of
 from common.runtime import seeds
 from coordinator.modelling.building import ABOUT_FILE, CHECKPOINT_FILE, OnProgress, Recipe, SubModelBuilder
+from coordinator.modelling.data import read_source
 from coordinator.modelling.foundation import load_foundation
-from coordinator.modelling.owner_data import read_source
 
 
 def build_ahead(config: RunConfig, out: Path) -> None:

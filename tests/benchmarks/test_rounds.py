@@ -15,6 +15,7 @@ from benchmarks.running import adapter_settings, running
 from coordinator.campaign.status import open_run, stored_status
 
 
+@pytest.mark.slow
 @pytest.mark.packaged
 def test_workers_that_do_not_train_go_through_rounds(tmp_path: Path) -> None:
     with running(tmp_path, 2, adapter_settings(0)) as found:

@@ -72,7 +72,10 @@ async def test_a_well_host_has_nothing_to_do(certificates: Callable[[Role], Path
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     assert all(line.startswith("ok") for line in lines)
-    names = ("versions", "name resolution", "port", "TLS", "clock", "disk", "device", "private data")
+    names = (
+        *("versions", "name resolution", "port", "TLS", "clock", "disk", "device", "private data"),
+        "run",
+    )
     assert len(lines) == len(names)
     assert all(name in line for name, line in zip(names, lines, strict=True))
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,8 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
+
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deploy" / "compose.yaml"
@@ -151,10 +152,14 @@ class Federation:
             texts.append(f"--- {service}\n{done.stdout}{done.stderr}")
         return "\n".join(texts)
 
-    def until(self, seconds: float, what: str) -> Iterator[None]:
-        """Look again and again; an AssertionError with the logs when `what` has not come."""
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
-            yield
-            time.sleep(2)
-        raise AssertionError(f"not within {seconds} s: {what}\n{self.logs()}")
+    def until(self, what: str) -> Iterator[None]:
+        """Look again and again; an AssertionError with the logs once nothing moves for long.
+
+        A step of a computation moves the run's own time of progress; before there is one, containers
+        write logs.
+        """
+        return until(what, self._progress, told=self.logs, patience=300, pause=2)
+
+    def _progress(self) -> object:
+        moved = self.value("fedpft_progress_timestamp_seconds")
+        return moved if moved > 0 else self.logs()

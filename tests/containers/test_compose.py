@@ -15,7 +15,7 @@ from tests.containers.engine import IMAGES, SERVICES, Engine, Federation
 from tests.deploy.dashboards import Query, dashboard_queries, rule_queries
 from tests.deploy.metrics import Declared, declared
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(7200)]
 
 RUNNING = ("coordinator", "worker-1", "worker-2", "worker-3")
 
@@ -43,7 +43,7 @@ def outcome() -> Iterator[Outcome]:
     began = time.time()
     try:
         federation.compose("up", "--detach", *SERVICES)
-        for _ in federation.until(300, "round 1 is under way"):
+        for _ in federation.until("round 1 is under way"):
             if federation.value("fedpft_round") >= 1:
                 break
         seen = {service: federation.inspect(service) for service in RUNNING}
@@ -59,21 +59,21 @@ def outcome() -> Iterator[Outcome]:
             )
             for service, port in (("coordinator", 7071), ("worker-1", 7072))
         }
-        for _ in federation.until(300, "round 2 is under way"):
+        for _ in federation.until("round 2 is under way"):
             if federation.value("fedpft_round") >= 2:
                 break
         federation.call("kill", "coordinator")
         federation.call("start", "coordinator")
-        for _ in federation.until(300, "round 3 is under way"):
+        for _ in federation.until("round 3 is under way"):
             if federation.value("fedpft_round") >= 3:
                 break
         federation.call("kill", "worker-2")
         federation.call("start", "worker-2")
-        for _ in federation.until(400, "the run is finished"):
+        for _ in federation.until("the run is finished"):
             if federation.value('fedpft_phase{phase="finished"}') == 1:
                 break
         # The last figures are scraped and the rules evaluated.
-        for _ in federation.until(60, "the coordinator ends"):
+        for _ in federation.until("the coordinator ends"):
             if not federation.inspect("coordinator")["State"]["Running"]:
                 break
         yield Outcome(federation, began, time.time(), seen, users, writes, linted, health)

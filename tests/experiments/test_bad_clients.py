@@ -71,7 +71,7 @@ def accuracy(tmp_path_factory: pytest.TempPathFactory) -> Accuracy:
     return measure
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_the_clean_run_learns_and_an_attack_on_the_mean_undoes_it(accuracy: Accuracy) -> None:
     """Otherwise the figures below would say nothing."""
     clean = accuracy("mean", None)
@@ -79,15 +79,14 @@ def test_the_clean_run_learns_and_an_attack_on_the_mean_undoes_it(accuracy: Accu
     assert accuracy("mean", Attack.SIGN_FLIP) < clean - 0.2
 
 
-# In `make test`, too.
+# In `make test-all`, too.
 USUAL = {("median", Attack.LABEL_FLIP), ("multi-krum", Attack.SIGN_FLIP)}
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("rule", "attack"),
     [
-        pytest.param(rule, attack, marks=() if (rule, attack) in USUAL else pytest.mark.attacks)
+        pytest.param(rule, attack, marks=pytest.mark.slow if (rule, attack) in USUAL else pytest.mark.attacks)
         for rule in ("median", "trimmed-mean", "multi-krum")
         for attack in Attack
     ],
@@ -96,6 +95,7 @@ def test_a_robust_rule_loses_no_more_than_it_may(accuracy: Accuracy, rule: str, 
     assert accuracy(rule, attack) >= accuracy("mean", None) - MOST_LOST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [Attack.SIGN_FLIP, Attack.NOISE])
 def test_the_mean_bears_what_is_far_too_large_within_a_norm_limit(accuracy: Accuracy, attack: Attack) -> None:
     assert accuracy("mean, within a norm", attack) >= accuracy("mean", None) - MOST_LOST

@@ -14,7 +14,10 @@ from tests.conftest import LABELS, write_table
 from tests.experiments.test_simulation import data, digest
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:.*ray.*:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:.*ray.*:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,6 @@ def cluster() -> Iterator[Clients]:
     clients.close()
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("targets", ["attention", "attention+ffn"])
 def test_a_ray_cluster_gives_the_same_bits_as_one_process(
     tmp_path: Path, model_folder: Path, cluster: Clients, targets: str

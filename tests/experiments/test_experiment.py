@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ from typer.testing import CliRunner
 from cli.main import app
 from common.errors import ConfigError
 from experiments.catalogue import EXPERIMENTS, Scale
+from experiments.clients import LocalClients
 from experiments.experiment import EXPERIMENT_FILE, STEPS_FILE, Wanted, conduct
 from experiments.report.of_experiment import document
 from experiments.sources import Source
 from tests.conftest import write_table
+from tests.waiting import sizes, until
 
 SMALL: dict[str, Any] = {
     "clients": 4,
@@ -64,11 +65,14 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "compare" else pytest.mark.slow) for name in EXPERIMENTS],
+)
 def test_every_experiment_runs_and_is_reported(tmp_path: Path, model_folder: Path, name: str) -> None:
     order = wanted(tmp_path, model_folder, name, scale={"seeds": 2 if name == "compare" else 1})
-    conduct(order, Console(quiet=True))
+    # In this process, except for one: others take seconds to start.
+    conduct(order, Console(quiet=True), None if name == "compare" else LocalClients)
     cells = results(order.folder)
     assert len(cells) == len(order.variants) * len(order.scale.splits) * order.scale.seeds
     report = document(order.folder)
@@ -85,7 +89,7 @@ def test_every_experiment_runs_and_is_reported(tmp_path: Path, model_folder: Pat
     assert not list((order.folder / "runs").rglob("run.sqlite"))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_cells_side_by_side_have_the_results_of_cells_one_by_one(tmp_path: Path, model_folder: Path) -> None:
     few = ("fedpetuning", "fedpft", "head-only")
     one = wanted(tmp_path / "one", model_folder, "compare", variants=few, scale={"seeds": 1})
@@ -115,26 +119,26 @@ def command(folder: Path, model: Path) -> list[str]:
     return ["experiment", "compare", "--quick", *listed]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.slow
 def test_killed_half_way_an_experiment_loses_at_most_what_was_running(
     tmp_path: Path, model_folder: Path
 ) -> None:
     arguments = command(tmp_path, model_folder)
     folder = tmp_path / "compare"
     process = subprocess.Popen([sys.executable, "-m", "cli", *arguments], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while len(done := results(folder)) < 3:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+    for _ in until("three cells are done", lambda: sizes(files_in(folder)), pause=0.1):
+        assert process.poll() is None
+        if len(results(folder)) >= 3:
+            break
     children = [
         int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ]
     process.send_signal(signal.SIGKILL)
     process.wait()
     # What it had started ends by itself.
-    while any(_is_alive(pid) for pid in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    for _ in until("its processes end", lambda: sizes(files_in(folder)), pause=0.1):
+        if not any(_is_alive(pid) for pid in children):
+            break
     done = results(folder)
     written = {name: (folder / name).stat().st_mtime_ns for name in done}
     ran = CliRunner().invoke(app, arguments)
@@ -149,6 +153,10 @@ def test_killed_half_way_an_experiment_loses_at_most_what_was_running(
     assert again.exit_code == 0 and "14 of 14 cells are done already" in again.output
 
 
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -159,13 +167,13 @@ def _is_alive(pid: int) -> bool:
 
 def test_a_folder_of_another_experiment_is_refused(tmp_path: Path, model_folder: Path) -> None:
     order = wanted(tmp_path, model_folder, "cost", variants=("head-only",))
-    conduct(order, Console(quiet=True))
+    conduct(order, Console(quiet=True), LocalClients)
     other = replace(order, settings=FAST | {"training.epochs": 2})
     with pytest.raises(ConfigError, match="another settings"):
         conduct(other, Console(quiet=True))
     # More variants of the same are welcome.
     more = replace(order, variants=("fedpetuning", "head-only"))
-    conduct(more, Console(quiet=True))
+    conduct(more, Console(quiet=True), LocalClients)
     about = json.loads((order.folder / EXPERIMENT_FILE).read_text())
     assert about["variants"] == ["fedpetuning", "head-only"]
 

@@ -40,7 +40,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, material: Material) ->
     try:
         for name in ("coordinator", *federation.workers):
             federation.start(name, trace=federation.folder / f"{name}.trace")
-        federation.supervise(90)
+        federation.supervise()
         yield federation
     finally:
         federation.end()

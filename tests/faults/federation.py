@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,8 +21,9 @@ from common.records import Phase
 from common.runtime.fault_points import TRACE_VARIABLE, VARIABLE
 from coordinator.campaign.status import open_run
 from coordinator.storage.store import Store
+from tests import services
 from tests.conftest import LABELS, write_table, write_tokenizer
-from tests.faults import services
+from tests.waiting import sizes, until
 
 WORKERS = ("worker-1", "worker-2")
 
@@ -49,7 +49,7 @@ SETTINGS: dict[str, Any] = {
     "rounds.count": 2,
     "rounds.workers": 2,
     "rounds.minimum": 2,
-    "rounds.deadline_seconds": 60.0,
+    "rounds.deadline_seconds": 600.0,
     "rounds.grace_seconds": 30.0,
     "server.metrics": "127.0.0.1:0",
     "server.heartbeat_seconds": 0.3,
@@ -144,15 +144,12 @@ class Federation:
         for name in ("coordinator", *self.workers):
             self.start(name)
 
-    def supervise(
-        self, seconds: float, each: Callable[[], object] = lambda: None, forgive: tuple[str, ...] = ()
-    ) -> None:
+    def supervise(self, each: Callable[[], object] = lambda: None, forgive: tuple[str, ...] = ()) -> None:
         """Until every process has ended well; those that die by SIGKILL are started again.
 
         `each` is called again and again meanwhile. The processes in `forgive` may end as they like, or not.
         """
-        ends = time.monotonic() + seconds
-        while True:
+        for _ in self.until("every process ends"):
             each()
             for name, process in list(self.processes.items()):
                 code = process.exitcode
@@ -163,9 +160,24 @@ class Federation:
                     raise AssertionError(f"{name} ended with {code}\n{self.logs()}")
             if all(p.exitcode is not None for name, p in self.processes.items() if name not in forgive):
                 return
-            if time.monotonic() > ends:
-                raise AssertionError(f"not done after {seconds} s\n{self.logs()}")
-            time.sleep(0.02)
+
+    def until(self, what: str) -> Iterator[None]:
+        """Look again and again; an AssertionError once no process has written anything for long."""
+
+        def progress() -> object:
+            database = [self.run / f"run.sqlite{end}" for end in ("", "-wal")]
+            return sizes([*self.folder.glob("*.log"), *database])
+
+        return until(what, progress, told=self.logs)
+
+    def ended(self, name: str) -> int:
+        """A process's exit code, once it has ended."""
+        process = self.processes[name]
+        for _ in self.until(f"{name} ends"):
+            if process.exitcode is not None:
+                break
+        assert process.exitcode is not None
+        return process.exitcode
 
     def kill(self, name: str) -> None:
         """SIGKILL, from outside."""
@@ -229,16 +241,14 @@ class Federation:
         for name in self.processes:
             self.kill(name)
 
-    def endpoint(self, seconds: float = 20) -> dict[str, Any]:
+    def endpoint(self) -> dict[str, Any]:
         """What the coordinator writes once it listens."""
         path, process = self.run / "endpoint.json", self.processes["coordinator"]
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
+        for _ in self.until("the coordinator listens"):
             if path.exists() and (found := json.loads(path.read_text()))["pid"] == process.pid:
                 return dict(found)
             assert process.exitcode is None, self.logs()
-            time.sleep(0.02)
-        raise AssertionError(f"the coordinator does not listen\n{self.logs()}")
+        raise AssertionError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -71,9 +70,7 @@ def says_what_to_do(line: str, fault: str) -> bool:
 
 def end_of(federation: Federation, name: str, code: int) -> str:
     """Wait for a process's end with this code; its last line. There must be no traceback."""
-    process = federation.processes[name]
-    process.join(30)
-    assert process.exitcode == code, federation.logs()
+    assert federation.ended(name) == code, federation.logs()
     assert "Traceback" not in federation.log(name)
     return federation.log(name).strip().splitlines()[-1]
 
@@ -92,7 +89,7 @@ def test_a_coordinators_disk_fails_and_the_run_goes_on_once_it_is_mended(
     assert says_what_to_do(end_of(federation, "coordinator", 2), fault)
     federation.start("coordinator")
     # The workers have waited.
-    federation.supervise(60)
+    federation.supervise()
     assert federation.outcome() == reference
 
 
@@ -104,7 +101,7 @@ def test_an_update_that_the_disk_does_not_take_comes_again(
     record_property("point", str(fault))
     federation = make(faults={"coordinator": [fault]})
     federation.start_all()
-    federation.supervise(60)
+    federation.supervise()
     assert federation.outcome() == reference
     with federation.store() as store:
         refused = [e.text for e in store.events.all() if e.kind == "update_refused"]
@@ -122,7 +119,7 @@ def test_a_workers_disk_fails_and_it_comes_back_once_it_is_mended(
     federation.start_all()
     assert says_what_to_do(end_of(federation, "worker-1", 2), fault)
     federation.start("worker-1")
-    federation.supervise(60)
+    federation.supervise()
     assert federation.outcome() == reference
 
 
@@ -151,21 +148,20 @@ def test_a_disk_that_is_really_full_ends_in_one_line_and_nothing_is_lost(
         ballast.write_bytes(bytes(16 * 1024 * 1024 - spare))
         federation.start_all()
         process = federation.processes["coordinator"]
-        ends = time.monotonic() + 40
-        while process.exitcode is None and time.monotonic() < ends:
-            process.join(0.2)
+        for _ in federation.until("the disk is full"):
             log = federation.log("coordinator")
             if "refused" in log and "No space left" in log:
                 # It cannot take the updates and says so; it waits, as the workers do.
                 break
-        else:
-            line = end_of(federation, "coordinator", 2)
-            assert line.startswith("error: ")
-            assert "free space" in line
+            if process.exitcode is not None:
+                line = end_of(federation, "coordinator", 2)
+                assert line.startswith("error: ")
+                assert "free space" in line
+                break
         ballast.unlink()
         if process.exitcode is not None:
             federation.start("coordinator")
-        federation.supervise(60)
+        federation.supervise()
         assert federation.outcome() == reference
         federation.end()
 
@@ -175,7 +171,7 @@ def test_a_disk_that_is_really_full_ends_in_one_line_and_nothing_is_lost(
 def test_a_damaged_artifact_is_found_by_its_digest_and_named(damage: str, make: Make) -> None:
     federation = make(faults={"coordinator": ["step/aggregated#2=kill"]})
     federation.start_all()
-    federation.processes["coordinator"].join(30)
+    federation.ended("coordinator")
     with federation.store() as store:
         adapter = store.artifacts.path(store.adapters()[1])
         good = adapter.read_bytes()
@@ -192,19 +188,19 @@ def test_a_damaged_artifact_is_found_by_its_digest_and_named(damage: str, make: 
     assert "the adapter after round 1" in line
     adapter.write_bytes(good)
     federation.start("coordinator")
-    federation.supervise(60)
+    federation.supervise()
 
 
 def test_a_damaged_update_is_named_and_asked_for_again(make: Make, reference: Outcome) -> None:
     federation = make(faults={"coordinator": ["transaction-committed/update=kill"]})
     federation.start_all()
-    federation.processes["coordinator"].join(30)
+    federation.ended("coordinator")
     with federation.store() as store:
         (update,) = store.updates(1)
         path = store.artifacts.path(update.sha256)
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     federation.start("coordinator")
-    federation.supervise(60)
+    federation.supervise()
     assert federation.outcome() == reference
     with federation.store() as store:
         assert [e.worker for e in store.events.all() if e.kind == "update_damaged"] == [update.worker]
@@ -214,17 +210,17 @@ def test_a_run_and_a_workers_folder_belong_to_one_process(make: Make) -> None:
     federation = make()
     first = federation.start("coordinator")
     federation.endpoint()
-    second = federation.start("coordinator")
-    second.join(30)
-    assert second.exitcode == 2
+    federation.start("coordinator")
+    assert federation.ended("coordinator") == 2
     # The first one goes on and prints as well.
     assert f"is in use by a coordinator, process {first.pid}" in federation.log("coordinator")
     worker = federation.start("worker-1")
-    while "joined run" not in federation.log("worker-1"):
+    for _ in federation.until("worker 1 has joined"):
         assert worker.exitcode is None
-    twin = federation.start("worker-1")
-    twin.join(30)
-    assert twin.exitcode == 2
+        if "joined run" in federation.log("worker-1"):
+            break
+    federation.start("worker-1")
+    assert federation.ended("worker-1") == 2
     assert f"is in use by worker worker-1, process {worker.pid}" in federation.log("worker-1")
     for process in (first, worker):
         process.kill()

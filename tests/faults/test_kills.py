@@ -15,19 +15,22 @@ from tests.faults.points import (
     is_volatile,
 )
 
-# In `make test`, too: one of every kind.
-USUAL = {
+# In `make test`, too.
+QUICK = {
     "file-renamed/adapter=kill",
     "file-written/update=power",
     "transaction-committed/update=kill",
+    "chunk-received/sub_model#2=kill",
+    "file-renamed/update-header=power",
+    "reply-received/SubmitUpdate=kill",
+}
+# With those, in `make test-all`: one of every kind.
+USUAL = {
     "transaction-made/adapter=kill",
     "reply-ready/SubmitUpdate=kill",
     "chunk-received/upload#3=power",
     "step/round-closed=kill",
     "transaction-committed/outcome=kill",
-    "chunk-received/sub_model#2=kill",
-    "file-renamed/update-header=power",
-    "reply-received/SubmitUpdate=kill",
     "step/trained-a-step=kill",
 }
 
@@ -37,7 +40,13 @@ def faults(points: type[StrEnum], again: list[tuple[StrEnum, int]]) -> list[obje
     names = [*(f"{point}=kill" for point in points), *(f"{point}#{n}=kill" for point, n in again)]
     names += [f"{point}=power" for point in points if is_volatile(point)]
     names += [f"{point}#{n}=power" for point, n in again if is_volatile(point)]
-    return [pytest.param(name, marks=() if name in USUAL else pytest.mark.faults) for name in names]
+    return [pytest.param(name, marks=_marks(name)) for name in names]
+
+
+def _marks(fault: str) -> tuple[pytest.MarkDecorator, ...]:
+    if fault in QUICK:
+        return ()
+    return (pytest.mark.slow,) if fault in USUAL else (pytest.mark.faults,)
 
 
 def end(federation: Federation, victim: str, fault: str, note: Callable[[str, object], None]) -> None:
@@ -48,7 +57,7 @@ def end(federation: Federation, victim: str, fault: str, note: Callable[[str, ob
     federation.start_all()
     # A worker that dies as it says goodbye may come back when the coordinator has gone home.
     late = ("Leave" in fault and victim != "coordinator") or "delivered" in fault
-    federation.supervise(60, forgive=(victim,) if late else ())
+    federation.supervise(forgive=(victim,) if late else ())
     assert federation.kills == {victim: 1}, f"the fault did not strike: {federation.kills}"
 
 
@@ -95,6 +104,6 @@ def test_one_death_after_the_other_changes_nothing(make: Make, reference: Outcom
     }
     deaths = {name: len(faults) for name, faults in federation.faults.items()}
     federation.start_all()
-    federation.supervise(90)
+    federation.supervise()
     assert federation.kills == deaths
     assert federation.outcome() == reference

@@ -11,8 +11,9 @@ from tests.faults.conftest import Make
 from tests.faults.federation import Federation, Outcome
 from tests.faults.proxy import NetworkFault, Proxy
 
-# In `make test`, too.
-USUAL = {NetworkFault.RESET_UP, NetworkFault.TRUNCATED_DOWN, NetworkFault.BLACK_HOLE}
+# In `make test`, too; and in `make test-all`.
+QUICK = {NetworkFault.RESET_UP}
+USUAL = {NetworkFault.TRUNCATED_DOWN, NetworkFault.BLACK_HOLE}
 
 
 class When(StrEnum):
@@ -22,11 +23,17 @@ class When(StrEnum):
     WORKING = "once the first round is open"
 
 
+def _marks(fault: NetworkFault, when: When) -> tuple[pytest.MarkDecorator, ...]:
+    if when is When.WORKING and fault in QUICK | USUAL:
+        return () if fault in QUICK else (pytest.mark.slow,)
+    return (pytest.mark.faults,)
+
+
 CASES = [
     pytest.param(
         fault,
         when,
-        marks=() if fault in USUAL and when is When.WORKING else pytest.mark.faults,
+        marks=_marks(fault, when),
         id=f"{fault}-{when.name.lower()}",
     )
     for fault in NetworkFault
@@ -61,7 +68,7 @@ def test_a_broken_network_changes_nothing(
                 proxy.strike()
                 struck = True
 
-        federation.supervise(60, each=strike)
+        federation.supervise(each=strike)
         assert proxy.struck, "the fault did not strike"
     assert federation.outcome() == reference
     # The other worker sees nothing of it.
@@ -79,7 +86,7 @@ def test_an_upload_that_was_cut_goes_on_where_it_broke_off(
         federation.routes["worker-1"] = proxy.address
         proxy.strike()
         federation.start_all()
-        federation.supervise(60)
+        federation.supervise()
         assert proxy.struck >= 2
     assert federation.outcome() == reference
     with federation.store() as store:
@@ -99,7 +106,7 @@ def test_a_worker_that_flaps_without_end_disturbs_nobody(make: Make, reference: 
         federation.start_all()
         federation.endpoint()
         joins = flap(federation, seconds=2.0)
-        federation.supervise(60)
+        federation.supervise()
     assert joins > 20
     assert federation.outcome() == reference
     with federation.store() as store:

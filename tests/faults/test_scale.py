@@ -92,7 +92,7 @@ def test_two_hundred_workers_join_at_once_and_a_fifth_vanishes(
         ends = asyncio.run(fleet.work())
     finally:
         prober.close()
-    federation.processes["coordinator"].join(30)
+    federation.ended("coordinator")
     assert list(ends.values()).count("vanished") > 20
     with federation.store() as store:
         assert store.outcome() == Phase.FINISHED, federation.logs()
@@ -140,7 +140,7 @@ def test_more_workers_are_asked_than_needed_and_the_slow_ones_are_refused(make: 
         return page
 
     page = asyncio.run(main())
-    federation.processes["coordinator"].join(30)
+    federation.ended("coordinator")
     with federation.store() as store:
         assert store.outcome() == Phase.FINISHED, federation.logs()
         for number in (1, 2):
@@ -188,12 +188,11 @@ def test_a_round_that_misses_its_minimum_again_and_again_fails_the_run_and_says_
         rounds__grace_seconds=0.5,
         rounds__tries=2,
     )
-    process = federation.start("coordinator")
+    federation.start("coordinator")
     federation.endpoint()
     fleet = Fleet(Address.parse(federation.address), tmp_path, ("a", "b", "gone"), frozenset({"gone"}))
     ends = asyncio.run(fleet.work())
-    process.join(30)
-    assert process.exitcode == 1
+    assert federation.ended("coordinator") == 1
     last = federation.log("coordinator").strip().splitlines()[-1]
     assert "missed its minimum of 3 updates 2 times; missing: gone" in last
     assert "missing: gone" in ends["a"]

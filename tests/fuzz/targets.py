@@ -67,6 +67,16 @@ _DECODERS: list[tuple[Any, Callable[[Any], object], Any]] = [
         ),
     ),
     (
+        federation_pb2.DescribeRunRequest,
+        lambda m: wire.worker_name(m.worker),
+        federation_pb2.DescribeRunRequest(worker="w"),
+    ),
+    (
+        federation_pb2.DescribeRunResponse,
+        lambda m: wire.run_spec_from_pb(m.run),
+        federation_pb2.DescribeRunResponse(run=wire.run_spec_to_pb(_RUN)),
+    ),
+    (
         federation_pb2.OfferUpdateRequest,
         lambda m: wire.header_from_pb(m.header),
         federation_pb2.OfferUpdateRequest(header=wire.header_to_pb(_UPDATE)),

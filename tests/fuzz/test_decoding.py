@@ -14,7 +14,7 @@ from tests.fuzz.targets import decode_message, header_seeds, judge_header, messa
 INPUTS = int(os.environ.get("FEDPFT_FUZZ_INPUTS", "3000"))
 SEED = int(os.environ.get("FEDPFT_FUZZ_SEED", "6"))
 
-pytestmark = pytest.mark.timeout(60 + INPUTS // 100)
+pytestmark = pytest.mark.timeout(600 + INPUTS // 100)
 
 
 def bounded(cost: Cost) -> None:

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,8 +14,10 @@ from common.config.file import template
 from common.records import RunStatus, TaskKind
 from coordinator.campaign.status import open_run, stored_status
 from tests.conftest import LABELS, write_pictures, write_table
+from tests.services import ROOT, Service
+from tests.waiting import sizes, until
 
-ROOT = Path(__file__).parents[2]
+Running = Service | subprocess.Popen[bytes]
 
 
 @dataclass
@@ -27,7 +28,9 @@ class Federation:
     model: Path
     settings: dict[str, Any] = field(default_factory=dict)
     kind: TaskKind = TaskKind.TEXT_CLASSIFICATION
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    cold: bool = False
+    """Start everything as a user would, by a new interpreter; else by forks that have imported torch."""
+    processes: dict[str, Running] = field(default_factory=dict)
 
     @property
     def model_type(self) -> str:
@@ -55,7 +58,7 @@ class Federation:
             "rounds.count": 2,
             "rounds.workers": 3,
             "rounds.minimum": 3,
-            "rounds.deadline_seconds": 60.0,
+            "rounds.deadline_seconds": 600.0,
             "server.listen": "127.0.0.1:0",
             "server.metrics": "127.0.0.1:0",
             "server.heartbeat_seconds": 0.3,
@@ -76,16 +79,16 @@ class Federation:
         process = self.start("coordinator", "coordinator", "--config", str(self.write_config()), *extra)
         return self.endpoint(process)
 
-    def endpoint(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    def endpoint(self, process: Running) -> dict[str, Any]:
         """What a coordinator writes once it listens."""
         path = self.run / "endpoint.json"
-        for _ in until(90, f"coordinator listens; {self.log('coordinator')}"):
+        for _ in self.until("the coordinator listens"):
             assert process.poll() is None, self.log("coordinator")
             if path.exists() and (found := json.loads(path.read_text()))["pid"] == process.pid:
                 return dict(found)
         raise AssertionError
 
-    def start_worker(self, number: int, address: str, *extra: str) -> subprocess.Popen[bytes]:
+    def start_worker(self, number: int, address: str, *extra: str) -> Running:
         """Start worker `number` on data of its own."""
         name = f"worker-{number}"
         data = self.write_data(name, 30 + 10 * number, number)
@@ -94,30 +97,37 @@ class Federation:
         return self.start(name, "worker", *arguments, "--folder", folder, "--threads", "1", *extra)
 
     def place(self, name: str) -> list[str]:
-        """What comes before a process's command, so that it runs where it belongs."""
+        """What comes before a cold process's command, so that it runs where it belongs."""
         return []
 
-    def start(self, name: str, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, module: str, *arguments: str) -> Running:
         """Start `python -m module`."""
-        with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [*self.place(name), sys.executable, "-m", module, *arguments],
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-            )
-        self.processes[name] = process
-        return process
+        log = self.folder / f"{name}.log"
+        if self.cold:
+            command = [*self.place(name), sys.executable, "-m", module, *arguments]
+            with log.open("ab") as file:
+                self.processes[name] = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
+        else:
+            self.processes[name] = Service(module, list(arguments), log)
+        return self.processes[name]
 
-    def wait(self, seconds: float = 90, **codes: int) -> None:
+    def wait(self, **codes: int) -> None:
         """Until every process has ended, each with its exit code (0 unless named)."""
-        ends = time.monotonic() + seconds
         for name, process in self.processes.items():
-            try:
-                code = process.wait(max(0.1, ends - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                raise AssertionError(f"{name} still runs:\n{self.log(name)}") from None
+            for _ in self.until(f"{name} ends"):
+                if process.poll() is not None:
+                    break
+            code = process.returncode
             assert code == codes.get(name.replace("-", "_"), 0), f"{name}: {code}\n{self.log(name)}"
+
+    def until(self, what: str) -> Iterator[None]:
+        """Look again and again; an AssertionError once no process has written anything for long."""
+
+        def progress() -> object:
+            database = [self.run / f"run.sqlite{end}" for end in ("", "-wal")]
+            return sizes([*self.folder.glob("*.log"), *database])
+
+        return until(what, progress, told=lambda: "\n".join(map(self.log, self.processes)))
 
     def log(self, name: str) -> str:
         """What a process has printed."""
@@ -141,25 +151,20 @@ class Federation:
 
 @contextmanager
 def federation(
-    folder: Path, model: Path, kind: TaskKind = TaskKind.TEXT_CLASSIFICATION, **settings: Any
+    folder: Path,
+    model: Path,
+    kind: TaskKind = TaskKind.TEXT_CLASSIFICATION,
+    cold: bool = False,
+    **settings: Any,
 ) -> Iterator[Federation]:
     """Settings are run.toml's, with "__" for the dot."""
     folder.mkdir(parents=True, exist_ok=True)
     dotted = {key.replace("__", "."): value for key, value in settings.items()}
-    running = Federation(folder, model, dotted, kind)
+    running = Federation(folder, model, dotted, kind, cold)
     try:
         yield running
     finally:
         running.end()
-
-
-def until(seconds: float, what: str) -> Iterator[None]:
-    """Look again and again; an AssertionError when `what` has not come after `seconds`."""
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends:
-        yield
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 def children_of(pid: int) -> list[int]:

@@ -9,17 +9,24 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import LABELS, write_table
-from tests.integration.federation import ROOT, Federation, federation
+from tests.integration.federation import Federation, federation
+from tests.services import ROOT, call
 
 
-def run(*arguments: str) -> str:
+def run(module: str, *arguments: str, cold: bool = False) -> str:
     """Run the module to its end; it must fail with 2 and end with one error line, which is returned."""
+    code, printed = (call_cold if cold else call)(module, *arguments)
+    assert code == 2, printed
+    assert "Traceback" not in printed
+    return printed.strip().splitlines()[-1]
+
+
+def call_cold(module: str, *arguments: str) -> tuple[int, str]:
+    """`call` by a new interpreter; its standard error only."""
     result = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True
     )
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stderr.strip().splitlines()[-1]
+    return result.returncode, result.stderr
 
 
 def config(folder: Path, model: Path, **settings: object) -> str:
@@ -50,7 +57,7 @@ def test_the_coordinator_says_what_is_wrong_with_its_configuration(
 def test_an_unknown_key_is_named_with_the_known_ones(tmp_path: Path, model_folder: Path) -> None:
     path = Path(config(tmp_path, model_folder))
     path.write_text(path.read_text().replace("[adapter]", "[adapter]\nrnak = 8"))
-    line = run("coordinator", "--config", str(path))
+    line = run("coordinator", "--config", str(path), cold=True)
     assert "unknown key adapter.rnak (known there: targets, rank" in line
 
 
@@ -76,7 +83,7 @@ def test_a_port_in_use_is_named(tmp_path: Path, model_folder: Path) -> None:
         ("", [], "is empty"),
         ("text,label\n", [], "is empty: it has columns but no rows"),
         ("words,label\na,animals\n", [], "no column 'text'; its columns are: words, label"),
-        ("text,label\na,animals\n,animals\n", [], "row 2 has no value in column 'text'"),
+        ("text,label\na,animals\na,\n", [], "line 3 has no value in column 'label'"),
         ("text,kind\na,animals\n", [], "no column 'label'; its columns are: text, kind"),
     ],
 )
@@ -94,7 +101,7 @@ def test_a_worker_gives_up_on_an_unreachable_coordinator_and_says_so(tmp_path: P
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     arguments = ["--coordinator", address, "--data", data, "--name", "w", "--join-timeout", "1"]
-    line = run("worker", *arguments)
+    line = run("worker", *arguments, cold=True)
     assert f"coordinator {address} gave no usable answer" in line
     assert "--join-timeout" in line
 
@@ -107,7 +114,7 @@ def test_a_label_that_the_run_does_not_know_ends_the_worker_and_not_the_run(
         data = tmp_path / "odd.csv"
         data.write_text("text,label\na cat,animals\na star,astronomy\n")
         line = run("worker", "--coordinator", address, "--data", str(data), "--name", "odd")
-        assert "row 2 has label 'astronomy'; the run knows: " + ", ".join(LABELS) in line
+        assert "line 3 has label 'astronomy'; the run knows: " + ", ".join(LABELS) in line
         assert "astronomy" not in running.log("coordinator")
         running.start_worker(1, address, "--join-timeout", "30")
         running.wait()

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from common.records import Phase
-from tests.integration.federation import children_of, federation, until
+from tests.integration.federation import children_of, federation
 
 
 def half_written(folder: Path) -> list[Path]:
@@ -22,11 +22,11 @@ def half_written(folder: Path) -> list[Path]:
 def test_a_signal_ends_both_sides_cleanly_and_the_run_goes_on(
     tmp_path: Path, model_folder: Path, number: signal.Signals, code: int
 ) -> None:
-    with federation(tmp_path, model_folder, training__epochs=60) as running:
+    with federation(tmp_path, model_folder, training__epochs=20) as running:
         address = running.start_coordinator()["address"]
         for worker in (1, 2, 3):
             running.start_worker(worker, address)
-        for _ in until(60, "a worker trains"):
+        for _ in running.until("a worker trains"):
             if "round 1 of 2" in running.log("coordinator"):
                 break
         for name, process in running.processes.items():
@@ -54,7 +54,7 @@ def test_an_idle_worker_outlives_a_coordinator_that_restarts(tmp_path: Path, mod
         port = first["address"].rpartition(":")[2]
         running.settings["server.listen"] = f"127.0.0.1:{port}"
         patient = running.start_worker(1, first["address"], "--join-timeout", "15")
-        for _ in until(30, "worker 1 waits"):
+        for _ in running.until("worker 1 waits"):
             if "waiting: the run waits until" in running.log("worker-1"):
                 break
         coordinator = running.processes.pop("coordinator")
@@ -71,12 +71,12 @@ def test_status_names_the_workers_whose_updates_are_missing(tmp_path: Path, mode
     settings = {"rounds__workers": 2, "rounds__minimum": 2, "rounds__count": 1, "training__epochs": 5}
     with federation(tmp_path, model_folder, **settings) as running:
         address = running.start_coordinator()["address"]
-        # 40 examples against 2,030: one is done long before the other.
-        for worker in (1, 200):
+        # 40 examples against 630: one is done long before the other.
+        for worker in (1, 60):
             running.start_worker(worker, address)
-        for _ in until(60, "worker 1 delivers"):
+        for _ in running.until("worker 1 delivers"):
             if "round 1: update of worker worker-1" in running.log("coordinator"):
                 break
         result = CliRunner().invoke(app, ["status", "--coordinator", address, "--json"])
-        assert json.loads(result.output)["waiting_for"] == "updates of worker-200"
+        assert json.loads(result.output)["waiting_for"] == "updates of worker-60"
         running.wait()

@@ -26,6 +26,7 @@ class OnNews(Federation):
         return path
 
 
+@pytest.mark.slow
 @pytest.mark.packaged
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_perplexity_falls_and_exports_generate(family: str, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def complete_run(running: Federation, metrics: bool = False) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[Federation]:
-    with federation(tmp_path_factory.mktemp("finished"), model_folder) as running:
+    with federation(tmp_path_factory.mktemp("finished"), model_folder, cold=True) as running:
         complete_run(running)
         yield running
 
@@ -151,12 +151,12 @@ def test_the_export_loads_in_plain_transformers_and_peft(
 
 
 def test_the_exported_model_is_the_one_that_was_scored(finished: Federation, tmp_path: Path) -> None:
-    from common.data.tables import read_columns
+    from common.data.tables import read_table
 
     CliRunner().invoke(app, ["export", str(finished.run), "--out", str(tmp_path), "--merge"])
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    texts, labels = read_columns(finished.folder / "test.csv", "text", "label")
+    texts, labels = read_table(finished.folder / "test.csv", "text", "label").columns
     inputs = tokenizer(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
     with torch.no_grad():
         predicted = [model.config.id2label[int(i)] for i in model(**inputs).logits.argmax(-1)]

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.request import urlopen
 
 from common.observability.health import problem
-from tests.integration.federation import federation, until
+from tests.integration.federation import federation
 
 
 def read(url: str) -> bytes:
@@ -37,7 +37,7 @@ def test_a_run_is_seen_while_it_goes_on_and_for_a_while_after_its_end(
         assert b"<title>FedPFT</title>" in read(f"{page}/")
         assert json.loads(read(f"{page}/run.json"))["over"] is False
         worker = running.start_worker(1, endpoint["address"])
-        for _ in until(90, "the page shows the end"):
+        for _ in running.until("the page shows the end"):
             found = json.loads(read(f"{page}/run.json"))
             if found["over"]:
                 break

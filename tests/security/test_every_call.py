@@ -99,8 +99,9 @@ def request_for(call: MethodDescriptor, session: str, worker: str) -> Message:
     if "session" in fields:
         message.session = session
     if "worker" in fields:
-        message.worker, message.protocol_min, message.protocol_max = worker, 1, 2
-        message.examples = 5
+        message.worker = worker
+    if "examples" in fields:
+        message.protocol_min, message.protocol_max, message.examples = 1, 2, 5
     if "progress" in fields:
         message.progress.activity = 1
     if "header" in fields:

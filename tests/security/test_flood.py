@@ -13,7 +13,7 @@ import pytest
 from common.address import Address
 from coordinator.owner.admin_client import Admin
 from coordinator.storage.store import Store
-from tests.integration.federation import Federation, federation, until
+from tests.integration.federation import Federation, federation
 from tests.security.flood import Flood
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,10 @@ UNLIMITED = {"limits__calls_per_second": 1e9, "limits__updates_per_round": 10**9
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("limits", [{}, UNLIMITED], ids=["limited", "unlimited"])
+@pytest.mark.parametrize(
+    "limits",
+    [pytest.param({}, id="limited"), pytest.param(UNLIMITED, id="unlimited", marks=pytest.mark.slow)],
+)
 def test_a_flood_of_bad_streams_keeps_nobody_from_the_rounds(
     tmp_path: Path, model_folder: Path, limits: dict[str, float]
 ) -> None:
@@ -93,7 +96,7 @@ def test_a_flood_of_bad_streams_keeps_nobody_from_the_rounds(
         address = Address.parse(running.start_coordinator()["address"])
         process = running.processes["coordinator"]
         running.start_worker(1, str(address))
-        for _ in until(120, "a round is done before the flood"):
+        for _ in running.until("a round is done before the flood"):
             assert process.poll() is None, running.log("coordinator")
             if rounds_done(running) >= 1:
                 break
@@ -114,7 +117,7 @@ def test_a_flood_of_bad_streams_keeps_nobody_from_the_rounds(
             f"{meanwhile.most_memory >> 20} MiB, slowest status {meanwhile.slowest:.2f} s, slowest stream "
             f"{flood.slowest:.2f} s; {dict(sorted(flood.answers.items()))}",
         )
-        for _ in until(60, "a round is done after the flood"):
+        for _ in running.until("a round is done after the flood"):
             if rounds_done(running) > rounds_before + during:
                 break
         assert process.poll() is None and running.processes["worker-1"].poll() is None

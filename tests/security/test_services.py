@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from cli.main import app
 from common.records import Phase
 from common.trust.identity import Role
-from tests.integration.federation import ROOT, federation, until
+from tests.integration.federation import federation
 from tests.security.guarded import COORDINATOR, Certificates
+from tests.services import ROOT
 
 
 def command(*arguments: str) -> Result:
@@ -114,7 +115,7 @@ def test_a_list_of_admitted_workers_can_change_between_two_starts(
         running.settings["admission.workers"] = ("worker-1", "worker-2", "worker-3")
         address = running.start_coordinator()["address"].replace("0.0.0.0", "127.0.0.1")
         running.start_worker(3, address, "--tls", str(certificates.issue(Role.WORKER, "worker-3")))
-        for _ in until(60, "worker 3 is let in"):
+        for _ in running.until("worker 3 is let in"):
             if "joined run" in running.log("worker-3"):
                 break
 

@@ -138,7 +138,7 @@ def test_data_of_the_runs_form_will_do(tmp_path: Path, form: str, task: TaskSpec
         (
             "texts",
             replace(TEXT, labels=("animals", "traffic")),
-            "row [0-9] has label 'weather'; the run knows: animals, traffic",
+            "line [0-9] has label 'weather'; the run knows: animals, traffic",
         ),
         (
             "images",
@@ -157,7 +157,7 @@ def test_data_of_another_form_is_refused_with_what_to_do(
 def test_a_label_that_the_run_does_not_know_names_its_row(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("text,label\na cat,animals\na car,traffic\n")
     data = read(tmp_path / "data.csv")
-    with pytest.raises(DataError, match="row 2 has label 'traffic'; the run knows: animals, weather"):
+    with pytest.raises(DataError, match="line 3 has label 'traffic'; the run knows: animals, weather"):
         data.require(TEXT)
 
 

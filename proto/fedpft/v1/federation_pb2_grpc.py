@@ -40,6 +40,11 @@ class FederationServiceStub:
                 request_serializer=fedpft_dot_v1_dot_federation__pb2.JoinRequest.SerializeToString,
                 response_deserializer=fedpft_dot_v1_dot_federation__pb2.JoinResponse.FromString,
                 _registered_method=True)
+        self.DescribeRun = channel.unary_unary(
+                '/fedpft.v1.FederationService/DescribeRun',
+                request_serializer=fedpft_dot_v1_dot_federation__pb2.DescribeRunRequest.SerializeToString,
+                response_deserializer=fedpft_dot_v1_dot_federation__pb2.DescribeRunResponse.FromString,
+                _registered_method=True)
         self.WatchTasks = channel.unary_stream(
                 '/fedpft.v1.FederationService/WatchTasks',
                 request_serializer=fedpft_dot_v1_dot_federation__pb2.WatchTasksRequest.SerializeToString,
@@ -79,6 +84,13 @@ class FederationServiceServicer:
     def Join(self, request, context):
         """Enter the run under a name. Joining again under the same name replaces the earlier session.
         FAILED_PRECONDITION when no protocol version is common to both sides.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribeRun(self, request, context):
+        """Say what the run asks of a worker and its data, to one that has not entered it. Changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +148,11 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=fedpft_dot_v1_dot_federation__pb2.JoinRequest.FromString,
                     response_serializer=fedpft_dot_v1_dot_federation__pb2.JoinResponse.SerializeToString,
+            ),
+            'DescribeRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeRun,
+                    request_deserializer=fedpft_dot_v1_dot_federation__pb2.DescribeRunRequest.FromString,
+                    response_serializer=fedpft_dot_v1_dot_federation__pb2.DescribeRunResponse.SerializeToString,
             ),
             'WatchTasks': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchTasks,
@@ -196,6 +213,33 @@ class FederationService:
             '/fedpft.v1.FederationService/Join',
             fedpft_dot_v1_dot_federation__pb2.JoinRequest.SerializeToString,
             fedpft_dot_v1_dot_federation__pb2.JoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedpft.v1.FederationService/DescribeRun',
+            fedpft_dot_v1_dot_federation__pb2.DescribeRunRequest.SerializeToString,
+            fedpft_dot_v1_dot_federation__pb2.DescribeRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

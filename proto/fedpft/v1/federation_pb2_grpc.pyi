@@ -37,6 +37,8 @@ class FederationServiceStub:
     """Enter the run under a name. Joining again under the same name replaces the earlier session.
     FAILED_PRECONDITION when no protocol version is common to both sides.
     """
+    DescribeRun: _grpc.UnaryUnaryMultiCallable[_federation_pb2.DescribeRunRequest, _federation_pb2.DescribeRunResponse]
+    """Say what the run asks of a worker and its data, to one that has not entered it. Changes nothing."""
     WatchTasks: _grpc.UnaryStreamMultiCallable[_federation_pb2.WatchTasksRequest, _federation_pb2.WatchTasksResponse]
     """Receive tasks as they arise. After a reconnection, the task still owed is sent again.
     UNAUTHENTICATED for an unknown session (join again); ABORTED when another worker took the name.
@@ -65,6 +67,8 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """Enter the run under a name. Joining again under the same name replaces the earlier session.
     FAILED_PRECONDITION when no protocol version is common to both sides.
     """
+    DescribeRun: _aio.UnaryUnaryMultiCallable[_federation_pb2.DescribeRunRequest, _federation_pb2.DescribeRunResponse]  # type: ignore[assignment]
+    """Say what the run asks of a worker and its data, to one that has not entered it. Changes nothing."""
     WatchTasks: _aio.UnaryStreamMultiCallable[_federation_pb2.WatchTasksRequest, _federation_pb2.WatchTasksResponse]  # type: ignore[assignment]
     """Receive tasks as they arise. After a reconnection, the task still owed is sent again.
     UNAUTHENTICATED for an unknown session (join again); ABORTED when another worker took the name.
@@ -96,6 +100,14 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Enter the run under a name. Joining again under the same name replaces the earlier session.
         FAILED_PRECONDITION when no protocol version is common to both sides.
         """
+
+    @_abc_1.abstractmethod
+    def DescribeRun(
+        self,
+        request: _federation_pb2.DescribeRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.DescribeRunResponse, _abc.Awaitable[_federation_pb2.DescribeRunResponse]]:
+        """Say what the run asks of a worker and its data, to one that has not entered it. Changes nothing."""
 
     @_abc_1.abstractmethod
     def WatchTasks(

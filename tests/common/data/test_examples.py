@@ -58,15 +58,24 @@ def test_a_language_model_reads_no_labels_though_a_column_is_named(tmp_path: Pat
         read_examples(path, Columns(), TEXT)
 
 
-def test_a_missing_second_text_names_its_row(tmp_path: Path) -> None:
+def test_a_row_without_a_second_text_is_left_out_and_counted(tmp_path: Path) -> None:
     path = table(tmp_path / "x.parquet", text=["a", "b"], pair=["c", None], label=["x", "y"])
-    with pytest.raises(DataError, match="row 2 has no value in column 'pair'"):
-        read_examples(path, Columns(pair="pair"))
+    examples = read_examples(path, Columns(pair="pair"))
+    assert (examples.texts, examples.pairs, examples.label_names) == (["a"], ["c"], ["x"])
+    assert examples.notes == (f"{path}: 1 row of 2 left out, without a text: row 2",)
+
+
+def test_a_row_without_a_label_is_refused(tmp_path: Path) -> None:
+    path = table(tmp_path / "x.parquet", text=["a", "b", "c"], label=["x", None, " "])
+    with pytest.raises(
+        DataError, match=r"row 2 has no value in column 'label' \(nor have 1 row more\); fill"
+    ):
+        read_examples(path, Columns())
 
 
 def test_a_column_of_bytes_is_not_read_as_text(tmp_path: Path) -> None:
     path = table(tmp_path / "x.parquet", text=[b"a"], label=["x"])
-    with pytest.raises(DataError, match="row 1 of column 'text' is not text"):
+    with pytest.raises(DataError, match="column 'text' holds binary, not text"):
         read_examples(path, Columns())
 
 

@@ -97,11 +97,13 @@ def test_a_copy_may_lie_without_its_owners_name(tmp_path: Path) -> None:
     assert load_preset("sst2", tmp_path).label_names == ["positive"]
 
 
-def test_rows_are_counted_over_all_files_of_a_split(tmp_path: Path) -> None:
+def test_a_row_is_named_with_the_file_that_holds_it(tmp_path: Path) -> None:
     write_copy(tmp_path, "cifar10", "train", [0, 1, 2, 3])
-    assert load_preset("cifar10", tmp_path).name_of(2) == "cifar10:train: row 3"
+    assert load_preset("cifar10", tmp_path).name_of(2).endswith("train-00001-of-00002.parquet: row 1")
     write_copy(tmp_path, "sst2", "train", [0, 1, 1, 2])
-    with pytest.raises(DataError, match="sst2:train: row 4 has label '2'; there are 2 classes from 0"):
+    with pytest.raises(
+        DataError, match=r"train-00001-of-00002\.parquet: row 2 has label '2'; there are 2 classes from 0"
+    ):
         load_preset("sst2", tmp_path)
 
 
@@ -130,7 +132,7 @@ def test_an_unknown_name_or_split_names_the_known() -> None:
 def test_a_copy_that_lacks_a_file_of_the_split_is_refused(tmp_path: Path) -> None:
     write_copy(tmp_path, "sst2", "train", [0, 1, 0, 1, 0])
     (tmp_path / "nyu-mll/glue/sst2/train-00001-of-00003.parquet").unlink()
-    with pytest.raises(DataError, match=r"glue/sst2 holds 2 of 3 files of split train"):
+    with pytest.raises(DataError, match=r"glue/sst2, split train, holds 2 of 3 files"):
         load_preset("sst2", tmp_path)
 
 

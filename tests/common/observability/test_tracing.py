@@ -5,15 +5,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from common.errors import BadUpdate
 from common.observability import logs, tracing
 from tests.otlp import Receiver
+from tests.services import ROOT
 
-ROOT = Path(__file__).parents[2]
 FOREIGN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 

@@ -13,7 +13,7 @@ from cli.main import app
 from common.storage.tensors import TensorFile
 from coordinator.modelling.building import CHECKPOINT_FILE
 from tests.conftest import write_table
-from tests.integration.federation import ROOT
+from tests.services import ROOT
 
 
 @pytest.fixture
@@ -62,6 +62,7 @@ def test_bad_settings_are_one_line(
     assert told in result.output and result.output.strip().count("\n") == 0
 
 
+@pytest.mark.slow
 def test_several_processes_build_one_sub_fm(model_folder: Path, corpus: Path, tmp_path: Path) -> None:
     """Two real processes: not the bits of one, because each reads batches of its own."""
     alone = CliRunner().invoke(app, command(model_folder, corpus, tmp_path / "alone"))
