@@ -251,7 +251,7 @@ class UpdateHeader:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of gRPC messages in a round, by content; of all rounds together, under round 0, in a status."""
+    """Bytes of gRPC messages in a round, by content; in a status of all rounds, under round 0."""
 
     round: int
     kind: str
