@@ -36,6 +36,8 @@ class Family:
     """Query, key, value and output projections."""
     head: tuple[str, ...]
     """The classifier, below the task model: what is tuned in full. A language model's is not tuned."""
+    pooler: str | None = None
+    """Between encoder and classifier, below the task model: checkpoints of masked language models lack it."""
     post_norm: bool = False
     """Whether `ffn_norm` normalises the sum of FFN and residual, instead of the FFN's input."""
     ffn_scale: str | None = None
@@ -60,6 +62,7 @@ _BERT = Family(
         "attention.output.dense",
     ),
     head=("classifier",),
+    pooler="bert.pooler",
 )
 _VIT = Family(
     model_type="vit",
@@ -88,7 +91,7 @@ FAMILIES = {
     family.model_type: family
     for family in (
         _BERT,
-        replace(_BERT, model_type="roberta", encoder="roberta"),
+        replace(_BERT, model_type="roberta", encoder="roberta", pooler=None),
         Family(
             model_type="distilbert",
             tasks=_TEXT,

@@ -63,10 +63,11 @@ class Models:
         self._seed, self._kind = config.run.seed, config.task.kind
         self._device = torch.device(config.compute.device)
         self._spec = adapter_spec(config)
-        fm, self._processor = load_foundation(
+        loaded = load_foundation(
             config.model.path, self._kind, config.task.labels, seeds.derive(self._seed, "head")
         )
-        self._fm = fm.to(self._device)  # type: ignore[arg-type]  # mistyped in transformers 5
+        self._processor, self._new = loaded.processor, loaded.new_modules
+        self._fm = loaded.model.to(self._device)  # type: ignore[arg-type]  # mistyped in transformers 5
         self._public: Dataset | None = None
         if config.data.public is not None and not self._whole:
             self._public = self._read(config.data.public, None)
@@ -153,8 +154,9 @@ class Models:
             base,
             (),
             tuple(self._store.artifacts.add(kind, content) for kind, content in files.items()),
+            self._new,
         )
-        probe = Adapted(self._module(reference, plan, weights), self._kind, self._spec)
+        probe = Adapted(self._module(reference, plan, weights), self._kind, self._spec, new=self._new)
         facts = ModelFacts(
             fm_parameters=_parameters([self._fm]),
             sub_fm_parameters=sum(w.numel() for w in weights.values()),
@@ -186,8 +188,10 @@ class Models:
         module = self._module(reference, self._plan, weights)
         self._fm_widths = tuple(ffn.width for ffn in ffns_of(self._fm))
         seed = seeds.derive(self._seed, "adapter")
-        self._tuned_fm = Adapted(self._fm, self._kind, self._spec, seed)
-        self._tuned_sub_fm = Adapted(module, self._kind, self._spec, seed)
+        # As published: a run that an earlier version began goes on as it was.
+        new = reference.new_modules
+        self._tuned_fm = Adapted(self._fm, self._kind, self._spec, seed, new)
+        self._tuned_sub_fm = Adapted(module, self._kind, self._spec, seed, new)
         self._fresh = self._tuned_fm.tensors()
         return self._tuned_sub_fm.tensors()
 

@@ -32,16 +32,15 @@ def build_ahead(config: RunConfig, out: Path) -> None:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     alone = accelerator.num_processes == 1
     task = config.task
-    fm, processor = load_foundation(
-        config.model.path, task.kind, task.labels, seeds.derive(config.run.seed, "head")
-    )
+    loaded = load_foundation(config.model.path, task.kind, task.labels, seeds.derive(config.run.seed, "head"))
+    fm = loaded.model
     fm.to(accelerator.device)
     assert config.data.public is not None
     examples = read_source(config.data.public, config)
     builder = SubModelBuilder(
         fm,
         task.kind,
-        encode(processor, examples, task.kind, task.max_length, None),
+        encode(loaded.processor, examples, task.kind, task.max_length, None),
         Recipe.of(config),
         # One process on a CPU needs nothing of it, and ends with the coordinator's own bits.
         None if alone and accelerator.device.type == "cpu" else accelerator,

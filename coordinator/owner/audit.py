@@ -73,9 +73,9 @@ def audit_run(directory: Path) -> OwnerAudit:
         if stored is None:
             raise StoreError(f"the run in {directory} has no sub-FM yet: nothing was served")
         reference, plan_ref, _ = stored
-        fm, _ = load_foundation(
+        fm = load_foundation(
             config.model.path, config.task.kind, config.task.labels, seeds.derive(config.run.seed, "head")
-        )
+        ).model
         plan = SubModelPlan.from_tensors(_tensors(store, plan_ref))
         versions = []
         module = build(

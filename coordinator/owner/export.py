@@ -37,9 +37,10 @@ def export(directory: Path, out: Path, merge: bool) -> list[Path]:
         raise StoreError("this run tuned the head alone, which is no PEFT adapter; add --merge")
     if not merge and any(name.endswith(RESIDUAL) for name in tensors):
         raise StoreError("exact averaging changed base weights too, which no PEFT adapter holds; add --merge")
-    fm, processor = load_foundation(
+    loaded = load_foundation(
         config.model.path, kind, config.task.labels, seeds.derive(config.run.seed, "head")
     )
+    fm, processor = loaded.model, loaded.processor
     widths = tuple(ffn.width for ffn in ffns_of(fm))
     transposed = is_transposed(fm)
     stored = store.sub_model()
