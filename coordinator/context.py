@@ -33,22 +33,27 @@ class RunContext:
     @cached_property
     def spec(self) -> RunSpec:
         """What workers are told of the run."""
-        task, t = self.config.task, self.config.training
-        return RunSpec(
-            self.store.run_id(),
-            TaskSpec(task.kind, task.labels, task.max_length, task.pairs),
-            adapter_spec(self.config),
-            TrainingSpec(
-                t.epochs,
-                t.batch_size,
-                t.learning_rate,
-                t.head_learning_rate,
-                t.weight_decay,
-                t.max_gradient_norm,
-                t.proximal,
-            ),
-            self.config.run.seed,
-        )
+        return run_spec(self.config, self.store.run_id())
+
+
+def run_spec(config: RunConfig, run_id: str) -> RunSpec:
+    """What workers are told of a run with this configuration."""
+    task, t = config.task, config.training
+    return RunSpec(
+        run_id,
+        TaskSpec(task.kind, task.labels, task.max_length, task.pairs),
+        adapter_spec(config),
+        TrainingSpec(
+            t.epochs,
+            t.batch_size,
+            t.learning_rate,
+            t.head_learning_rate,
+            t.weight_decay,
+            t.max_gradient_norm,
+            t.proximal,
+        ),
+        config.run.seed,
+    )
 
 
 def adapter_spec(config: RunConfig) -> AdapterSpec:

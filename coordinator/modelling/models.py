@@ -47,6 +47,7 @@ from coordinator.modelling.building import (
     SubModelBuilder,
     distillation_settings,
 )
+from coordinator.modelling.checks import check_run, check_sub_model
 from coordinator.modelling.evaluation import score
 from coordinator.modelling.foundation import load_foundation, wire_config
 from coordinator.storage.store import Store, StoredUpdate
@@ -74,6 +75,7 @@ class Models:
         self._test: Dataset | None = None
         if config.data.test is not None:
             self._test = self._read(config.data.test, config.task.labels)
+        self._tried = check_run(loaded, config, (self._test, self._public))
         self._builder = SubModelBuilder(self._fm, self._kind, self._public, Recipe.of(config))
         self._plan: SubModelPlan
         self._tuned_fm: Adapted
@@ -85,8 +87,8 @@ class Models:
 
     def _read(self, source: DataSource, labels: tuple[str, ...] | None) -> Dataset:
         task = self._config.task
-        examples = read_source(source, self._config)
-        return encode(self._processor, examples, task.kind, task.max_length, labels)
+        read = read_source(source, self._config)
+        return encode(self._processor, read, task.kind, task.max_length, labels)
 
     def encoded(self, examples: Examples) -> Dataset:
         """Labelled examples as the models read them: what a worker does with its own."""
@@ -133,7 +135,10 @@ class Models:
     def cut(self, on_progress: OnProgress) -> tuple[SubModelPlan, PreTrainedModel]:
         """Plan the sub-FM and cut it from the FM (FedPFT, section 3.2), or take one built before."""
         path = self._config.sub_fm.path
-        return self._builder.load(path) if path is not None else self._builder.cut(on_progress)
+        plan, module = self._builder.load(path) if path is not None else self._builder.cut(on_progress)
+        # Workers may wait for the alignment that follows.
+        check_sub_model(module, self._config, self._tried)
+        return plan, module
 
     def align_layers(
         self, plan: SubModelPlan, sub_fm: PreTrainedModel, on_progress: OnProgress
@@ -144,9 +149,9 @@ class Models:
     def publish(
         self, plan: SubModelPlan, sub_fm: PreTrainedModel
     ) -> tuple[SubModelRef, ArtifactRef, ModelFacts]:
-        """Write the sub-FM's artifacts."""
-        weights = own_weights(sub_fm)
-        base = self._store.artifacts.add_tensors(ArtifactKind.SUB_MODEL, weights)
+        """Write the sub-FM's artifacts. Raises ModelError for one that an alignment has spoilt."""
+        check_sub_model(sub_fm, self._config, self._tried)
+        base = self._store.artifacts.add_tensors(ArtifactKind.SUB_MODEL, weights := own_weights(sub_fm))
         files = processor_files(self._processor)
         reference = SubModelRef(
             wire_config(sub_fm.config),
@@ -158,10 +163,10 @@ class Models:
         )
         probe = Adapted(self._module(reference, plan, weights), self._kind, self._spec, new=self._new)
         facts = ModelFacts(
-            fm_parameters=_parameters([self._fm]),
+            fm_parameters=_parameters(self._fm),
             sub_fm_parameters=sum(w.numel() for w in weights.values()),
-            fm_layer_parameters=_parameters(layers_of(self._fm)),
-            sub_fm_layer_parameters=_parameters(layers_of(sub_fm)),
+            fm_layer_parameters=_parameters(*layers_of(self._fm)),
+            sub_fm_layer_parameters=_parameters(*layers_of(sub_fm)),
             adapter_parameters=sum(t.numel() for t in probe.tensors().values()),
             fm_bytes=sum(p.numel() * p.element_size() for p in self._fm.parameters()),
         )
@@ -188,10 +193,9 @@ class Models:
         module = self._module(reference, self._plan, weights)
         self._fm_widths = tuple(ffn.width for ffn in ffns_of(self._fm))
         seed = seeds.derive(self._seed, "adapter")
-        # As published: a run that an earlier version began goes on as it was.
-        new = reference.new_modules
-        self._tuned_fm = Adapted(self._fm, self._kind, self._spec, seed, new)
-        self._tuned_sub_fm = Adapted(module, self._kind, self._spec, seed, new)
+        # What is new as published: a run that an earlier version began goes on as it was.
+        self._tuned_fm = Adapted(self._fm, self._kind, self._spec, seed, reference.new_modules)
+        self._tuned_sub_fm = Adapted(module, self._kind, self._spec, seed, reference.new_modules)
         self._fresh = self._tuned_fm.tensors()
         return self._tuned_sub_fm.tensors()
 
@@ -342,5 +346,5 @@ def read_source(source: DataSource, config: RunConfig) -> Examples:
     return read_examples(source.path, columns, kind)
 
 
-def _parameters(modules: Sequence[torch.nn.Module]) -> int:
+def _parameters(*modules: torch.nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())

@@ -14,6 +14,7 @@ from common.errors import ConfigError
 from common.model.layers import layers_of
 from common.runtime import seeds
 from coordinator.modelling.building import ABOUT_FILE, CHECKPOINT_FILE, OnProgress, Recipe, SubModelBuilder
+from coordinator.modelling.checks import check_run
 from coordinator.modelling.foundation import load_foundation
 from coordinator.modelling.models import read_source
 
@@ -45,6 +46,7 @@ def build_ahead(config: RunConfig, out: Path) -> None:
         # One process on a CPU needs nothing of it, and ends with the coordinator's own bits.
         None if alone and accelerator.device.type == "cpu" else accelerator,
     )
+    check_run(loaded, config, (builder.public,))
     console = Console(stderr=True, quiet=not accelerator.is_main_process)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
