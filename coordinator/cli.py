@@ -240,12 +240,23 @@ def export(
         bool,
         typer.Option("--merge", help="Write a plain transformers model instead of a PEFT adapter."),
     ] = False,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE",
+            help="Of the weights: float32, bfloat16, float16; auto: the FM's own with --merge, else float32.",
+        ),
+    ] = "auto",
 ) -> None:
     """Export a run's result as a standard PEFT adapter, or merged into the foundation model."""
     with plain_errors():
+        from common.errors import ConfigError
+        from coordinator.owner.export import ExportDtype
         from coordinator.owner.export import export as write
 
-        for path in write(run, out, merge):
+        if dtype not in list(ExportDtype):
+            raise ConfigError(f"--dtype must be {', '.join(ExportDtype)}, got {dtype}")
+        for path in write(run, out, merge, ExportDtype(dtype)):
             typer.echo(str(path))
 
 

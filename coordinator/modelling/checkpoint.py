@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
+from transformers.utils.hub import cached_file
 
 from common.errors import ModelError
 from common.model.families import family_named
@@ -154,3 +155,14 @@ def _require_whole(file: Path) -> None:
         ) from None
     if size != wanted:
         raise ModelError(f"{where} has {size:,} of {wanted:,} bytes: download it again")
+
+
+def own_file(path: str, name: str) -> Path | None:
+    """A file of the model's as it was published, from its folder or the hub's cache; None without one."""
+    if Path(path).is_dir():
+        return file if (file := Path(path) / name).is_file() else None
+    try:
+        found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise ModelError(f"model {path}: {name} cannot be had from the hub: {reason(error)}") from error
+    return None if found is None else Path(found)
