@@ -37,6 +37,11 @@ _NO_NAME = re.compile(
 _HEADING_PREFIX = re.compile(r"(model card (for|of)|model:?)\s+", re.IGNORECASE)
 
 
+_VERSION = (
+    'assert int(version.split(".")[0]) >= 5, "transformers 4 cannot find its modules: export with --merge"'
+)
+
+
 @dataclass(frozen=True)
 class Loading:
     """What an export's loading lines must say besides the usual."""
@@ -89,7 +94,11 @@ def loading_lines(task: TaskSection, how: Loading) -> str:
     lines = ["import torch"] if adapter and how.other_dtype else []
     lines += ["from peft import PeftModel"] if adapter else []
     lines += ["from PIL import Image"] if task.kind is TaskKind.IMAGE_CLASSIFICATION else []
-    lines += [f"from transformers import {', '.join(names)}", ""]
+    lines += [f"from transformers import {', '.join(names)}"]
+    if adapter and task.kind is TaskKind.IMAGE_CLASSIFICATION:
+        # It called the modules of vision transformers otherwise, and peft leaves out what it does not find.
+        lines += ["from transformers import __version__ as version", "", _VERSION]
+    lines.append("")
     side = ', padding_side="right"' if how.left_padded and task.kind is TaskKind.TEXT_CLASSIFICATION else ""
     lines.append(f"processor = {processor_class}.from_pretrained(FOLDER{side})")
     if adapter:
