@@ -37,7 +37,8 @@ def main() -> None:
         "--saliency", type=Saliency, nargs="+", default=[Saliency.L2], help="ways to choose neurons [l2]"
     )
     options = parser.parse_args()
-    fm, tokenizer = load_foundation(str(packaged_model()), KIND, ("a", "b"), 0)
+    loaded = load_foundation(str(packaged_model()), KIND, ("a", "b"), 0)
+    fm, tokenizer = loaded.model, loaded.processor
 
     def dataset(texts: list[str]) -> Dataset:
         return encode(tokenizer, Examples("packaged", texts), KIND, options.length, None)

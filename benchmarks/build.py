@@ -31,8 +31,9 @@ class Bench:
     """The FM, public data, and what is measured on them."""
 
     def __init__(self) -> None:
-        self.fm, tokenizer = load_foundation(str(packaged_model()), KIND, ("a", "b"), 0)
-        self.public: Dataset = encode(tokenizer, bbc_news().take(range(0, 2225, 4)), KIND, 64, None)
+        loaded = load_foundation(str(packaged_model()), KIND, ("a", "b"), 0)
+        self.fm = loaded.model
+        self.public: Dataset = encode(loaded.processor, bbc_news().take(range(0, 2225, 4)), KIND, 64, None)
 
     def forward(self) -> None:
         """What everything is told in."""

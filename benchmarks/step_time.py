@@ -148,9 +148,9 @@ def main() -> None:
     labels = tuple(sorted(set(news.label_names or ())))
     news = news.take([i * len(news) // texts for i in range(texts)])
     for length in options.lengths:
-        fm, tokenizer = load_foundation(str(packaged_model()), KIND, labels, 0)
-        data = encode(tokenizer, news, KIND, length, labels)
-        found = steps(models_of(fm), data, options.repeats)
+        loaded = load_foundation(str(packaged_model()), KIND, labels, 0)
+        data = encode(loaded.processor, news, KIND, length, labels)
+        found = steps(models_of(loaded.model), data, options.repeats)
         figures[str(length)] = {
             name: {"milliseconds": Spread.of([1000 * one for one in seconds])}
             | {f"over {other}": Ratio.of(seconds, found[other]) for other in ("FM by hand", "sub-FM by hand")}
@@ -179,11 +179,11 @@ def main() -> None:
     what = f"sub-FM's step over the FM's, {length} tokens"
     over = figures[str(length)]["sub-FM by hand"]["over FM by hand"].value
     targets.append(Target(what, over, 0.70, False))
-    fm, tokenizer = load_foundation(str(packaged_model()), KIND, ("a",), 0)
+    loaded = load_foundation(str(packaged_model()), KIND, ("a",), 0)
     corpus = tweets()
     short = Examples("tweets", (corpus.texts or [])[:512], label_names=["a"] * 512)
-    data = encode(tokenizer, short, KIND, 128, ("a",))
-    seconds = grouping(models_of(fm).sub_fm, data, max(1, options.repeats // 4))
+    data = encode(loaded.processor, short, KIND, 128, ("a",))
+    seconds = grouping(models_of(loaded.model).sub_fm, data, max(1, options.repeats // 4))
     figures["grouping"] = {
         "seconds": {name: Spread.of(values) for name, values in seconds.items()},
         "ratio": Ratio.of(seconds["grouped by length"], seconds["by chance"]),

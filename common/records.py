@@ -158,14 +158,15 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class SubModelRef:
-    """A version of the sub-FM: configuration, FFN widths by layer, base, patches in order, and the
-    files of its tokenizer or image processor."""
+    """A version of the sub-FM: configuration, FFN widths by layer, base, patches in order, the files of
+    its tokenizer or image processor, and the modules that the FM's checkpoint did not bring."""
 
     config_json: str
     ffn_widths: tuple[int, ...]
     base: ArtifactRef
     patches: tuple[ArtifactRef, ...]
     processor: tuple[ArtifactRef, ...]
+    new_modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

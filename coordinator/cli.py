@@ -305,12 +305,23 @@ def export(
     model: Annotated[
         str | None, typer.Option(help="Where the foundation model is now. [default: where the run had it]")
     ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE",
+            help="Of the weights: float32, bfloat16, float16; auto: the FM's own with --merge, else float32.",
+        ),
+    ] = "auto",
 ) -> None:
     """Export a run's result as a standard PEFT adapter, or merged into the foundation model."""
     with plain_errors():
+        from common.errors import ConfigError
+        from coordinator.owner.export import ExportDtype
         from coordinator.owner.export import export as write
 
-        for path in write(run, out, merge, model):
+        if dtype not in list(ExportDtype):
+            raise ConfigError(f"--dtype must be {', '.join(ExportDtype)}, got {dtype}")
+        for path in write(run, out, merge, ExportDtype(dtype), model):
             typer.echo(str(path))
 
 

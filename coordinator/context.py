@@ -37,29 +37,38 @@ class RunContext:
     @cached_property
     def spec(self) -> RunSpec:
         """What workers are told of the run."""
-        task, t = self.config.task, self.config.training
-        return RunSpec(
-            self.store.run_id(),
-            TaskSpec(task.kind, task.labels, task.max_length, task.pairs, self._labels_file()),
-            adapter_spec(self.config),
-            TrainingSpec(
-                t.epochs,
-                t.batch_size,
-                t.learning_rate,
-                t.head_learning_rate,
-                t.weight_decay,
-                t.max_gradient_norm,
-                t.proximal,
-            ),
-            self.config.run.seed,
-        )
+        return run_spec(self.config, self.store.run_id(), self._labels_file())
 
     def _labels_file(self) -> ArtifactRef | None:
         """Labels that are too many for a message, as an artifact."""
-        content = json.dumps(self.config.task.labels).encode()
-        if len(content) <= _MOST_LABEL_BYTES:
+        if not labels_apart(self.config):
             return None
-        return self.store.artifacts.add(ArtifactKind.LABELS, content)
+        return self.store.artifacts.add(ArtifactKind.LABELS, json.dumps(self.config.task.labels).encode())
+
+
+def labels_apart(config: RunConfig) -> bool:
+    """Whether the labels are too many for a message."""
+    return len(json.dumps(config.task.labels)) > _MOST_LABEL_BYTES
+
+
+def run_spec(config: RunConfig, run_id: str, labels_file: ArtifactRef | None = None) -> RunSpec:
+    """What workers are told of a run with this configuration."""
+    task, t = config.task, config.training
+    return RunSpec(
+        run_id,
+        TaskSpec(task.kind, task.labels, task.max_length, task.pairs, labels_file),
+        adapter_spec(config),
+        TrainingSpec(
+            t.epochs,
+            t.batch_size,
+            t.learning_rate,
+            t.head_learning_rate,
+            t.weight_decay,
+            t.max_gradient_norm,
+            t.proximal,
+        ),
+        config.run.seed,
+    )
 
 
 def adapter_spec(config: RunConfig) -> AdapterSpec:

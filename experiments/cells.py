@@ -169,10 +169,12 @@ def _build(config: RunConfig, out: Path, on_progress: OnProgress) -> None:
     """As `fedpft build` does it, but with the run's own data and seed."""
     task = config.task
     head = seeds.derive(config.run.seed, "head")
-    fm, processor = load_foundation(config.model.path, task.kind, task.labels, head)
+    loaded = load_foundation(config.model.path, task.kind, task.labels, head)
     assert config.data.public is not None
-    dataset = encode(processor, read_source(config.data.public, config), task.kind, task.max_length, None)
-    builder = SubModelBuilder(fm, task.kind, dataset, Recipe.of(config))
+    dataset = encode(
+        loaded.processor, read_source(config.data.public, config), task.kind, task.max_length, None
+    )
+    builder = SubModelBuilder(loaded.model, task.kind, dataset, Recipe.of(config))
     plan, sub_fm = builder.cut(_named(on_progress, "cutting"))
     error = builder.align(plan, sub_fm, _named(on_progress, "aligning"), out / "checkpoint.safetensors")
     builder.save(out, plan, sub_fm, error)

@@ -52,15 +52,15 @@ class SubModel:
     patches: tuple[Mapping[str, Tensor], ...]
     adapter: AdapterSpec
     threads: int | None
+    new_modules: tuple[str, ...] = ()
 
     def adapted(self) -> Adapted:
         """The module with an adapter, made as a worker makes it, on the CPU."""
         config = read_config(self.config_json, self.task)
         # Where the weights come from, they may be shared and read-only.
         weights = {name: tensor.clone() for name, tensor in self.weights.items()}
-        adapted = Adapted(
-            build(config, self.task.kind, self.ffn_widths, weights), self.task.kind, self.adapter
-        )
+        module = build(config, self.task.kind, self.ffn_widths, weights)
+        adapted = Adapted(module, self.task.kind, self.adapter, new=self.new_modules)
         for patch in self.patches:
             apply_patch(ffns_of(adapted.base), patch)
         return adapted

@@ -173,7 +173,8 @@ def _measure(
         common = {"model.path": setup.model, "task.labels": data.labels, "data.public.path": data.public}
         config = parse_config(common | setup.settings | dict(settings), "the experiment")
         task = config.task
-        fm, processor = load_foundation(setup.model, task.kind, task.labels, seeds.derive(1, "head"))
+        loaded = load_foundation(setup.model, task.kind, task.labels, seeds.derive(1, "head"))
+        fm, processor = loaded.model, loaded.processor
         public = encode(
             processor,
             read_examples(data.public, Columns(label=None), task.kind),
@@ -196,7 +197,7 @@ def _measure(
             continue
         builder = SubModelBuilder(fm, task.kind, public, Recipe(config.sub_fm, config.alignment, seed=1))
         _, module = builder.cut(lambda step, steps: None)
-        models[name] = Adapted(module, task.kind, adapter_spec(config))
+        models[name] = Adapted(module, task.kind, adapter_spec(config), new=loaded.new_modules)
     assert batch is not None
     return measure_steps(models, batch, _STEP_REPEATS, on_step)
 

@@ -161,6 +161,7 @@ class ClientGathering(Gathering):
             tuple(models.tensors(patch) for patch in reference.patches),
             spec.adapter,
             self._run.config.compute.threads,
+            reference.new_modules,
         )
 
     def _dataset(self, models: Models, name: str) -> Dataset:

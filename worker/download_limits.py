@@ -54,7 +54,7 @@ def limits_of(run: RunSpec, wanted: SubModelRef) -> Limits:
             model = empty(config, run.task.kind, wanted.ffn_widths, buffers=True)
             weights, tied = schema_of(model.state_dict()), tied_names(model)
             ffn = sum(p.nbytes for f in ffns_of(model) for p in f.neuron_parameters())
-            adapted = Adapted(model, run.task.kind, run.adapter)
+            adapted = Adapted(model, run.task.kind, run.adapter, new=wanted.new_modules)
     except ModelError:
         raise
     except Exception as error:

@@ -62,7 +62,7 @@ class LocalModel:
         judge(task, self._limits_of(task.sub_model), self._place.most_download)
 
     def _limits_of(self, wanted: SubModelRef) -> Limits:
-        shape = (wanted.config_json, wanted.ffn_widths)
+        shape = (wanted.config_json, wanted.ffn_widths, wanted.new_modules)
         if self._limits is None or self._limits[0] != shape:
             self._limits = shape, limits_of(self.run, wanted)
         return self._limits[1]
@@ -89,7 +89,7 @@ class LocalModel:
             self._require_weights(header_of(files[wanted.base.sha256]), wanted)
             weights = TensorFile.foreign(files[wanted.base.sha256]).load()
             module = build(config, task.kind, wanted.ffn_widths, weights, self._place.device)
-            self._adapted = Adapted(module, task.kind, self.run.adapter)
+            self._adapted = Adapted(module, task.kind, self.run.adapter, new=wanted.new_modules)
             contents = {ref.kind: files[ref.sha256].read_bytes() for ref in wanted.processor}
             processor = write_processor(self._place.folder / "processor", contents, task.kind)
             self._dataset = self._data.encoded(processor, task)

@@ -47,9 +47,18 @@ def load_processor(path: str | Path, kind: TaskKind) -> Processor:
         # Of no narrower class: what the tokenizers library raises for a broken file is Exception itself.
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"model {path}: its tokenizer cannot be loaded: {reason}") from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        # transformers makes one out of nothing, to which every word is unknown.
+        raise ModelError(
+            f"model {path}: its tokenizer has no words: tokenizer.json (or vocab.txt) is missing"
+        )
     if tokenizer.pad_token is None:
         # Decoders are often published without one; what is padded is masked.
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"model {path}: its tokenizer has no token to pad with: name a pad_token in tokenizer_config.json"
+        )
     tokenizer.padding_side = "right"
     return tokenizer
 

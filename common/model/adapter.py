@@ -7,7 +7,7 @@ have gained, `….residual.weight` beside `….lora_A.weight`, [out, in] in nn.L
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from common.errors import BadUpdate, UnsupportedFamily
+from common.errors import BadUpdate, ModelError, UnsupportedFamily
 from common.model.families import Family, family_of
 from common.model.ffn import Projection
 from common.model.tasks import peft_type
@@ -33,11 +33,17 @@ Tensors = Mapping[str, Tensor]
 
 PEFT_PREFIX = "base_model.model."
 RESIDUAL = ".residual.weight"
+LM_HEAD = "lm_head"
 _LORA_A = ".lora_A.weight"
 
 
-def lora_config(spec: AdapterSpec, family: Family, kind: TaskKind, transposed: bool = False) -> LoraConfig:
-    """PEFT's configuration for this adapter on this family; `transposed` for Conv1D weights."""
+def lora_config(
+    spec: AdapterSpec, family: Family, kind: TaskKind, transposed: bool = False, new: Sequence[str] = ()
+) -> LoraConfig:
+    """PEFT's configuration for this adapter on this family; `transposed` for Conv1D weights.
+
+    `new` are modules that the FM's checkpoint did not bring.
+    """
     paths = family.attention
     if spec.targets is AdapterTargets.ATTENTION_FFN:
         paths = (*paths, *family.ffn_in, family.ffn_out)
@@ -49,14 +55,24 @@ def lora_config(spec: AdapterSpec, family: Family, kind: TaskKind, transposed: b
         lora_alpha=spec.alpha,  # type: ignore[arg-type]
         lora_dropout=spec.dropout,
         target_modules=rf"{layers}\.\d+\.({choice})",
-        modules_to_save=list(heads_of(family, kind)) or None,
+        modules_to_save=[*heads_of(family, kind), *new] or None,
         fan_in_fan_out=transposed,
     )
 
 
 def heads_of(family: Family, kind: TaskKind) -> tuple[str, ...]:
-    """Modules that are tuned in full: a classifier's head; nothing of a language model."""
+    """Modules that are always tuned in full: a classifier's head; nothing of a language model."""
     return () if kind is TaskKind.CAUSAL_LM else family.head
+
+
+def may_lack(family: Family, kind: TaskKind) -> tuple[str, ...]:
+    """Modules beside the head that a published checkpoint may lack.
+
+    Then they are drawn, and tuned in full as the head is: nobody else could draw the same.
+    """
+    if kind is TaskKind.CAUSAL_LM:
+        return (LM_HEAD,)
+    return () if family.pooler is None else (family.pooler,)
 
 
 def is_transposed(model: PreTrainedModel) -> bool:
@@ -72,14 +88,24 @@ def trained(name: str, spec: AdapterSpec) -> bool:
 class Adapted:
     """A model with an adapter in it; `model` is called as before.
 
-    LoRA starts as no change (B = 0); its A is drawn from `seed`. The head starts as the model's own.
+    LoRA starts as no change (B = 0); its A is drawn from `seed`. The head starts as the model's own, and so
+    do modules that are `new` besides. Raises ModelError for a module that cannot be.
     """
 
-    def __init__(self, model: PreTrainedModel, kind: TaskKind, spec: AdapterSpec, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        kind: TaskKind,
+        spec: AdapterSpec,
+        seed: int = 0,
+        new: Sequence[str] = (),
+    ) -> None:
         self.base, self.kind, self.spec = model, kind, spec
         self.family = family_of(model.config)
         self.model: nn.Module = model
-        self._heads = heads_of(self.family, kind)
+        if odd := sorted(set(new) - set(may_lack(self.family, kind))):
+            raise ModelError(f"a {self.family.model_type} model for {kind} cannot have a new {odd[0][:80]}")
+        self._heads = (*heads_of(self.family, kind), *new)
         # Base weights [out, in] as they were, of those that a residual has been added to.
         self._unchanged: dict[str, Tensor] = {}
         self._residuals: dict[str, Tensor] = {}
@@ -88,7 +114,7 @@ class Adapted:
             for head in self._heads:
                 model.get_submodule(head).requires_grad_(True)
         else:
-            config = lora_config(spec, self.family, kind, is_transposed(model))
+            config = lora_config(spec, self.family, kind, is_transposed(model), new)
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 # peft 0.21 still reads an attribute that transformers 5 deprecates.
                 warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)

@@ -36,6 +36,10 @@ class Family:
     """Query, key, value and output projections."""
     head: tuple[str, ...]
     """The classifier, below the task model: what is tuned in full. A language model's is not tuned."""
+    positions: str | None = None
+    """The table of positions, below the encoder, where they are learned: it ends somewhere."""
+    pooler: str | None = None
+    """Between encoder and classifier, below the task model: checkpoints of masked language models lack it."""
     post_norm: bool = False
     """Whether `ffn_norm` normalises the sum of FFN and residual, instead of the FFN's input."""
     ffn_scale: str | None = None
@@ -60,6 +64,8 @@ _BERT = Family(
         "attention.output.dense",
     ),
     head=("classifier",),
+    positions="embeddings.position_embeddings",
+    pooler="bert.pooler",
 )
 _VIT = Family(
     model_type="vit",
@@ -88,7 +94,7 @@ FAMILIES = {
     family.model_type: family
     for family in (
         _BERT,
-        replace(_BERT, model_type="roberta", encoder="roberta"),
+        replace(_BERT, model_type="roberta", encoder="roberta", pooler=None),
         Family(
             model_type="distilbert",
             tasks=_TEXT,
@@ -100,6 +106,7 @@ FAMILIES = {
             post_norm=True,
             attention=("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"),
             head=("pre_classifier", "classifier"),
+            positions="embeddings.position_embeddings",
             activation="activation",
         ),
         _VIT,
@@ -123,6 +130,7 @@ FAMILIES = {
             # Query, key and value are one map here.
             attention=("attn.c_attn", "attn.c_proj"),
             head=("score",),
+            positions="wpe",
             activation="activation_function",
         ),
         _LLAMA,

@@ -24,6 +24,17 @@ def layers_of(model: PreTrainedModel) -> Sequence[nn.Module]:
     return list(layers)
 
 
+def positions_of(model: PreTrainedModel) -> int | None:
+    """How many tokens a text can have; None where positions are computed, and no text is too long."""
+    path = family_of(model.config).positions
+    if path is None:
+        return None
+    table = encoder_of(model).get_submodule(path)
+    assert isinstance(table, nn.Embedding)
+    # RoBERTa's begin behind the row that stands for padding.
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
 def layer_prefix(config: PretrainedConfig, layer: int) -> str:
     """How a layer's names begin in the task model's state dict: "bert.encoder.layer.0."."""
     family = family_of(config)

@@ -64,12 +64,15 @@ def from_config(config: PretrainedConfig, kind: TaskKind) -> PreTrainedModel:
 
 
 def plain(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration without the class that it was saved from: the kind of task decides on that.
+    """The configuration without what the kind of task decides on: class, loss, and what comes out.
 
-    It would pick DeiT's two-headed class, and its absence trips transformers 5.24.
+    The saved class would pick DeiT's two-headed one, and its absence trips transformers 5.24.
     """
     changed = deepcopy(config)
     changed.architectures = []
+    changed.problem_type = None
+    changed.return_dict = True
+    changed.output_hidden_states = False
     return changed
 
 

@@ -193,6 +193,7 @@ def sub_model_to_pb(r: SubModelRef) -> types_pb2.SubModel:
         base=ref_to_pb(r.base),
         patches=[ref_to_pb(p) for p in r.patches],
         tokenizer=[ref_to_pb(p) for p in r.processor],
+        new_modules=r.new_modules,
     )
 
 
@@ -203,6 +204,7 @@ def sub_model_from_pb(m: types_pb2.SubModel) -> SubModelRef:
         ref_from_pb(m.base),
         tuple(ref_from_pb(p) for p in m.patches),
         tuple(ref_from_pb(p) for p in m.tokenizer),
+        tuple(m.new_modules),
     )
 
 

@@ -1,88 +1,138 @@
 """Loading the foundation model and its tokenizer or image processor, from a directory or the hub."""
 
 import json
-from pathlib import Path
+import logging
+from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from common.data.images import ImageProcessor
 from common.data.processors import Processor, load_processor
 from common.errors import ModelError
-from common.model.families import family_named, family_of
+from common.model.families import family_of
 from common.model.tasks import auto_class, plain, require_task
 from common.model.wire_config import CLASSES, FEW
 from common.records import TaskKind
+from coordinator.modelling.checkpoint import read_config, reason
+from coordinator.modelling.published_head import brings_output, draw_output, rows_by_name, take_rows
+from coordinator.modelling.weights import Brought, left_unread, new_modules
 
-# The new head is reported missing, and weights "load" with a progress bar: noise in a service's log.
-logging.set_verbosity_error()
-logging.disable_progress_bar()
+log = logging.getLogger(__name__)
+
+# transformers reports by the screenful what `weights` judges and tells in a line; weights "load" with a
+# progress bar, which is noise in a service's log.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 
 
-def load_foundation(
-    path: str, kind: TaskKind, labels: tuple[str, ...], seed: int
-) -> tuple[PreTrainedModel, Processor]:
-    """The FM with a head for the task, float32, in eval mode, and what prepares its inputs.
+@dataclass(frozen=True)
+class Foundation:
+    """The FM with a head for the task, float32, in eval mode, and what prepares its inputs."""
 
-    A new head is drawn from `seed`. Raises ModelError when there is no such model, it cannot be read
-    or cannot do the task, UnsupportedFamily when its architecture is not supported.
+    model: PreTrainedModel
+    processor: Processor
+    new_modules: tuple[str, ...]
+    """Modules beside the head that the checkpoint did not bring: tuned in full, as the head is."""
+    dtype: torch.dtype
+    """What the checkpoint's weights were kept in."""
+
+
+def load_foundation(path: str, kind: TaskKind, labels: tuple[str, ...], seed: int) -> Foundation:
+    """The FM as the task wants it; what is new of it is drawn from `seed`, and the log says what.
+
+    Raises ModelError when there is no such model, it cannot be read, its weights are not those of its
+    configuration, or it cannot do the task; UnsupportedFamily when its architecture is not supported.
     """
-    config = plain(_config(path))
-    family_of(config)
+    config = plain(read_config(path))
+    family = family_of(config)
     require_task(config, kind)
-    if kind is not TaskKind.CAUSAL_LM:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: i for i, label in enumerate(labels)}
     processor = load_processor(path, kind)
-    if not isinstance(processor, ImageProcessor) and getattr(config, "pad_token_id", None) is None:
-        # Decoders often have none, and their classifiers cannot tell the last token without.
+    if not isinstance(processor, ImageProcessor) and TaskKind.CAUSAL_LM in family.tasks:
+        # A decoder's classifier reads the last token that is not this one: it must be the one that pads.
         config.pad_token_id = processor.pad_token_id
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    if kind is TaskKind.CAUSAL_LM:
+        model, brought = _loaded(path, config, kind, seed)
+    else:
+        model, brought = _classifier(path, config, kind, labels, seed)
+    new = new_modules(path, brought, family, kind, config.num_hidden_layers)
+    _tell(path, brought, new)
+    return Foundation(model.eval(), processor, new, dtype)
+
+
+def _classifier(
+    path: str, config: PretrainedConfig, kind: TaskKind, labels: tuple[str, ...], seed: int
+) -> tuple[PreTrainedModel, Brought]:
+    """With the published head where its classes are the task's, by name; with a new one otherwise."""
+    published = {int(i): str(name) for i, name in dict(config.id2label or {}).items()}
+    rows = rows_by_name(published, labels)
+    if rows is not None:
+        model, brought = _loaded(path, config, kind, seed)
+        if brings_output(model, brought):
+            take_rows(model, rows)
+            _name_classes(model.config, labels)
+            log.info("model %s: its published head knows the task's classes, and is taken by name", path)
+            return model, brought
+    _name_classes(config, labels)
+    model, brought = _loaded(path, config, kind, seed)
+    if brings_output(model, brought):
+        # As many classes by chance.
+        draw_output(model, seed)
+        told = ", ".join(published[i] for i in sorted(published)[:8])
+        log.info(
+            "model %s: its published head is for %s, not for the task's classes; it starts anew "
+            "(if they are the same, name them in id2label of its config.json)",
+            path,
+            told,
+        )
+    return model, brought
+
+
+def _loaded(
+    path: str, config: PretrainedConfig, kind: TaskKind, seed: int
+) -> tuple[PreTrainedModel, Brought]:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: PreTrainedModel = auto_class(kind).from_pretrained(
+            model, info = auto_class(kind).from_pretrained(
                 path,
                 config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
-                # A published model's head for other classes makes room for the task's own.
+                # A published model's head for other classes makes room for the task's own; what else does
+                # not fit is refused by its name.
                 ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"model {path}: cannot be loaded: {_first_line(error)}") from error
-    return model.eval(), processor
+    except Exception as error:
+        # Of no one class: safetensors, the hub and transformers each have their own.
+        raise ModelError(f"model {path}: cannot be loaded: {reason(error)}") from error
+    if info["error_msgs"]:
+        raise ModelError(f"model {path}: cannot be loaded: {' '.join(str(info['error_msgs']).split())[:300]}")
+    return model, Brought.of(info)
 
 
-def _config(path: str) -> PretrainedConfig:
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"model {path}: the directory holds no config.json")
-        try:
-            model_type = json.loads((folder / "config.json").read_text()).get("model_type")
-        except ValueError as error:
-            raise ModelError(f"model {path}: config.json is not valid JSON: {error}") from error
-        # Asked first: transformers would otherwise refuse types it does not know in its own words.
-        family_named(str(model_type))
-    elif folder.is_absolute() or path.startswith("."):
-        raise ModelError(f"model {path}: no such directory")
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model {path}: no such directory, and not to be had from the hub: {_first_line(error)}"
-        ) from error
-    return config
+def _name_classes(config: PretrainedConfig, labels: tuple[str, ...]) -> None:
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
 
 
 def hub_revision(path: str) -> str:
     """The commit of a hub's repository that is used here. Raises ModelError when it is not to be had."""
-    return str(getattr(_config(path), "_commit_hash", None) or "unknown")
+    return str(getattr(read_config(path), "_commit_hash", None) or "unknown")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _tell(path: str, brought: Brought, new: tuple[str, ...]) -> None:
+    """What of the model is new, and what of the file goes unread."""
+    if drawn := sorted({*brought.missing, *brought.mismatched}):
+        modules = sorted({name.rpartition(".")[0] for name in drawn})
+        log.info("model %s: new, drawn from the run's seed: %s", path, ", ".join(modules))
+    if new:
+        log.info("model %s: its checkpoint lacks %s, tuned with the head", path, ", ".join(new))
+    if unread := left_unread(brought):
+        log.info("model %s: the task does not read %s", path, unread)
 
 
 def wire_config(config: PretrainedConfig) -> str:

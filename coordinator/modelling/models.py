@@ -46,6 +46,7 @@ from coordinator.modelling.building import (
     SubModelBuilder,
     distillation_settings,
 )
+from coordinator.modelling.checks import check_run, check_sub_model
 from coordinator.modelling.data import read_source
 from coordinator.modelling.evaluation import score
 from coordinator.modelling.foundation import load_foundation, wire_config
@@ -66,16 +67,18 @@ class Models:
         self._seed, self._kind = config.run.seed, config.task.kind
         self._device = torch.device(config.compute.device)
         self._spec = adapter_spec(config)
-        fm, self._processor = load_foundation(
+        loaded = load_foundation(
             config.model.path, self._kind, config.task.labels, seeds.derive(self._seed, "head")
         )
-        self._fm = fm.to(self._device)  # type: ignore[arg-type]  # mistyped in transformers 5
+        self._processor, self._new = loaded.processor, loaded.new_modules
+        self._fm = loaded.model.to(self._device)  # type: ignore[arg-type]  # mistyped in transformers 5
         self._public: Dataset | None = None
         if config.data.public is not None and not self._whole:
             self._public = self._read(config.data.public, None)
         self._test: Dataset | None = None
         if config.data.test is not None:
             self._test = self._read(config.data.test, config.task.labels)
+        self._tried = check_run(loaded, config, (self._test, self._public))
         self._builder = SubModelBuilder(self._fm, self._kind, self._public, Recipe.of(config))
         data = self._test or self._public
         self._probe = next(iter(data.in_order(_PROBE_SIZE))) if data else None
@@ -89,8 +92,8 @@ class Models:
 
     def _read(self, source: DataSource, labels: tuple[str, ...] | None) -> Dataset:
         task = self._config.task
-        examples = read_source(source, self._config)
-        return encode(self._processor, examples, task.kind, task.max_length, labels)
+        read = read_source(source, self._config)
+        return encode(self._processor, read, task.kind, task.max_length, labels)
 
     def encoded(self, examples: Examples) -> Dataset:
         """Labelled examples as the models read them: what a worker does with its own."""
@@ -137,7 +140,10 @@ class Models:
     def cut(self, on_progress: OnProgress) -> tuple[SubModelPlan, PreTrainedModel]:
         """Plan the sub-FM and cut it from the FM (FedPFT, section 3.2), or take one built before."""
         path = self._config.sub_fm.path
-        return self._builder.load(path) if path is not None else self._builder.cut(on_progress)
+        plan, module = self._builder.load(path) if path is not None else self._builder.cut(on_progress)
+        # Workers may wait for the alignment that follows.
+        check_sub_model(module, self._config, self._tried)
+        return plan, module
 
     def align_layers(
         self, plan: SubModelPlan, sub_fm: PreTrainedModel, on_progress: OnProgress
@@ -148,9 +154,9 @@ class Models:
     def publish(
         self, plan: SubModelPlan, sub_fm: PreTrainedModel
     ) -> tuple[SubModelRef, ArtifactRef, ModelFacts]:
-        """Write the sub-FM's artifacts."""
-        weights = own_weights(sub_fm)
-        base = self._store.artifacts.add_tensors(ArtifactKind.SUB_MODEL, weights)
+        """Write the sub-FM's artifacts. Raises ModelError for one that an alignment has spoilt."""
+        check_sub_model(sub_fm, self._config, self._tried)
+        base = self._store.artifacts.add_tensors(ArtifactKind.SUB_MODEL, weights := own_weights(sub_fm))
         files = processor_files(self._processor)
         reference = SubModelRef(
             wire_config(sub_fm.config),
@@ -158,13 +164,14 @@ class Models:
             base,
             (),
             tuple(self._store.artifacts.add(kind, content) for kind, content in files.items()),
+            self._new,
         )
-        probe = Adapted(self._module(reference, plan, weights), self._kind, self._spec)
+        probe = Adapted(self._module(reference, plan, weights), self._kind, self._spec, new=self._new)
         facts = ModelFacts(
-            fm_parameters=_parameters([self._fm]),
+            fm_parameters=_parameters(self._fm),
             sub_fm_parameters=sum(w.numel() for w in weights.values()),
-            fm_layer_parameters=_parameters(layers_of(self._fm)),
-            sub_fm_layer_parameters=_parameters(layers_of(sub_fm)),
+            fm_layer_parameters=_parameters(*layers_of(self._fm)),
+            sub_fm_layer_parameters=_parameters(*layers_of(sub_fm)),
             adapter_parameters=sum(t.numel() for t in probe.tensors().values()),
             fm_bytes=sum(p.numel() * p.element_size() for p in self._fm.parameters()),
         )
@@ -191,8 +198,9 @@ class Models:
         module = self._module(reference, self._plan, weights)
         self._fm_widths = tuple(ffn.width for ffn in ffns_of(self._fm))
         seed = seeds.derive(self._seed, "adapter")
-        self._tuned_fm = Adapted(self._fm, self._kind, self._spec, seed)
-        self._tuned_sub_fm = Adapted(module, self._kind, self._spec, seed)
+        # What is new as published: a run that an earlier version began goes on as it was.
+        self._tuned_fm = Adapted(self._fm, self._kind, self._spec, seed, reference.new_modules)
+        self._tuned_sub_fm = Adapted(module, self._kind, self._spec, seed, reference.new_modules)
         self._fresh = self._tuned_fm.tensors()
         return self._tuned_sub_fm.tensors()
 
@@ -344,5 +352,5 @@ def passing(rule: AggregationRule) -> AbstractContextManager[None]:
     return one_thread() if rule is AggregationRule.MEAN else nullcontext()
 
 
-def _parameters(modules: Sequence[torch.nn.Module]) -> int:
+def _parameters(*modules: torch.nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())

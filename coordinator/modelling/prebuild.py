@@ -14,6 +14,7 @@ from common.errors import ConfigError
 from common.model.layers import layers_of
 from common.runtime import seeds
 from coordinator.modelling.building import ABOUT_FILE, CHECKPOINT_FILE, OnProgress, Recipe, SubModelBuilder
+from coordinator.modelling.checks import check_run
 from coordinator.modelling.data import read_source
 from coordinator.modelling.foundation import load_foundation
 
@@ -32,20 +33,20 @@ def build_ahead(config: RunConfig, out: Path) -> None:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     alone = accelerator.num_processes == 1
     task = config.task
-    fm, processor = load_foundation(
-        config.model.path, task.kind, task.labels, seeds.derive(config.run.seed, "head")
-    )
+    loaded = load_foundation(config.model.path, task.kind, task.labels, seeds.derive(config.run.seed, "head"))
+    fm = loaded.model
     fm.to(accelerator.device)
     assert config.data.public is not None
     examples = read_source(config.data.public, config)
     builder = SubModelBuilder(
         fm,
         task.kind,
-        encode(processor, examples, task.kind, task.max_length, None),
+        encode(loaded.processor, examples, task.kind, task.max_length, None),
         Recipe.of(config),
         # One process on a CPU needs nothing of it, and ends with the coordinator's own bits.
         None if alone and accelerator.device.type == "cpu" else accelerator,
     )
+    check_run(loaded, config, (builder.public,))
     console = Console(stderr=True, quiet=not accelerator.is_main_process)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:

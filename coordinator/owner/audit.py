@@ -77,9 +77,9 @@ def audit_run(directory: Path, model: str | None = None) -> OwnerAudit:
             raise StoreError(f"the run in {directory} has no sub-FM yet: nothing was served")
         require_same(store, config, [MODEL])
         reference, plan_ref, _ = stored
-        fm, _ = load_foundation(
+        fm = load_foundation(
             config.model.path, config.task.kind, config.task.labels, seeds.derive(config.run.seed, "head")
-        )
+        ).model
         plan = SubModelPlan.from_tensors(_tensors(store, plan_ref))
         versions = []
         module = build(

@@ -1,33 +1,90 @@
 """A finished run → what plain transformers and peft load."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PretrainedConfig
 
 from common.config.run import RunConfig
-from common.data.processors import save_processor
+from common.data.images import ImageProcessor
+from common.data.processors import Processor, save_processor
 from common.errors import StoreError
 from common.model.adapter import RESIDUAL, Adapted, is_transposed, lora_config
 from common.model.families import family_of
 from common.model.ffn import ffns_of
 from common.model.submodel import SubModelPlan
-from common.records import AdapterTargets, RunStatus, TaskKind
+from common.records import AdapterTargets, TaskKind
 from common.runtime import seeds
 from common.storage.files import write_atomically
 from common.storage.tensors import TensorFile, to_bytes
 from coordinator.algorithms.plugging import plug
-from coordinator.campaign.status import open_run, reading, stored_status
+from coordinator.campaign.status import open_run, stored_status
 from coordinator.context import adapter_spec
+from coordinator.modelling.checkpoint import own_file, read_json
 from coordinator.modelling.content import MODEL, require_same
 from coordinator.modelling.foundation import load_foundation
+from coordinator.owner.model_card import Loading, model_card
 
 
-def export(directory: Path, out: Path, merge: bool, model: str | None = None) -> list[Path]:
+class ExportDtype(StrEnum):
+    """What an export's weights are kept in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+# What of a model's folder prepares its inputs; whichever are there go along as they are.
+_PROCESSOR_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+# Of a configuration: this machine's paths, code, and what belonged to the published head or its use.
+_NOT_KEPT = (
+    "_name_or_path",
+    "auto_map",
+    "custom_pipelines",
+    "problem_type",
+    "num_labels",
+    "return_dict",
+    "use_return_dict",
+    "torchscript",
+    "output_hidden_states",
+    "output_attentions",
+)
+
+
+def export(
+    directory: Path,
+    out: Path,
+    merge: bool,
+    dtype: ExportDtype = ExportDtype.AUTO,
+    model: str | None = None,
+) -> list[Path]:
     """Write the newest adapter of the run in `directory` to the folder `out`; returns the files.
 
-    Without `merge` a PEFT adapter: adapter_config.json, adapter_model.safetensors, tokenizer and
-    model card. With it a plain transformers model. `model` says where the FM is now, if not where the run
-    left it. Raises StoreError when there is nothing to
-    export, or no adapter because the head alone was tuned; ModelError when the FM is gone.
+    Without `merge` a PEFT adapter: adapter_config.json, adapter_model.safetensors, and the configuration
+    of the model that it belongs into. With it a plain transformers model. Beside either the FM's own
+    tokenizer or image processor, and a model card. Weights are float32 in an adapter and as the FM's in
+    a model, unless `dtype` says otherwise. `model` says where the FM is now, if not where the run left it.
+
+    Raises StoreError when there is nothing to export, or no adapter because the head alone was tuned;
+    ModelError when the FM is gone.
     """
     store, config = open_run(directory, model)
     latest = store.latest_adapter()
@@ -39,97 +96,97 @@ def export(directory: Path, out: Path, merge: bool, model: str | None = None) ->
             f"{directory}: tensor {odd} of the adapter after round {latest[0]} is not finite; "
             f"`fedpft rewind {directory} --round N` goes back to a round before"
         )
-    spec, kind = adapter_spec(config), config.task.kind
+    spec, kind, path = adapter_spec(config), config.task.kind, config.model.path
     if not merge and spec.targets is AdapterTargets.NONE:
         raise StoreError("this run tuned the head alone, which is no PEFT adapter; add --merge")
     if not merge and any(name.endswith(RESIDUAL) for name in tensors):
         raise StoreError("exact averaging changed base weights too, which no PEFT adapter holds; add --merge")
     require_same(store, config, [MODEL])
-    fm, processor = load_foundation(
-        config.model.path, kind, config.task.labels, seeds.derive(config.run.seed, "head")
-    )
-    widths = tuple(ffn.width for ffn in ffns_of(fm))
-    transposed = is_transposed(fm)
+    loaded = load_foundation(path, kind, config.task.labels, seeds.derive(config.run.seed, "head"))
+    fm = loaded.model
+    transposed, model_class = is_transposed(fm), type(fm).__name__
     stored = store.sub_model()
     assert stored is not None
-    plan = SubModelPlan.from_tensors(TensorFile(store.artifacts.path(stored[1].sha256)))
+    reference, plan_ref, _ = stored
+    plan = SubModelPlan.from_tensors(TensorFile(store.artifacts.path(plan_ref.sha256)))
     # The FM's own untrained adapter is the same as in the run: it is drawn from the seed.
-    tuned = Adapted(fm, kind, spec, seeds.derive(config.run.seed, "adapter"))
+    tuned = Adapted(fm, kind, spec, seeds.derive(config.run.seed, "adapter"), reference.new_modules)
+    widths = tuple(ffn.width for ffn in ffns_of(fm))
     tensors = plug(tensors, plan, fm.config, tuned.tensors(), widths)
     out.mkdir(parents=True, exist_ok=True)
-    status = stored_status(store, config)
+    kept = torch.float32 if dtype is ExportDtype.AUTO else getattr(torch, dtype)
     if merge:
+        kept = loaded.dtype if dtype is ExportDtype.AUTO else kept
         tuned.load(tensors)
-        tuned.merged().save_pretrained(out)
+        tuned.merged().to(kept).save_pretrained(out)  # type: ignore[arg-type]  # mistyped in transformers 5
     else:
-        peft_config = lora_config(spec, family_of(fm.config), kind, transposed)
-        peft_config.base_model_name_or_path = config.model.path
+        peft_config = lora_config(spec, family_of(fm.config), kind, transposed, reference.new_modules)
+        peft_config.base_model_name_or_path = path
         peft_config.inference_mode = True
         peft_config.save_pretrained(str(out))
-        write_atomically(out / "adapter_model.safetensors", to_bytes(tensors))
-    save_processor(processor, out)
-    write_atomically(out / "README.md", _card(config, status, merge).encode())
+        content = to_bytes({name: tensor.to(kept) for name, tensor in tensors.items()})
+        write_atomically(out / "adapter_model.safetensors", content)
+    published = own_fields(path)
+    fields = config_fields(published, fm.config, config, model_class)
+    if merge:
+        name = "dtype" if "dtype" in published else "torch_dtype"
+        fields |= {name: str(kept).removeprefix("torch.")}
+    write_atomically(out / "config.json", (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode())
+    left_padded = _write_processor(path, loaded.processor, out)
+    classes = len(published.get("id2label") or (0, 1))
+    how = Loading(
+        merged=merge,
+        other_head=kind is not TaskKind.CAUSAL_LM and classes != len(config.task.labels),
+        other_dtype=loaded.dtype is not torch.float32,
+        left_padded=left_padded,
+    )
+    card = model_card(config, stored_status(store, config), fields, how)
+    write_atomically(out / "README.md", card.encode())
     store.close()
     return sorted(out.iterdir())
 
 
-# By task: transformers' class, what prepares inputs, the hub's name for it.
-_CARDS = {
-    TaskKind.TEXT_CLASSIFICATION: (
-        "AutoModelForSequenceClassification",
-        "AutoTokenizer",
-        "text-classification",
-    ),
-    TaskKind.IMAGE_CLASSIFICATION: (
-        "AutoModelForImageClassification",
-        "AutoImageProcessor",
-        "image-classification",
-    ),
-    TaskKind.CAUSAL_LM: ("AutoModelForCausalLM", "AutoTokenizer", "text-generation"),
-}
+def own_fields(path: str) -> dict[str, Any]:
+    """The FM's configuration as it was published: as readable for versions of transformers as it was."""
+    file = own_file(path, "config.json")
+    assert file is not None
+    return read_json(file)
 
 
-def _card(config: RunConfig, status: RunStatus, merged: bool) -> str:
-    """The model card."""
-    labels = list(config.task.labels)
-    name = Path(config.model.path).name
-    model_class, processor_class, pipeline = _CARDS[config.task.kind]
-    scores = [reading([e], config.task.kind) for e in status.evaluations if e.model == "fm"]
-    measure = scores[0][0] if scores else "score"
-    before, after = (scores[i][1]["fm"] if scores else "not measured" for i in (0, -1))
-    classes = f", num_labels={len(labels)}" if labels else ""
-    load = (
-        f"model = {model_class}.from_pretrained(FOLDER)"
-        if merged
-        else f"base = {model_class}.from_pretrained(FM{classes})\n"
-        "model = PeftModel.from_pretrained(base, FOLDER)"
-    )
-    header = {
-        "base_model": name,
-        "library_name": "transformers" if merged else "peft",
-        "pipeline_tag": pipeline,
-        "tags": ["fedpft", "federated-learning", "lora"],
-    }
-    front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items())
-    told = f" Classes, in order: {', '.join(labels)}." if labels else ""
-    return f"""---
-{front}
----
-# {name}, fine-tuned by Federated Proxy Fine-Tuning
+def config_fields(
+    published: dict[str, Any], tuned: PretrainedConfig, config: RunConfig, model_class: str
+) -> dict[str, Any]:
+    """The published configuration with what the task has changed of it."""
+    fields = {key: value for key, value in published.items() if key not in _NOT_KEPT}
+    fields["architectures"] = [model_class]
+    if TaskKind.CAUSAL_LM in family_of(tuned).tasks:
+        # Of decoders: by it their classifiers find the last token.
+        fields["pad_token_id"] = tuned.pad_token_id
+    for key in ("id2label", "label2id"):
+        fields.pop(key, None)
+    if config.task.labels:
+        fields["id2label"] = {str(i): label for i, label in enumerate(config.task.labels)}
+        fields["label2id"] = {label: i for i, label in enumerate(config.task.labels)}
+    return fields
 
-Tuned over {status.round} rounds by {len(status.workers)} workers, none of which saw another's data
-(FedPFT, arXiv 2404.11536).{told}
 
-| {measure} on the owner's test data | |
-|---|---|
-| before | {before} |
-| after | {after} |
+def _write_processor(path: str, processor: Processor, out: Path) -> bool:
+    """The FM's own files, so that they load wherever they did; returns whether they pad in front.
 
-```python
-from transformers import {model_class}, {processor_class}
-{"" if merged else "from peft import PeftModel" + chr(10)}
-processor = {processor_class}.from_pretrained(FOLDER)
-{load}
-```
-Adapter digest: {status.adapter_sha256}
-"""
+    A tokenizer that cannot pad gets the token that this run has padded with.
+    """
+    for name in _PROCESSOR_FILES:
+        if (file := own_file(path, name)) is not None:
+            write_atomically(out / name, file.read_bytes())
+    if isinstance(processor, ImageProcessor):
+        return False
+    own = AutoTokenizer.from_pretrained(out, trust_remote_code=False)
+    if own.pad_token is None:
+        file = out / "tokenizer_config.json"
+        if not file.exists():
+            save_processor(processor, out)
+        else:
+            write_atomically(
+                file, json.dumps(read_json(file) | {"pad_token": processor.pad_token}, indent=2).encode()
+            )
+    return bool(own.padding_side == "left")

@@ -148,6 +148,8 @@ class Store:
             base=_ref(fields["base"]),
             patches=tuple(self.artifacts.get(patch) for (patch,) in patches),
             processor=tuple(_ref(p) for p in fields["processor"]),
+            # Runs of earlier versions did not tune any.
+            new_modules=tuple(fields.get("new_modules", ())),
         )
         return reference, self.artifacts.get(row[1]), ModelFacts(**json.loads(row[2]))
 

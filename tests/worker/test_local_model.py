@@ -75,7 +75,8 @@ def artifacts(tmp_path: Path) -> Artifacts:
 
 def published(artifacts: Artifacts, folder: Path, kind: TaskKind) -> SubModelRef:
     """The model in a folder as the sub-FM, as a coordinator publishes it."""
-    fm, processor = load_foundation(str(folder), kind, () if kind is TaskKind.CAUSAL_LM else LABELS, 1)
+    loaded = load_foundation(str(folder), kind, () if kind is TaskKind.CAUSAL_LM else LABELS, 1)
+    fm, processor = loaded.model, loaded.processor
     weights = artifacts.add_tensors(ArtifactKind.SUB_MODEL, own_weights(fm))
     files = tuple(artifacts.add(k, content) for k, content in processor_files(processor).items())
     return SubModelRef(wire_config(fm.config), WIDTHS, weights, (), files)

@@ -472,6 +472,7 @@ class SubModel(_message.Message):
     BASE_FIELD_NUMBER: _builtins.int
     PATCHES_FIELD_NUMBER: _builtins.int
     TOKENIZER_FIELD_NUMBER: _builtins.int
+    NEW_MODULES_FIELD_NUMBER: _builtins.int
     config_json: _builtins.str
     """The model's transformers configuration, JSON. Carries no code and no file names."""
     @_builtins.property
@@ -490,6 +491,10 @@ class SubModel(_message.Message):
     def tokenizer(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArtifactRef]:
         """The files of the tokenizer, or of the image processor."""
 
+    @_builtins.property
+    def new_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Modules that the FM's checkpoint did not bring, such as a pooler: tuned in full, as the head is."""
+
     def __init__(
         self,
         *,
@@ -498,10 +503,11 @@ class SubModel(_message.Message):
         base: Global___ArtifactRef | None = ...,
         patches: _abc.Iterable[Global___ArtifactRef] | None = ...,
         tokenizer: _abc.Iterable[Global___ArtifactRef] | None = ...,
+        new_modules: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "config_json", b"config_json", "ffn_widths", b"ffn_widths", "patches", b"patches", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "config_json", b"config_json", "ffn_widths", b"ffn_widths", "new_modules", b"new_modules", "patches", b"patches", "tokenizer", b"tokenizer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

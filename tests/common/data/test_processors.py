@@ -84,7 +84,7 @@ def test_padding_goes_to_the_right_whatever_the_model_says(tmp_path: Path, side:
 
 def write_unpadded(folder: Path, **tokens: str) -> Path:
     """A tokenizer as decoders have it, without a pad token."""
-    backend = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1, "cat": 2}, unk_token="<unk>"))
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1, "cat": 2, "dog": 3}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", **tokens).save_pretrained(folder)
     return folder

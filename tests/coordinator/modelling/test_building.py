@@ -396,7 +396,7 @@ def test_another_family_is_cut_aligned_kept_and_loaded(
 ) -> None:
     folder = write_family(tmp_path / "model", model_type, kind)
     labels = () if kind is TaskKind.CAUSAL_LM else LABELS
-    fm, _ = load_foundation(str(folder), kind, labels, 1)
+    fm = load_foundation(str(folder), kind, labels, 1).model
     data = tmp_path / "public"
     if kind is TaskKind.IMAGE_CLASSIFICATION:
         data = write_pictures(data.with_suffix(".parquet"), 24)

@@ -68,7 +68,7 @@ def test_several_processes_build_one_sub_fm(model_folder: Path, corpus: Path, tm
     alone = CliRunner().invoke(app, command(model_folder, corpus, tmp_path / "alone"))
     assert alone.exit_code == 0, alone.output
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = tmp_path / "fedpft.py"
+    script = tmp_path / "command.py"
     script.write_text("from cli.main import main\nmain()\n")
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -1,0 +1,169 @@
+"""The card of an exported model: what it is, what it scored, and the lines that load it."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config.run import RunConfig
+from common.config.task import TaskSection
+from common.records import RunStatus, TaskKind
+from coordinator.campaign.status import reading
+from coordinator.modelling.checkpoint import own_file
+
+# By task: transformers' class, what prepares inputs, the hub's name for it.
+_CLASSES = {
+    TaskKind.TEXT_CLASSIFICATION: (
+        "AutoModelForSequenceClassification",
+        "AutoTokenizer",
+        "text-classification",
+    ),
+    TaskKind.IMAGE_CLASSIFICATION: (
+        "AutoModelForImageClassification",
+        "AutoImageProcessor",
+        "image-classification",
+    ),
+    TaskKind.CAUSAL_LM: ("AutoModelForCausalLM", "AutoTokenizer", "text-generation"),
+}
+
+# Folders are called so whatever is in them.
+_NO_NAME = re.compile(
+    r"(fm|hf|pt|out|outputs?|base|main|final|best|data|export(ed)?|merged|saved?|weights|pretrained|pytorch"
+    r"|(\w*[-_])?model|models|snapshots?|checkpoints?([-_]\d+)?|[0-9a-f]{40})?",
+    re.IGNORECASE,
+)
+_HEADING_PREFIX = re.compile(r"(model card (for|of)|model:?)\s+", re.IGNORECASE)
+
+
+_VERSION = (
+    'assert int(version.split(".")[0]) >= 5, "transformers 4 cannot find its modules: export with --merge"'
+)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What an export's loading lines must say besides the usual."""
+
+    merged: bool
+    other_head: bool
+    """The FM came with a head for another number of classes."""
+    other_dtype: bool
+    """The FM is not kept in float32, in which it was tuned and scored."""
+    left_padded: bool
+    """The FM's tokenizer pads in front, where a classifier of absolute positions would count from."""
+
+
+def model_name(path: str, model_type: str) -> str:
+    """What people call this model: its id on the hub, its folder's name, its card's heading."""
+    folder = Path(path)
+    for part in folder.parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/")
+    if not folder.is_dir():
+        return path
+    if not _NO_NAME.fullmatch(folder.name):
+        return folder.name
+    if heading := _heading(own_file(path, "README.md")):
+        return heading
+    if not _NO_NAME.fullmatch(folder.parent.name):
+        return folder.parent.name
+    return f"a {model_type} model"
+
+
+def _heading(card: Path | None) -> str:
+    """The first heading of a model card, past its front matter."""
+    if card is None:
+        return ""
+    text = card.read_text(encoding="utf-8", errors="replace").removeprefix("\ufeff")
+    body = re.sub(r"\A---\n.*?\n---\n", "", text, count=1, flags=re.DOTALL)
+    found = re.search(r"^# +(.+?)\s*#*$", body, re.MULTILINE)
+    if found is None:
+        return ""
+    plain = re.sub(r"[*_`]{2,}|`|<[^>]+>|!?\[([^\]]*)\]\([^)]*\)", r"\1", found[1]).strip()
+    plain = _HEADING_PREFIX.sub("", plain)
+    return plain if len(plain) <= 80 and not _NO_NAME.fullmatch(plain) else ""
+
+
+def loading_lines(task: TaskSection, how: Loading) -> str:
+    """Python that loads the export in FOLDER, onto the FM in FM, and answers two examples."""
+    model_class, processor_class, _ = _CLASSES[task.kind]
+    adapter = not how.merged
+    names = sorted(name for name in (model_class, processor_class, "AutoConfig" if adapter else "") if name)
+    lines = ["import torch"] if adapter and how.other_dtype else []
+    lines += ["from peft import PeftModel"] if adapter else []
+    lines += ["from PIL import Image"] if task.kind is TaskKind.IMAGE_CLASSIFICATION else []
+    lines += [f"from transformers import {', '.join(names)}"]
+    if adapter and task.kind is TaskKind.IMAGE_CLASSIFICATION:
+        # It called the modules of vision transformers otherwise, and peft leaves out what it does not find.
+        lines += ["from transformers import __version__ as version", "", _VERSION]
+    lines.append("")
+    side = ', padding_side="right"' if how.left_padded and task.kind is TaskKind.TEXT_CLASSIFICATION else ""
+    lines.append(f"processor = {processor_class}.from_pretrained(FOLDER{side})")
+    if adapter:
+        options = ["FM", "config=AutoConfig.from_pretrained(FOLDER)"]
+        options += ["dtype=torch.float32"] if how.other_dtype else []
+        options += ["ignore_mismatched_sizes=True"] if how.other_head else []
+        lines.append(f"base = {model_class}.from_pretrained({', '.join(options)})")
+        lines.append("model = PeftModel.from_pretrained(base, FOLDER).eval()")
+    else:
+        lines.append(f"model = {model_class}.from_pretrained(FOLDER).eval()")
+    return "\n".join([*lines, "", *_use(task)])
+
+
+def _use(task: TaskSection) -> list[str]:
+    if task.kind is TaskKind.IMAGE_CLASSIFICATION:
+        return [
+            'images = [Image.open(path).convert("RGB") for path in PATHS]',
+            'inputs = processor(images, return_tensors="pt")',
+            "logits = model(**inputs).logits",
+            "answers = [model.config.id2label[int(i)] for i in logits.argmax(-1)]",
+        ]
+    texts = 'texts = ["a text", "another text, which is longer"]'
+    second = ', ["what goes with the first", "and with the second"]' if task.pairs else ""
+    options = f'padding=True, truncation=True, max_length={task.max_length}, return_tensors="pt"'
+    lines = [texts, f"inputs = processor(texts{second}, {options})", "logits = model(**inputs).logits"]
+    if task.kind is TaskKind.TEXT_CLASSIFICATION:
+        lines.append("answers = [model.config.id2label[int(i)] for i in logits.argmax(-1)]")
+    return lines
+
+
+def model_card(config: RunConfig, status: RunStatus, fields: Mapping[str, Any], how: Loading) -> str:
+    """The export's README.md; `fields` are those of its config.json."""
+    task, labels = config.task, list(config.task.labels)
+    name = model_name(config.model.path, str(fields.get("model_type", "")))
+    scores = [reading([e], task.kind) for e in status.evaluations if e.model == "fm"]
+    measure = scores[0][0] if scores else "score"
+    before, after = (scores[i][1]["fm"] if scores else "not measured" for i in (0, -1))
+    header = {
+        "base_model": name,
+        "library_name": "transformers" if how.merged else "peft",
+        "pipeline_tag": _CLASSES[task.kind][2],
+        "tags": ["fedpft", "federated-learning", "lora"],
+    }
+    front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items())
+    told = f" Classes, in order: {', '.join(labels)}." if labels else ""
+    where = (
+        "FOLDER is this one" if how.merged else f"FOLDER is this one, FM that of {name}, or its id on the hub"
+    )
+    return f"""---
+{front}
+---
+# {name}, fine-tuned by Federated Proxy Fine-Tuning
+
+Tuned over {status.round} rounds by {len(status.workers)} workers, none of which saw another's data
+(FedPFT, arXiv 2404.11536).{told}
+
+| {measure} on the owner's test data | |
+|---|---|
+| before | {before} |
+| after | {after} |
+
+{where}:
+
+```python
+{loading_lines(task, how)}
+```
+Adapter digest: {status.adapter_sha256}
+"""

@@ -1,0 +1,413 @@
+"""What people gave as a foundation model: nothing of it becomes random, or means something else, silently."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import BertForMaskedLM, BertModel
+
+from common.errors import ModelError
+from common.model.families import FAMILIES
+from common.records import TaskKind
+from coordinator.modelling.checkpoint import CONVERT
+from coordinator.modelling.foundation import Foundation, load_foundation
+from tests.conftest import LABELS, VOCABULARY, write_tokenizer
+from tests.families import small_config, small_model, write_family
+
+TEXT, IMAGES, CAUSAL = TaskKind.TEXT_CLASSIFICATION, TaskKind.IMAGE_CLASSIFICATION, TaskKind.CAUSAL_LM
+FAMILIES_TASKS = [(name, kind) for name, family in FAMILIES.items() for kind in family.tasks]
+Weights = dict[str, Tensor]
+
+
+def load(folder: Path, kind: TaskKind = TEXT, labels: tuple[str, ...] = LABELS, seed: int = 1) -> Foundation:
+    return load_foundation(str(folder), kind, () if kind is CAUSAL else labels, seed)
+
+
+def rewrite(folder: Path, change: Callable[[Weights], Weights]) -> Path:
+    """The same model with its weights changed, as a tool might have done it."""
+    file = folder / "model.safetensors"
+    weights = change(load_file(file))
+    save_file({n: t.clone().contiguous() for n, t in weights.items()}, file, {"format": "pt"})
+    return folder
+
+
+def edit_json(file: Path, **changes: Any) -> None:
+    fields = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in fields.items() if value is not ...}))
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    return write_family(tmp_path / "model", "bert", TEXT)
+
+
+# --- weights that do not fit ---
+
+
+@pytest.mark.parametrize(("model_type", "kind"), FAMILIES_TASKS)
+def test_a_model_that_fits_is_loaded_whole(model_type: str, kind: TaskKind, tmp_path: Path) -> None:
+    folder = write_family(tmp_path, model_type, kind)
+    loaded = load(folder, kind)
+    own = loaded.model.state_dict()
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if not name.startswith(tuple(FAMILIES[model_type].head)) and name in own:
+            assert torch.equal(own[name], tensor), name
+    assert loaded.new_modules == ()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.bert_inside."])
+@pytest.mark.parametrize(("model_type", "kind"), FAMILIES_TASKS)
+def test_a_wrappers_prefix_before_every_name(
+    model_type: str, kind: TaskKind, prefix: str, tmp_path: Path
+) -> None:
+    folder = write_family(tmp_path, model_type, kind)
+    rewrite(folder, lambda weights: {prefix + name: t for name, t in weights.items()})
+    with pytest.raises(ModelError, match="would be random") as caught:
+        load(folder, kind)
+    assert f'"{prefix}"' in str(caught.value)
+
+
+def test_a_layer_is_missing_in_the_file(bert: Path) -> None:
+    rewrite(bert, lambda weights: {n: t for n, t in weights.items() if ".layer.2." not in n})
+    with pytest.raises(ModelError, match=r"lack bert\.encoder\.layer\.2\..*layer 2: .* not complete"):
+        load(bert)
+
+
+def test_one_bias_is_missing_in_the_file(bert: Path) -> None:
+    rewrite(bert, lambda weights: {n: t for n, t in weights.items() if n != "bert.pooler.dense.bias"})
+    assert load(bert).new_modules == ("bert.pooler",)
+    rewrite(bert, lambda weights: {n: t for n, t in weights.items() if n != "bert.embeddings.LayerNorm.bias"})
+    with pytest.raises(ModelError, match=r"lack bert\.embeddings\.LayerNorm\.bias"):
+        load(bert)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("intermediate_size", 48, "[64] in the file, [48] by config.json"),
+        ("vocab_size", 20, "word_embeddings"),
+        ("max_position_embeddings", 32, "position_embeddings"),
+        ("hidden_size", 16, "do not fit"),
+        ("num_hidden_layers", 6, "config.json says 6 layers, weights are missing in layer 4, 5"),
+        ("num_hidden_layers", 2, "config.json says 2 layers, the file has 4"),
+        ("model_type", "roberta", "would be random"),
+    ],
+)
+def test_an_edited_config(bert: Path, key: str, value: object, told: str) -> None:
+    edit_json(bert / "config.json", **{key: value})
+    with pytest.raises(ModelError) as caught:
+        load(bert)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_without_the_biases_that_the_file_has(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    small_model("llama", CAUSAL, vocabulary=len(VOCABULARY), attention_bias=True).save_pretrained(folder)
+    write_tokenizer(folder, eos_token="[SEP]")
+    load(folder, CAUSAL)
+    edit_json(folder / "config.json", attention_bias=False)
+    with pytest.raises(ModelError, match=r"q_proj\.bias|k_proj\.bias.*would be left out"):
+        load(folder, CAUSAL)
+
+
+def test_the_weights_of_a_model_that_peft_has_wrapped(bert: Path) -> None:
+    def wrapped(weights: Weights) -> Weights:
+        found = {}
+        for name, tensor in weights.items():
+            if name.endswith("query.weight"):
+                stem = f"base_model.model.{name.removesuffix('.weight')}"
+                found[f"{stem}.base_layer.weight"] = tensor
+                found[f"{stem}.lora_A.default.weight"] = tensor[:2]
+            else:
+                found[f"base_model.model.{name}"] = tensor
+        return found
+
+    rewrite(bert, wrapped)
+    with pytest.raises(ModelError, match="peft has wrapped; merge the adapter first"):
+        load(bert)
+
+
+def test_lora_beside_plain_weights(bert: Path) -> None:
+    def beside(weights: Weights) -> Weights:
+        name = "bert.encoder.layer.0.attention.self.query"
+        return weights | {f"{name}.lora_A.default.weight": weights[f"{name}.weight"][:2]}
+
+    rewrite(bert, beside)
+    with pytest.raises(ModelError, match=r"would be left out; .*merge the adapter first"):
+        load(bert)
+
+
+def test_a_language_models_head_is_left_out_and_said_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "model"
+    BertForMaskedLM(small_config("bert", len(VOCABULARY))).save_pretrained(folder)
+    write_tokenizer(folder)
+    caplog.set_level(logging.INFO)
+    loaded = load(folder)
+    assert loaded.new_modules == ("bert.pooler",)
+    assert "new, drawn from the run's seed: bert.pooler.dense, classifier" in caplog.text
+    assert "does not read cls.predictions" in caplog.text
+
+
+def test_an_encoder_alone_gets_a_new_head_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "model"
+    BertModel(small_config("bert", len(VOCABULARY))).save_pretrained(folder)
+    write_tokenizer(folder)
+    caplog.set_level(logging.INFO)
+    assert load(folder).new_modules == ()
+    assert "new, drawn from the run's seed: classifier" in caplog.text
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_a_language_model_without_its_head(model_type: str, tmp_path: Path) -> None:
+    model = small_model(model_type, CAUSAL, vocabulary=len(VOCABULARY), tie_word_embeddings=False)
+    model.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path, eos_token="[SEP]")
+    assert load(tmp_path, CAUSAL).new_modules == ()
+    rewrite(tmp_path, lambda weights: {n: t for n, t in weights.items() if n != "lm_head.weight"})
+    assert load(tmp_path, CAUSAL).new_modules == ("lm_head",)
+    # What it classifies by is another module.
+    assert load(tmp_path, TEXT).new_modules == ()
+
+
+def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
+    folder = write_family(tmp_path, "gpt2", CAUSAL)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    assert load(folder, CAUSAL).new_modules == ()
+
+
+# --- the published head ---
+
+
+def write_classifier(folder: Path, model_type: str, names: list[str], kind: TaskKind = TEXT) -> Path:
+    """A model whose head knows classes by these names."""
+    write_family(folder, model_type, kind)
+    numbered = dict(enumerate(names))
+    model = small_model(
+        model_type,
+        kind,
+        **({} if kind is IMAGES else {"vocabulary": len(VOCABULARY)}),
+        id2label=numbered,
+        label2id={name: i for i, name in numbered.items()},
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+def outputs(weights: Weights, model_type: str) -> list[Tensor]:
+    """Of the map that gives the scores: weight, and bias where there is one."""
+    stem = {"roberta": "classifier.out_proj"}.get(model_type, FAMILIES[model_type].head[-1])
+    return [weights[name] for name in (f"{stem}.weight", f"{stem}.bias") if name in weights]
+
+
+CLASSIFIERS = [(name, family.tasks[0]) for name, family in FAMILIES.items()]
+
+
+@pytest.mark.parametrize(("model_type", "kind"), CLASSIFIERS)
+def test_the_same_classes_in_another_order(model_type: str, kind: TaskKind, tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path, model_type, ["b", "c", "a"], kind)
+    loaded = load(folder, kind, ("a", "b", "c"))
+    published = outputs(load_file(folder / "model.safetensors"), model_type)
+    for own, theirs in zip(outputs(dict(loaded.model.state_dict()), model_type), published, strict=True):
+        assert torch.equal(own, theirs[[2, 0, 1]])
+    assert loaded.model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert loaded.model.config.label2id == {"a": 0, "b": 1, "c": 2}
+
+
+@pytest.mark.parametrize(("model_type", "kind"), CLASSIFIERS)
+def test_some_of_the_published_classes(model_type: str, kind: TaskKind, tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path, model_type, ["negative", "neutral", "positive"], kind)
+    loaded = load(folder, kind, ("Positive", " negative"))
+    published = outputs(load_file(folder / "model.safetensors"), model_type)
+    for own, theirs in zip(outputs(dict(loaded.model.state_dict()), model_type), published, strict=True):
+        assert torch.equal(own, theirs[[2, 0]])
+    assert loaded.model.config.num_labels == 2
+
+
+@pytest.mark.parametrize("names", [["LABEL_0", "LABEL_1"], ["x", "y"], ["animals", "x"], ["a", "b", "c"]])
+@pytest.mark.parametrize(("model_type", "kind"), CLASSIFIERS)
+def test_a_head_for_other_classes_starts_anew(
+    model_type: str, kind: TaskKind, names: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_classifier(tmp_path, model_type, names, kind)
+    caplog.set_level(logging.INFO)
+    first, again, other = (dict(load(folder, kind, seed=s).model.state_dict()) for s in (1, 1, 2))
+    published = outputs(load_file(folder / "model.safetensors"), model_type)
+    weight, same, different = (outputs(weights, model_type)[0] for weights in (first, again, other))
+    assert weight.shape[0] == 2 and not torch.equal(weight, published[0])
+    assert torch.equal(weight, same) and not torch.equal(weight, different)
+    told = f"its published head is for {', '.join(names)}" if len(names) == 2 else "drawn from the run's seed"
+    assert told in caplog.text
+
+
+def test_names_that_differ_by_case_alone_are_told_apart(tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path, "bert", ["us", "US", "them"])
+    published = outputs(load_file(folder / "model.safetensors"), "bert")[0]
+    own = outputs(dict(load(folder, labels=("US", "us")).model.state_dict()), "bert")[0]
+    assert torch.equal(own, published[[1, 0]])
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_what_the_published_head_was_for_does_not_stay(bert: Path, problem: str) -> None:
+    edit_json(bert / "config.json", problem_type=problem, return_dict=False, output_hidden_states=True)
+    config = load(bert).model.config
+    assert config.problem_type is None
+    assert config.return_dict and not config.output_hidden_states
+
+
+# --- broken folders ---
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 90868376\n"
+
+
+def cut_short(file: Path, share: float) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+
+
+def shard(folder: Path) -> None:
+    """As large models come: several files and an index."""
+    load(folder).model.save_pretrained(folder / "sharded", max_shard_size="60KB")
+    (folder / "model.safetensors").unlink()
+    for file in (folder / "sharded").glob("model*"):
+        file.rename(folder / file.name)
+
+
+def lose_a_shard(folder: Path) -> None:
+    shard(folder)
+    sorted(folder.glob("model-0000*"))[1].unlink()
+
+
+def pickle_weights(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "holds no config.json"),
+    "empty config": (lambda f: (f / "config.json").write_text(""), "config.json is not valid JSON"),
+    "config is a list": (
+        lambda f: (f / "config.json").write_text("[1]"),
+        "must hold a JSON object, got list",
+    ),
+    "config in latin-1": (
+        lambda f: (f / "config.json").write_bytes('{"model_type": "bért"}'.encode("latin-1")),
+        "config.json is not UTF-8 (at byte 17)",
+    ),
+    "config without type": (lambda f: (f / "config.json").write_text("{}"), "does not name its model_type"),
+    "config of words": (
+        lambda f: edit_json(f / "config.json", hidden_size="many"),
+        "config.json cannot be used",
+    ),
+    "config with an odd activation": (lambda f: edit_json(f / "config.json", hidden_act="gelux"), "gelux"),
+    "heads that do not divide": (lambda f: edit_json(f / "config.json", num_attention_heads=5), "multiple"),
+    "pointer for config": (lambda f: (f / "config.json").write_bytes(POINTER), "config.json is a Git LFS"),
+    "pointer for weights": (
+        lambda f: (f / "model.safetensors").write_bytes(POINTER),
+        "model.safetensors is a Git LFS pointer, not the file itself; run `git lfs pull`",
+    ),
+    "pointer for tokenizer": (
+        lambda f: (f / "tokenizer.json").write_bytes(POINTER),
+        "tokenizer.json is a Git",
+    ),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        "no weights: there must be model.safetensors",
+    ),
+    "empty weights": (
+        lambda f: (f / "model.safetensors").write_bytes(b""),
+        "is no safetensors file, or not all",
+    ),
+    "half a header": (
+        lambda f: cut_short(f / "model.safetensors", 0.02),
+        "is no safetensors file, or not all",
+    ),
+    "half a file": (lambda f: cut_short(f / "model.safetensors", 0.7), "bytes: download it again"),
+    "a web page": (
+        lambda f: (f / "model.safetensors").write_bytes(b"<!DOCTYPE html><html>Sign in</html>"),
+        "is no safetensors file",
+    ),
+    "a lost shard": (lose_a_shard, "which model.safetensors.index.json lists; the download is not complete"),
+    "an odd index": (
+        lambda f: (shard(f), (f / "model.safetensors.index.json").write_text("[]")),
+        "must hold a JSON object",
+    ),
+    "pickled weights": (
+        pickle_weights,
+        "in pytorch_model.bin only, a format that can hold code; convert them",
+    ),
+    "TensorFlow's weights": (
+        lambda f: (f / "model.safetensors").rename(f / "tf_model.h5"),
+        "tf_model.h5 is in another format",
+    ),
+    "quantised": (
+        lambda f: edit_json(f / "config.json", quantization_config={"quant_method": "bitsandbytes"}),
+        "quantised",
+    ),
+    "no tokenizer at all": (
+        lambda f: (f / "tokenizer.json").unlink(),
+        "tokenizer cannot be loaded",
+    ),
+    "no tokenizer": (
+        lambda f: [(f / n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")],
+        "its tokenizer has no words",
+    ),
+    "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer cannot be loaded"),
+    "tokenizer is a list": (lambda f: (f / "tokenizer.json").write_text("[]"), "tokenizer cannot be loaded"),
+    "tokenizer config is a list": (
+        lambda f: (f / "tokenizer_config.json").write_text("[]"),
+        "tokenizer cannot be loaded",
+    ),
+    "an adapter": (
+        lambda f: (f / "config.json").rename(f / "adapter_config.json"),
+        "this is a PEFT adapter, not a model",
+    ),
+    "another family": (lambda f: edit_json(f / "config.json", model_type="t5"), "'t5' is not supported"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_folder_is_told_in_one_line(bert: Path, case: str) -> None:
+    spoil, told = BROKEN[case]
+    spoil(bert)
+    with pytest.raises(ModelError) as caught:
+        load(bert)
+    assert told in str(caught.value)
+    assert str(bert) in str(caught.value) or case == "another family"
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_is_given_for_the_model(bert: Path) -> None:
+    with pytest.raises(ModelError, match=r"this is a file; model\.path must name the model's directory"):
+        load(bert / "model.safetensors")
+
+
+def test_the_line_that_converts_pickled_weights_does(bert: Path) -> None:
+    before = load_file(bert / "model.safetensors")
+    pickle_weights(bert)
+    command = CONVERT.replace("python ", f"{sys.executable} ", 1)
+    subprocess.run(command, shell=True, cwd=bert, check=True)
+    after = load_file(bert / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    load(bert)
+
+
+def test_shards_are_loaded(bert: Path) -> None:
+    before = dict(load(bert).model.state_dict())
+    shard(bert)
+    assert len(list(bert.glob("model-0000*"))) > 2
+    after = load(bert).model.state_dict()
+    assert all(torch.equal(before[n], after[n]) for n in before if not n.startswith("classifier"))
