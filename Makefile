@@ -40,7 +40,7 @@ test: $(VENV)/installed ## Whether the whole works: all unit tests, and real run
 test-all: $(VENV)/installed ## The same, and what takes long; 10 minutes
 	$(BIN)/pytest -m '$(EVERYDAY)'
 
-test-slow: $(VENV)/installed ## What test-all runs beyond test
+test-slow: $(VENV)/installed ## What test-all runs beyond test; 6 minutes
 	$(BIN)/pytest -m 'slow and $(EVERYDAY)'
 
 test-security: $(VENV)/installed ## Every call by every kind of caller, TLS, revocation, bad workers, 10,000 bad streams
