@@ -56,7 +56,7 @@ class DataSource(Section):
     """A file, an image folder, or a named data set."""
 
     path: Path | None = None
-    """CSV, TSV, JSONL or Parquet file, or a folder of images."""
+    """CSV, TSV, JSONL or Parquet file, a folder with the parts of one, or a folder of images."""
     preset: str | None = None
     """Instead of a path, a data set by name, such as "sst2:validation"; `fedpft datasets` lists them."""
     text_column: str = "text"

@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from typer.testing import CliRunner
 from cli.datasets import split
 from cli.doctor import doctor
 from common.config.file import parse_config, template
-from common.data.examples import Columns
+from common.data.examples import Columns, read_examples
+from common.data.inspection import inspected
 from common.errors import DataError
 from coordinator.modelling.data import read_source
 from experiments.sources import Sizes, deal_out
@@ -211,3 +213,57 @@ def test_the_doctor_of_the_owner(broken: Broken, lies: Path, tmp_path: Path) -> 
     assert done.exit_code == 2 and isinstance(done.exception, SystemExit)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("wrong  test data")]
     assert broken.says in line or "image-classification needs" in line
+
+
+# Damage by chance, as of disks and transfers.
+
+WHOLE = {
+    "x.parquet": table(text=[f"text \u00fc {i}" for i in range(300)], label=["x", "y"] * 150),
+    "i.parquet": table(image=[{"bytes": png(), "path": "a.png"}] * 5, label=[1.0] * 5),
+    "x.csv": ("text,label\n" + '"a ""b"" \u00fc, c\nmore",x\nplain,y\n' * 30).encode(),
+    "x.tsv": ("text\tlabel\n" + '"a" \u00fc, c\tx\n' * 30).encode(),
+    "x.jsonl": ('{"text": "a \\u00e4 \u00fc", "label": 1.0}\n' * 30).encode(),
+    "x.json": ("[" + '{"text": "a \u00fc", "label": 1}, ' * 30 + '{"text": "b", "label": 0}]').encode(),
+}
+PICTURES = {"PNG": "png", "JPEG": "jpg", "TIFF": "tif", "GIF": "gif", "WEBP": "webp", "PPM": "ppm"}
+
+
+def damaged(content: bytes, draw: random.Random) -> bytes:
+    found = bytearray(content)
+    how = draw.choice(["altered", "lost", "added", "cut off"])
+    for _ in range(draw.choice([1, 1, 2, 20])):
+        at = draw.randrange(len(found))
+        if how == "altered":
+            found[at] = draw.randrange(256)
+        elif how == "added":
+            found.insert(at, draw.choice(b'",\n\r\t\0\xff {}[]'))
+        else:
+            del found[at : at + draw.randrange(1, 40) if how == "lost" else len(found)]
+        if not found:
+            break
+    return bytes(found)
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *PICTURES.values()])
+def test_damage_is_read_or_refused_in_one_short_line(name: str, tmp_path: Path) -> None:
+    draw = random.Random(name)
+    content = WHOLE.get(name)
+    if content is None:
+        file = io.BytesIO()
+        form = next(form for form, ending in PICTURES.items() if ending == name)
+        Image.effect_noise((20, 20), 90).convert("RGB").save(file, form)
+        content = file.getvalue()
+    path = tmp_path / name if name in WHOLE else tmp_path / "pictures" / "cat" / f"1.{name}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = path if name in WHOLE else tmp_path / "pictures"
+    for _ in range(40):
+        path.write_bytes(damaged(content, draw))
+        try:
+            examples = inspected(read_examples(source, Columns()), thorough=True)
+        except DataError as error:
+            told = str(error)
+            assert "\n" not in told and len(told.replace(str(tmp_path), "")) < 600
+        else:
+            assert len(examples) > 0
+            for text in examples.texts or ():
+                text.encode()
