@@ -58,14 +58,19 @@ def check_run(loaded: Foundation, config: RunConfig, data: Sequence[Dataset | No
     batch = _some(there if there is not None else _made_up(loaded, config))
     device = next(loaded.model.parameters()).device
     batch = batch.to(device)
-    scores(loaded.model, batch, f"model {path}")
+    _check_elsewhere(loaded.model, config, batch, f"model {path}")
     return batch
 
 
 def check_sub_model(sub_fm: PreTrainedModel, config: RunConfig, batch: Batch) -> None:
-    """The sub-FM as workers build it answers as the coordinator's does. Raises ModelError."""
+    """The sub-FM is whole, and as workers build it answers as here. Raises ModelError."""
     what = f"model {config.model.path}: its sub-FM"
     _check_finite(sub_fm, what)
+    _check_elsewhere(sub_fm, config, batch, what)
+
+
+def _check_elsewhere(sub_fm: PreTrainedModel, config: RunConfig, batch: Batch, what: str) -> None:
+    """What workers make of configuration and weights answers as the model itself."""
     task = run_spec(config, "").task
     widths, device = [ffn.width for ffn in ffns_of(sub_fm)], next(sub_fm.parameters()).device
     theirs_config = read_config(wire_config(sub_fm.config), task)

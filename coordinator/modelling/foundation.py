@@ -57,6 +57,7 @@ def load_foundation(path: str, kind: TaskKind, labels: tuple[str, ...], seed: in
         model, brought = _loaded(path, config, kind, seed)
     else:
         model, brought = _classifier(path, config, kind, labels, seed)
+    _untie(model)
     new = new_modules(path, brought, family, kind, config.num_hidden_layers)
     _tell(path, brought, new)
     return Foundation(model.eval(), processor, new, dtype)
@@ -112,6 +113,13 @@ def _loaded(
     if info["error_msgs"]:
         raise ModelError(f"model {path}: cannot be loaded: {' '.join(str(info['error_msgs']).split())[:300]}")
     return model, Brought.of(info)
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """A checkpoint may bring a head that its configuration says is the embedding: it stays a head."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embedding.weight:
+        model.config.tie_word_embeddings = False
 
 
 def _name_classes(config: PretrainedConfig, labels: tuple[str, ...]) -> None:

@@ -162,6 +162,8 @@ def config_fields(
     if TaskKind.CAUSAL_LM in family_of(tuned).tasks:
         # Of decoders: by it their classifiers find the last token.
         fields["pad_token_id"] = tuned.pad_token_id
+    if not getattr(tuned, "tie_word_embeddings", True) and "tie_word_embeddings" in fields:
+        fields["tie_word_embeddings"] = False
     for key in ("id2label", "label2id"):
         fields.pop(key, None)
     if config.task.labels:

@@ -194,6 +194,24 @@ def test_a_language_model_without_its_head(model_type: str, tmp_path: Path) -> N
         assert same(tuned.score(found["model"], found["processor"]), tuned.reported)
 
 
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_a_head_beside_a_configuration_that_ties_it(model_type: str, tmp_path: Path) -> None:
+    """transformers keeps the file's head; so do sub-FM, worker and export."""
+    model = tmp_path / "untied"
+    small_model(model_type, CAUSAL, vocabulary=len(VOCABULARY), tie_word_embeddings=False).save_pretrained(
+        model
+    )
+    write_tokenizer(model, eos_token="[SEP]")
+    edit_json(model / "config.json", tie_word_embeddings=True)
+    tuned = Tuned(tmp_path, model, CAUSAL)
+    for merge in (False, True):
+        out = tuned.export(merge)
+        found = tuned.run_lines(card_of(out), out)
+        assert same(tuned.score(found["model"], found["processor"]), tuned.reported)
+    head = load_file(tmp_path / "merged" / "model.safetensors")["lm_head.weight"]
+    assert torch.equal(head, load_file(model / "model.safetensors")["lm_head.weight"])
+
+
 # --- what the FM's folder says ---
 
 

@@ -13,13 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertForMaskedLM, BertModel
+from typer.testing import CliRunner
 
+from cli.main import app
+from common.config.file import parse_config
 from common.errors import ModelError
 from common.model.families import FAMILIES
 from common.records import TaskKind
 from coordinator.modelling.checkpoint import CONVERT
+from coordinator.modelling.checks import check_run
 from coordinator.modelling.foundation import Foundation, load_foundation
-from tests.conftest import LABELS, VOCABULARY, write_tokenizer
+from tests.conftest import LABELS, VOCABULARY, write_table, write_tokenizer
 from tests.families import small_config, small_model, write_family
 
 TEXT, IMAGES, CAUSAL = TaskKind.TEXT_CLASSIFICATION, TaskKind.IMAGE_CLASSIFICATION, TaskKind.CAUSAL_LM
@@ -386,6 +390,48 @@ def test_a_broken_folder_is_told_in_one_line(bert: Path, case: str) -> None:
         load(bert)
     assert told in str(caught.value)
     assert str(bert) in str(caught.value) or case == "another family"
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_command_ends_with_that_line_and_2(bert: Path, case: str, tmp_path: Path) -> None:
+    BROKEN[case][0](bert)
+    corpus = write_table(tmp_path / "corpus.csv", 8, labelled=False)
+    command = ["build", "--model", str(bert), "--corpus", str(corpus), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*command, "--max-length", "16", "--steps", "1"])
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit), result.output
+    lines = result.output.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert BROKEN[case][1] in lines[0]
+
+
+BROKEN_IMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no processor": (lambda f: f.unlink(), "the directory holds no preprocessor_config.json"),
+    "an empty one": (lambda f: f.write_text(""), "image processor cannot be loaded"),
+    "a list": (lambda f: f.write_text("[]"), "image processor cannot be loaded"),
+    "latin-1": (lambda f: f.write_bytes(b'{"a": "\xe9"}'), "image processor cannot be loaded"),
+    "a pointer": (lambda f: f.write_bytes(POINTER), "preprocessor_config.json is a Git LFS pointer"),
+    "of code": (
+        lambda f: f.write_text('{"auto_map": {"AutoImageProcessor": "a.B"}, "image_processor_type": "B"}'),
+        "image processor cannot be loaded",
+    ),
+    "an odd size": (
+        lambda f: edit_json(f, size={"height": "tall"}),
+        "image processor cannot be loaded: size",
+    ),
+    "an odd mean": (lambda f: edit_json(f, image_mean=[0.5]), "preprocessor_config.json"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_IMAGES)
+def test_a_broken_image_processor_is_told_in_one_line(case: str, tmp_path: Path) -> None:
+    model = write_family(tmp_path / "model", "vit", IMAGES)
+    BROKEN_IMAGES[case][0](model / "preprocessor_config.json")
+    settings = {"run.directory": tmp_path / "run", "task.kind": str(IMAGES), "alignment.steps": 0}
+    config = parse_config({"model.path": str(model), "task.labels": LABELS, **settings}, "a test")
+    with pytest.raises(ModelError) as caught:
+        check_run(load(model, IMAGES), config, ())
+    assert BROKEN_IMAGES[case][1] in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 

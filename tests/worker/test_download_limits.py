@@ -30,7 +30,7 @@ from common.storage.tensor_header import MAX_HEADER_BYTES
 from common.storage.tensors import to_bytes
 from coordinator.modelling.foundation import wire_config
 from tests.conftest import FFN, LABELS, LAYERS
-from tests.families import small_config, small_model
+from tests.families import HIDDEN, small_config, small_model
 from worker.download_limits import Limits, judge, limits_of
 
 LORA = AdapterSpec(AdapterTargets.ATTENTION, 4, 8.0, 0.1)
@@ -53,6 +53,21 @@ def wanted(
 ) -> SubModelRef:
     config = json.loads(wire_config(small_config(model_type))) | changes
     return SubModelRef(json.dumps(config), widths, ref(ArtifactKind.SUB_MODEL, 1000), (), ())
+
+
+def test_a_module_that_the_checkpoint_lacked_makes_room_in_the_adapter() -> None:
+    plain = limits_of(run_of(TaskKind.TEXT_CLASSIFICATION), wanted())
+    new = limits_of(run_of(TaskKind.TEXT_CLASSIFICATION), replace(wanted(), new_modules=("bert.pooler",)))
+    assert new.adapter - plain.adapter == 4 * (HIDDEN * HIDDEN + HIDDEN)
+
+
+@pytest.mark.parametrize(
+    "module", ["bert", "bert.encoder.layer.0", "bert.embeddings", "lm_head", "nothing", ""]
+)
+def test_a_worker_tunes_no_module_that_a_checkpoint_brings(module: str) -> None:
+    """Whole layers would carry far more of its data than what it has agreed to."""
+    with pytest.raises(ModelError, match="cannot have a new"):
+        limits_of(run_of(TaskKind.TEXT_CLASSIFICATION), replace(wanted(), new_modules=(module,)))
 
 
 def task(**changes: Any) -> TrainTask:

@@ -61,7 +61,7 @@ def several(items: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]
 
 
 ref = st.builds(ArtifactRef, st.sampled_from(SENT), digest, u64)
-sub_model = st.builds(SubModelRef, text, several(u32), ref, several(ref), several(ref))
+sub_model = st.builds(SubModelRef, text, several(u32), ref, several(ref), several(ref), several(text))
 spec = st.builds(
     RunSpec,
     text,

@@ -104,7 +104,7 @@ def test_the_sub_fm_is_found_again_with_its_processor_and_patches(store: Store) 
     base = store.artifacts.add(ArtifactKind.SUB_MODEL, b"weights")
     plan = store.artifacts.add(ArtifactKind.PLAN, b"plan")
     processor = store.artifacts.add(ArtifactKind.IMAGE_PROCESSOR, b"{}")
-    reference = SubModelRef('{"model_type": "vit"}', (64, 16), base, (), (processor,))
+    reference = SubModelRef('{"model_type": "vit"}', (64, 16), base, (), (processor,), ("bert.pooler",))
     facts = ModelFacts(1, 2, 3, 4, 5, 6)
     assert store.sub_model() is None
     store.commit_sub_model(reference, plan, facts)
