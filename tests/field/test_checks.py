@@ -202,9 +202,11 @@ def test_data_that_the_model_cannot_read(data: str, tmp_path: Path) -> None:
 def test_more_classes_than_a_message_holds(tmp_path: Path) -> None:
     model = write_family(tmp_path / "model", "bert", TEXT)
     labels = [f"diagnosis number {i}" for i in range(20_000)]
-    told = refused(run_of(tmp_path, model, task__labels=labels), ConfigError)
-    assert "to tell workers of 20,000 classes takes 1," in told and "a message holds 1,097,728" in told
-    start(run_of(tmp_path, model, task__labels=labels[:2_000]))
+    # They go to workers as a file.
+    start(run_of(tmp_path, model, task__labels=labels))
+    more = [f"{i}" for i in range(2**16 + 1)]
+    told = refused(run_of(tmp_path, model, task__labels=more))
+    assert "no worker would take it: " in told and "out of bounds" in told
 
 
 def test_a_class_whose_name_no_worker_would_take(tmp_path: Path) -> None:

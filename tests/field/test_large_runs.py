@@ -202,8 +202,8 @@ async def test_a_worker_of_before_is_told_to_upgrade(many_classes: Serving) -> N
 def test_the_models_configuration_does_not_grow_with_its_classes(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     run = context(Store(tmp_path / "run"), {"task.labels": CLASSES})
-    fm, _ = load_foundation(str(folder), run.config.task.kind, CLASSES, 7)
-    text = wire_config(fm.config)
+    loaded = load_foundation(str(folder), run.config.task.kind, CLASSES, 7)
+    text = wire_config(loaded.model.config)
     assert len(text) < 10_000
     assert read_config(text, run.spec.task).id2label == dict(enumerate(CLASSES))
     run.store.close()
