@@ -12,7 +12,14 @@ from fedpft.v1 import federation_pb2, federation_pb2_grpc
 from google.protobuf.message import Message
 from grpc import aio
 
-from common.errors import BadMessage, BrokenTransfer, FedPftError, TooMany, UnknownArtifact
+from common.errors import (
+    BadMessage,
+    BadUpdate,
+    BrokenTransfer,
+    FedPftError,
+    TooMany,
+    UnknownArtifact,
+)
 from common.records import ArtifactKind, Chunk, JoinReply, JoinRequest, UpdateHeader
 from common.runtime.fault_points import Point, reach
 from common.transport import wire
@@ -23,7 +30,7 @@ from coordinator.context import RunContext
 from coordinator.federation.authorization import Admission
 from coordinator.federation.inbox import Inbox
 from coordinator.federation.rate_limits import RateLimiter
-from coordinator.federation.rounds import Left, Returned
+from coordinator.federation.rounds import Returned
 from coordinator.federation.sessions import Session, Sessions
 from coordinator.federation.transfer_slots import TransferSlots
 
@@ -53,7 +60,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
     """What workers call."""
 
     def __init__(self, run: RunContext, sessions: Sessions, inbox: Inbox) -> None:
-        self._run, self._sessions, self._inbox = run, sessions, inbox
+        self._run, self._sessions, self._inbox, self._turns = run, sessions, inbox, inbox.turns
         self._store, self._events = run.store, run.events
         self._traffic, self._metrics = run.traffic, run.metrics
         self._limits = limits = run.config.limits
@@ -71,7 +78,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self._require_acceptable(joining)
         session, version = self._sessions.join(joining)
         self._store.remember_worker(joining.worker, joining.examples, joining.software)
-        self._inbox.note(Returned(joining.worker))
+        self._turns.joined(joining.worker, session.restarted)
         self._metrics.joins.inc()
         if session.first_for_a_while:
             self._events.record(
@@ -105,7 +112,8 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         session = self._session(request.session, context)
         reply = federation_pb2.HeartbeatResponse()
         self._count(session, "control", request, reply)
-        if self._sessions.report(session, wire.progress_from_pb(request.progress)):
+        progress = wire.progress_from_pb(request.progress)
+        if self._sessions.report(session, progress):
             self._inbox.note(Returned(session.worker))
             self._events.record(
                 "worker_returned",
@@ -113,6 +121,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
                 self._traffic.round,
                 session.worker,
             )
+        self._turns.heard(session.worker, progress)
         return reply
 
     @answers
@@ -126,6 +135,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
             raise UnknownArtifact(f"there is no artifact {request.sha256[:12]}…")
         self._store.artifacts.record_served(artifact.sha256)
         self._count(session, artifact.kind, request)
+        self._turns.queued(session.worker)
         with self._rate_limiter.stream(session.worker):
             async with self._slots.slot() as slot:
                 for chunk in read_chunks(self._store.artifacts.path(artifact.sha256), request.offset):
@@ -136,6 +146,8 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
                         yield message
                     # A worker that takes its chunks is alive, also when nothing else of it gets through.
                     self._sessions.find(session.token)
+                    reached = chunk.offset + len(chunk.data)
+                    self._turns.advanced(session.worker, artifact.sha256, reached)
 
     @answers
     async def OfferUpdate(
@@ -224,6 +236,8 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
                         writer.write(chunk)
                         fits = fits or self._inbox.header_fits(session.worker, header)
                         self._sessions.find(session.token)
+                        reached = chunk.offset + len(chunk.data)
+                        self._turns.advanced(session.worker, header.sha256, reached)
             except TimeoutError:
                 raise BrokenTransfer(
                     f"slower than {rate:g} bytes a second; go on where it broke off"
@@ -247,6 +261,8 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
                     header.round,
                     session.worker,
                 )
+            if isinstance(error, BadUpdate):
+                self._turns.refused(session.worker, header.round, wire.one_line(str(error)))
             raise
 
     def _require_acceptable(self, joining: JoinRequest) -> None:
@@ -264,11 +280,12 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         session = self._session(request.session, context)
         reply = federation_pb2.LeaveResponse()
         self._count(session, "control", request, reply)
-        self._sessions.leave(session)
-        self._inbox.note(Left(session.worker))
+        reason = wire.one_line(request.reason)
+        self._sessions.leave(session, reason)
+        self._turns.left(session.worker, f"left: {reason}")
         self._events.record(
             "worker_left",
-            f"worker {session.worker} left: {request.reason[:200]}",
+            f"worker {session.worker} left: {reason}",
             self._traffic.round,
             session.worker,
         )

@@ -37,6 +37,10 @@ class Session:
     examples: int
     heard: float
     progress: Progress = field(default_factory=Progress)
+    process: str = ""
+    """Drawn by the worker's process; "" when it does not say."""
+    restarted: bool = False
+    """Whether another process of the name was there before, and had not left."""
     replaced: bool = False
     first_for_a_while: bool = True
     """Whether the name joined not just now; a flapping worker is news only now and then."""
@@ -81,10 +85,20 @@ class Sessions:
         news = told is None or now - told >= self.heartbeat_seconds
         if news:
             self._told[request.worker] = now
-        if old := self._by_worker.get(request.worker):
+        old = self._by_worker.get(request.worker)
+        # Of a process that joins again, the answer to its first call was lost.
+        same = old is not None and old.process != "" and old.process == request.process
+        restarted = old is not None and not same and old.progress.activity is not Activity.LEFT
+        if old is not None:
             self._replace(old)
         session = Session(
-            secrets.token_urlsafe(24), request.worker, request.examples, now, first_for_a_while=news
+            secrets.token_urlsafe(24),
+            request.worker,
+            request.examples,
+            now,
+            process=request.process,
+            restarted=restarted,
+            first_for_a_while=news,
         )
         self._by_token[session.token] = session
         self._by_worker[session.worker] = session
@@ -118,9 +132,9 @@ class Sessions:
             self.changed.notify()
         return returned
 
-    def leave(self, session: Session) -> None:
-        """The worker said goodbye."""
-        session.progress = replace(session.progress, activity=Activity.LEFT)
+    def leave(self, session: Session, reason: str = "") -> None:
+        """The worker said goodbye, and perhaps why."""
+        session.progress = replace(session.progress, activity=Activity.LEFT, trouble=reason)
         self._by_token.pop(session.token, None)
         self.changed.notify()
 

@@ -8,7 +8,7 @@ seconds, and these tests start hundreds of processes.
 import multiprocessing
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -18,22 +18,39 @@ _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(["tests.faults.preload"])
 
 
-def start(service: str, arguments: list[str], log: Path, environment: Mapping[str, str]) -> ForkServerProcess:
-    """A process that runs "coordinator" or "worker" with these arguments; output is appended to `log`."""
+def start(
+    service: str,
+    arguments: list[str],
+    log: Path,
+    environment: Mapping[str, str],
+    habit: Callable[[], None] | None = None,
+) -> ForkServerProcess:
+    """A process that runs "coordinator" or "worker" with these arguments; output is appended to `log`.
+
+    `habit`, a function of a module, is called in it before: it may change what the service does.
+    """
     # Where the fork server finds the code under test; it inherits this process's environment once.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "proto")])
-    process = _forkserver.Process(target=_run, args=(service, arguments, str(log), dict(environment)))
+    process = _forkserver.Process(target=_run, args=(service, arguments, str(log), dict(environment), habit))
     process.start()
     return process
 
 
-def _run(service: str, arguments: list[str], log: str, environment: dict[str, str]) -> None:
+def _run(
+    service: str,
+    arguments: list[str],
+    log: str,
+    environment: dict[str, str],
+    habit: Callable[[], None] | None,
+) -> None:
     """In the new process."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.environ.update(environment)
     sys.argv = [service, *arguments]
+    if habit is not None:
+        habit()
     if service == "coordinator":
         from coordinator.cli import main
     else:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fedpft.v1 import types_pb2 as fedpft_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64pft/v1/federation.proto\x12\tfedpft.v1\x1a\x15\x66\x65\x64pft/v1/types.proto\"m\n\x0bJoinRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x14\n\x0cprotocol_min\x18\x02 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x03 \x01(\r\x12\x10\n\x08software\x18\x04 \x01(\t\x12\x10\n\x08\x65xamples\x18\x05 \x01(\x04\"m\n\x0cJoinResponse\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x1f\n\x03run\x18\x03 \x01(\x0b\x32\x12.fedpft.v1.RunSpec\x12\x19\n\x11heartbeat_seconds\x18\x04 \x01(\x01\"$\n\x11WatchTasksRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x8d\x01\n\x12WatchTasksResponse\x12%\n\x05train\x18\x01 \x01(\x0b\x32\x14.fedpft.v1.TrainTaskH\x00\x12#\n\x04wait\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.WaitTaskH\x00\x12#\n\x04stop\x18\x03 \x01(\x0b\x32\x13.fedpft.v1.StopTaskH\x00\x42\x06\n\x04task\"\x9a\x02\n\tTrainTask\x12\r\n\x05round\x18\x01 \x01(\r\x12&\n\tsub_model\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.SubModel\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x16.fedpft.v1.ArtifactRef\x12\x1c\n\x14learning_rate_factor\x18\x04 \x01(\x01\x12\x13\n\x0b\x61poz_layers\x18\x05 \x03(\r\x12\x14\n\x0cseconds_left\x18\x06 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12&\n\tzero_rule\x18\x08 \x01(\x0e\x32\x13.fedpft.v1.ZeroRule\x12\x16\n\x0ezero_threshold\x18\t \x01(\x01\x12\x13\n\x0btraceparent\x18\n \x01(\t\"\x1a\n\x08WaitTask\x12\x0e\n\x06reason\x18\x01 \x01(\t\",\n\x08StopTask\x12\x10\n\x08\x66inished\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"J\n\x10HeartbeatRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12%\n\x08progress\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.Progress\"\x13\n\x11HeartbeatResponse\"J\n\x17\x44ownloadArtifactRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\";\n\x18\x44ownloadArtifactResponse\x12\x1f\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x10.fedpft.v1.Chunk\"=\n\x12OfferUpdateRequest\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x17.fedpft.v1.UpdateHeader\"8\n\x13OfferUpdateResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"k\n\x13SubmitUpdateRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.fedpft.v1.UpdateHeaderH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.fedpft.v1.ChunkH\x00\x42\x06\n\x04part\"\x95\x01\n\x0cUpdateHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_sha256\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x10\n\x08\x65xamples\x18\x06 \x01(\x04\x12\x0c\n\x04loss\x18\x07 \x01(\x01\x12\x0f\n\x07seconds\x18\x08 \x01(\x01\")\n\x14SubmitUpdateResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\"/\n\x0cLeaveRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0f\n\rLeaveResponse2\x9d\x04\n\x11\x46\x65\x64\x65rationService\x12\x37\n\x04Join\x12\x16.fedpft.v1.JoinRequest\x1a\x17.fedpft.v1.JoinResponse\x12K\n\nWatchTasks\x12\x1c.fedpft.v1.WatchTasksRequest\x1a\x1d.fedpft.v1.WatchTasksResponse0\x01\x12\x46\n\tHeartbeat\x12\x1b.fedpft.v1.HeartbeatRequest\x1a\x1c.fedpft.v1.HeartbeatResponse\x12]\n\x10\x44ownloadArtifact\x12\".fedpft.v1.DownloadArtifactRequest\x1a#.fedpft.v1.DownloadArtifactResponse0\x01\x12L\n\x0bOfferUpdate\x12\x1d.fedpft.v1.OfferUpdateRequest\x1a\x1e.fedpft.v1.OfferUpdateResponse\x12Q\n\x0cSubmitUpdate\x12\x1e.fedpft.v1.SubmitUpdateRequest\x1a\x1f.fedpft.v1.SubmitUpdateResponse(\x01\x12:\n\x05Leave\x12\x17.fedpft.v1.LeaveRequest\x1a\x18.fedpft.v1.LeaveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64pft/v1/federation.proto\x12\tfedpft.v1\x1a\x15\x66\x65\x64pft/v1/types.proto\"~\n\x0bJoinRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x14\n\x0cprotocol_min\x18\x02 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x03 \x01(\r\x12\x10\n\x08software\x18\x04 \x01(\t\x12\x10\n\x08\x65xamples\x18\x05 \x01(\x04\x12\x0f\n\x07process\x18\x06 \x01(\t\"m\n\x0cJoinResponse\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x1f\n\x03run\x18\x03 \x01(\x0b\x32\x12.fedpft.v1.RunSpec\x12\x19\n\x11heartbeat_seconds\x18\x04 \x01(\x01\"$\n\x11WatchTasksRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x8d\x01\n\x12WatchTasksResponse\x12%\n\x05train\x18\x01 \x01(\x0b\x32\x14.fedpft.v1.TrainTaskH\x00\x12#\n\x04wait\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.WaitTaskH\x00\x12#\n\x04stop\x18\x03 \x01(\x0b\x32\x13.fedpft.v1.StopTaskH\x00\x42\x06\n\x04task\"\x9a\x02\n\tTrainTask\x12\r\n\x05round\x18\x01 \x01(\r\x12&\n\tsub_model\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.SubModel\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x16.fedpft.v1.ArtifactRef\x12\x1c\n\x14learning_rate_factor\x18\x04 \x01(\x01\x12\x13\n\x0b\x61poz_layers\x18\x05 \x03(\r\x12\x14\n\x0cseconds_left\x18\x06 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12&\n\tzero_rule\x18\x08 \x01(\x0e\x32\x13.fedpft.v1.ZeroRule\x12\x16\n\x0ezero_threshold\x18\t \x01(\x01\x12\x13\n\x0btraceparent\x18\n \x01(\t\"\x1a\n\x08WaitTask\x12\x0e\n\x06reason\x18\x01 \x01(\t\",\n\x08StopTask\x12\x10\n\x08\x66inished\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"J\n\x10HeartbeatRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12%\n\x08progress\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.Progress\"\x13\n\x11HeartbeatResponse\"J\n\x17\x44ownloadArtifactRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\";\n\x18\x44ownloadArtifactResponse\x12\x1f\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x10.fedpft.v1.Chunk\"=\n\x12OfferUpdateRequest\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x17.fedpft.v1.UpdateHeader\"8\n\x13OfferUpdateResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"k\n\x13SubmitUpdateRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.fedpft.v1.UpdateHeaderH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.fedpft.v1.ChunkH\x00\x42\x06\n\x04part\"\x95\x01\n\x0cUpdateHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_sha256\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x10\n\x08\x65xamples\x18\x06 \x01(\x04\x12\x0c\n\x04loss\x18\x07 \x01(\x01\x12\x0f\n\x07seconds\x18\x08 \x01(\x01\")\n\x14SubmitUpdateResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\"/\n\x0cLeaveRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0f\n\rLeaveResponse2\x9d\x04\n\x11\x46\x65\x64\x65rationService\x12\x37\n\x04Join\x12\x16.fedpft.v1.JoinRequest\x1a\x17.fedpft.v1.JoinResponse\x12K\n\nWatchTasks\x12\x1c.fedpft.v1.WatchTasksRequest\x1a\x1d.fedpft.v1.WatchTasksResponse0\x01\x12\x46\n\tHeartbeat\x12\x1b.fedpft.v1.HeartbeatRequest\x1a\x1c.fedpft.v1.HeartbeatResponse\x12]\n\x10\x44ownloadArtifact\x12\".fedpft.v1.DownloadArtifactRequest\x1a#.fedpft.v1.DownloadArtifactResponse0\x01\x12L\n\x0bOfferUpdate\x12\x1d.fedpft.v1.OfferUpdateRequest\x1a\x1e.fedpft.v1.OfferUpdateResponse\x12Q\n\x0cSubmitUpdate\x12\x1e.fedpft.v1.SubmitUpdateRequest\x1a\x1f.fedpft.v1.SubmitUpdateResponse(\x01\x12:\n\x05Leave\x12\x17.fedpft.v1.LeaveRequest\x1a\x18.fedpft.v1.LeaveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,41 +33,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedpft.v1.federation_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOINREQUEST']._serialized_start=64
-  _globals['_JOINREQUEST']._serialized_end=173
-  _globals['_JOINRESPONSE']._serialized_start=175
-  _globals['_JOINRESPONSE']._serialized_end=284
-  _globals['_WATCHTASKSREQUEST']._serialized_start=286
-  _globals['_WATCHTASKSREQUEST']._serialized_end=322
-  _globals['_WATCHTASKSRESPONSE']._serialized_start=325
-  _globals['_WATCHTASKSRESPONSE']._serialized_end=466
-  _globals['_TRAINTASK']._serialized_start=469
-  _globals['_TRAINTASK']._serialized_end=751
-  _globals['_WAITTASK']._serialized_start=753
-  _globals['_WAITTASK']._serialized_end=779
-  _globals['_STOPTASK']._serialized_start=781
-  _globals['_STOPTASK']._serialized_end=825
-  _globals['_HEARTBEATREQUEST']._serialized_start=827
-  _globals['_HEARTBEATREQUEST']._serialized_end=901
-  _globals['_HEARTBEATRESPONSE']._serialized_start=903
-  _globals['_HEARTBEATRESPONSE']._serialized_end=922
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=924
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=998
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=1000
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=1059
-  _globals['_OFFERUPDATEREQUEST']._serialized_start=1061
-  _globals['_OFFERUPDATEREQUEST']._serialized_end=1122
-  _globals['_OFFERUPDATERESPONSE']._serialized_start=1124
-  _globals['_OFFERUPDATERESPONSE']._serialized_end=1180
-  _globals['_SUBMITUPDATEREQUEST']._serialized_start=1182
-  _globals['_SUBMITUPDATEREQUEST']._serialized_end=1289
-  _globals['_UPDATEHEADER']._serialized_start=1292
-  _globals['_UPDATEHEADER']._serialized_end=1441
-  _globals['_SUBMITUPDATERESPONSE']._serialized_start=1443
-  _globals['_SUBMITUPDATERESPONSE']._serialized_end=1484
-  _globals['_LEAVEREQUEST']._serialized_start=1486
-  _globals['_LEAVEREQUEST']._serialized_end=1533
-  _globals['_LEAVERESPONSE']._serialized_start=1535
-  _globals['_LEAVERESPONSE']._serialized_end=1550
-  _globals['_FEDERATIONSERVICE']._serialized_start=1553
-  _globals['_FEDERATIONSERVICE']._serialized_end=2094
+  _globals['_JOINREQUEST']._serialized_end=190
+  _globals['_JOINRESPONSE']._serialized_start=192
+  _globals['_JOINRESPONSE']._serialized_end=301
+  _globals['_WATCHTASKSREQUEST']._serialized_start=303
+  _globals['_WATCHTASKSREQUEST']._serialized_end=339
+  _globals['_WATCHTASKSRESPONSE']._serialized_start=342
+  _globals['_WATCHTASKSRESPONSE']._serialized_end=483
+  _globals['_TRAINTASK']._serialized_start=486
+  _globals['_TRAINTASK']._serialized_end=768
+  _globals['_WAITTASK']._serialized_start=770
+  _globals['_WAITTASK']._serialized_end=796
+  _globals['_STOPTASK']._serialized_start=798
+  _globals['_STOPTASK']._serialized_end=842
+  _globals['_HEARTBEATREQUEST']._serialized_start=844
+  _globals['_HEARTBEATREQUEST']._serialized_end=918
+  _globals['_HEARTBEATRESPONSE']._serialized_start=920
+  _globals['_HEARTBEATRESPONSE']._serialized_end=939
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=941
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=1015
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=1017
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=1076
+  _globals['_OFFERUPDATEREQUEST']._serialized_start=1078
+  _globals['_OFFERUPDATEREQUEST']._serialized_end=1139
+  _globals['_OFFERUPDATERESPONSE']._serialized_start=1141
+  _globals['_OFFERUPDATERESPONSE']._serialized_end=1197
+  _globals['_SUBMITUPDATEREQUEST']._serialized_start=1199
+  _globals['_SUBMITUPDATEREQUEST']._serialized_end=1306
+  _globals['_UPDATEHEADER']._serialized_start=1309
+  _globals['_UPDATEHEADER']._serialized_end=1458
+  _globals['_SUBMITUPDATERESPONSE']._serialized_start=1460
+  _globals['_SUBMITUPDATERESPONSE']._serialized_end=1501
+  _globals['_LEAVEREQUEST']._serialized_start=1503
+  _globals['_LEAVEREQUEST']._serialized_end=1550
+  _globals['_LEAVERESPONSE']._serialized_start=1552
+  _globals['_LEAVERESPONSE']._serialized_end=1567
+  _globals['_FEDERATIONSERVICE']._serialized_start=1570
+  _globals['_FEDERATIONSERVICE']._serialized_end=2111
 # @@protoc_insertion_point(module_scope)

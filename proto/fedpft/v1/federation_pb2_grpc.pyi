@@ -35,7 +35,8 @@ class FederationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> FederationServiceAsyncStub: ...
     Join: _grpc.UnaryUnaryMultiCallable[_federation_pb2.JoinRequest, _federation_pb2.JoinResponse]
     """Enter the run under a name. Joining again under the same name replaces the earlier session.
-    FAILED_PRECONDITION when no protocol version is common to both sides.
+    FAILED_PRECONDITION when no protocol version is common to both sides; ALREADY_EXISTS while another
+    process is heard that works under this name.
     """
     WatchTasks: _grpc.UnaryStreamMultiCallable[_federation_pb2.WatchTasksRequest, _federation_pb2.WatchTasksResponse]
     """Receive tasks as they arise. After a reconnection, the task still owed is sent again.
@@ -63,7 +64,8 @@ class FederationServiceAsyncStub(FederationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Join: _aio.UnaryUnaryMultiCallable[_federation_pb2.JoinRequest, _federation_pb2.JoinResponse]  # type: ignore[assignment]
     """Enter the run under a name. Joining again under the same name replaces the earlier session.
-    FAILED_PRECONDITION when no protocol version is common to both sides.
+    FAILED_PRECONDITION when no protocol version is common to both sides; ALREADY_EXISTS while another
+    process is heard that works under this name.
     """
     WatchTasks: _aio.UnaryStreamMultiCallable[_federation_pb2.WatchTasksRequest, _federation_pb2.WatchTasksResponse]  # type: ignore[assignment]
     """Receive tasks as they arise. After a reconnection, the task still owed is sent again.
@@ -94,7 +96,8 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.JoinResponse, _abc.Awaitable[_federation_pb2.JoinResponse]]:
         """Enter the run under a name. Joining again under the same name replaces the earlier session.
-        FAILED_PRECONDITION when no protocol version is common to both sides.
+        FAILED_PRECONDITION when no protocol version is common to both sides; ALREADY_EXISTS while another
+        process is heard that works under this name.
         """
 
     @_abc_1.abstractmethod
