@@ -83,7 +83,7 @@ class SessionReplaced(FedPftError):
 
 
 class NameTaken(FedPftError):
-    """Another worker is at work under the same name."""
+    """Another process is at work under the worker's name."""
 
 
 class UnknownArtifact(FedPftError):

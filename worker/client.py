@@ -89,7 +89,10 @@ class CoordinatorClient:
         await self._connection.close()
 
     async def join(self) -> JoinReply:
-        """Enter the run. Raises ProtocolMismatch, NotAllowed, and Unreachable after `patience` seconds."""
+        """Enter the run.
+
+        Raises ProtocolMismatch, NotAllowed, NameTaken, and Unreachable after `patience` seconds.
+        """
         return await self._persist(lambda _: self._join())
 
     async def _call(self, name: str, kind: str, request: Message, seconds: float = _CALL_SECONDS) -> Any:

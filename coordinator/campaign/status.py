@@ -24,6 +24,8 @@ from coordinator.federation.rounds import Over, RoundState
 from coordinator.federation.sessions import Session, Sessions
 from coordinator.storage.store import Store
 
+_CONTESTED = "two workers work under this name; give each its own --name and its own --folder"
+
 
 def stored_status(store: Store, config: RunConfig, workers: bool = True) -> RunStatus:
     """What the store knows of the run; its `workers` may be left out, as a live coordinator knows better."""
@@ -58,10 +60,9 @@ def live_status(run: RunContext, progress: RunProgress, sessions: Sessions, inbo
         over = state.outcomes(now)
         if state.missing:
             waiting_for = awaited_updates(state, now)
-    troubled = [
-        _troubled(status, over.get(status.worker))
-        for status in worker_statuses(run.store, sessions.all(), run.traffic.of)
-    ]
+    contested = sessions.contested()
+    known = worker_statuses(run.store, sessions.all(), run.traffic.of)
+    troubled = [_troubled(w, over.get(w.worker), w.worker in contested) for w in known]
     return replace(
         stored_status(run.store, run.config, workers=False),
         phase=progress.phase,
@@ -73,11 +74,12 @@ def live_status(run: RunContext, progress: RunProgress, sessions: Sessions, inbo
     )
 
 
-def _troubled(status: WorkerStatus, over: Over | None) -> WorkerStatus:
-    """With how the worker's turn in the open round ended, if it did."""
-    if over is None:
-        return status
-    return replace(status, progress=replace(status.progress, trouble=over.reason))
+def _troubled(status: WorkerStatus, over: Over | None, contested: bool) -> WorkerStatus:
+    """With how the worker's turn in the open round ended, if it did, and whether there are two of it."""
+    trouble = over.reason if over else status.progress.trouble
+    if contested:
+        trouble = "; ".join(filter(None, [_CONTESTED, trouble]))
+    return replace(status, progress=replace(status.progress, trouble=trouble))
 
 
 def reading(evaluations: Sequence[Evaluation], kind: TaskKind) -> tuple[str, dict[str, str]]:

@@ -17,6 +17,7 @@ from common.errors import (
     BadUpdate,
     BrokenTransfer,
     FedPftError,
+    SessionReplaced,
     TooMany,
     UnknownArtifact,
 )
@@ -28,6 +29,7 @@ from common.transport.chunks import read_chunks
 from common.transport.rpc import FRAME_BYTES, STALL_SECONDS, answers
 from coordinator.context import RunContext
 from coordinator.federation.authorization import Admission
+from coordinator.federation.contest import require_only, tell_replaced
 from coordinator.federation.inbox import Inbox
 from coordinator.federation.rate_limits import RateLimiter
 from coordinator.federation.rounds import Returned
@@ -76,6 +78,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self._admission.require(joining.worker, context)
         self._rate_limiter.call(joining.worker)
         self._require_acceptable(joining)
+        await require_only(self._run, self._sessions, joining, context)
         session, version = self._sessions.join(joining)
         self._store.remember_worker(joining.worker, joining.examples, joining.software)
         self._turns.joined(joining.worker, session.restarted)
@@ -145,7 +148,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
                     with slot.taking():
                         yield message
                     # A worker that takes its chunks is alive, also when nothing else of it gets through.
-                    self._sessions.find(session.token)
+                    self._sessions.find(session.token, spoke=False)
                     reached = chunk.offset + len(chunk.data)
                     self._turns.advanced(session.worker, artifact.sha256, reached)
 
@@ -293,7 +296,11 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
 
     def _session(self, token: str, context: Any) -> Session:
         """The caller's session. Raises UnknownSession, SessionReplaced, TooMany, NotAllowed for another's."""
-        session = self._sessions.find(token)
+        try:
+            session = self._sessions.find(token)
+        except SessionReplaced:
+            tell_replaced(self._run, self._sessions, token, context)
+            raise
         self._admission.require(session.worker, context)
         self._rate_limiter.call(session.worker)
         return session
