@@ -82,6 +82,10 @@ class SessionReplaced(FedPftError):
     """Another worker joined under the same name."""
 
 
+class NameTaken(FedPftError):
+    """Another process is at work under the worker's name."""
+
+
 class UnknownArtifact(FedPftError):
     """No artifact with this digest has been published."""
 
@@ -100,6 +104,10 @@ class BadUpdate(FedPftError):
 
 class StaleRound(FedPftError):
     """The round named is over, and a later one is under way; or none is yet."""
+
+
+class CannotTrain(FedPftError):
+    """A worker cannot do a round's task, such as when its training diverges; the next one it may."""
 
 
 class LateUpdate(StaleRound):

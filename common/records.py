@@ -178,6 +178,8 @@ class JoinRequest:
     protocol_max: int
     software: str
     examples: int
+    process: str = ""
+    """Drawn at random by the worker's process; "" of one that does not say."""
 
 
 @dataclass(frozen=True)
@@ -227,13 +229,18 @@ Task = TrainTask | WaitTask | StopTask
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a worker has come with its task; loss in nats."""
+    """How far a worker has come with its task; loss in nats.
+
+    `trouble` says why nothing will come of its turn in the round, in the try `attempt`.
+    """
 
     activity: Activity = Activity.IDLE
     round: int = 0
     step: int = 0
     steps: int = 0
     loss: float = 0.0
+    trouble: str = ""
+    attempt: int = 0
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,12 @@ class Metrics:
             ["result"],
             registry=r,
         )
+        self.turns = Counter(
+            "fedpft_turns_without_update",
+            "Turns of workers in a round that ended without an update, by why; one may come back",
+            ["reason"],
+            registry=r,
+        )
         self.joins = Counter("fedpft_joins", "Times that a worker joined, the first and again", registry=r)
         self.tries = Counter("fedpft_tries", "Tries at a round, by how they ended", ["result"], registry=r)
         self._disk = Gauge(

@@ -44,9 +44,10 @@ from coordinator.federation.authorization import AuthorizationInterceptor
 from coordinator.federation.call_metrics import CallMetrics
 from coordinator.federation.health_probe import HealthProbe
 from coordinator.federation.inbox import Inbox
-from coordinator.federation.rounds import Lost
+from coordinator.federation.outcomes import telling
 from coordinator.federation.service import FederationService, serve_federation
 from coordinator.federation.sessions import COALESCED_SECONDS, Sessions
+from coordinator.federation.turns import Turns
 from coordinator.modelling.content import require_same
 from coordinator.owner.admin_service import AdminService
 from coordinator.owner.page.server import Page
@@ -122,7 +123,8 @@ class _Service:
         self._server, self._probe = server, probe
         self._stopping = asyncio.Event()
         self._sessions = Sessions(run.config.server.heartbeat_seconds)
-        self._inbox = Inbox(run.store, run.config.limits)
+        turns = Turns(telling(run, self._sessions), run.config.rounds.stall_seconds)
+        self._inbox = Inbox(run.store, run.config.limits, turns)
         progress = RunProgress(run)
         self._status = partial(live_status, run, progress, self._sessions, self._inbox)
         gathering = WorkerGathering(run, progress, self._sessions, self._inbox)
@@ -222,17 +224,18 @@ class _Service:
             raise
 
     async def _watch_sessions(self) -> None:
-        """Notice workers that fall silent, and keep the workers' gauge."""
+        """Notice workers that fall silent or come no further, and keep the workers' gauge."""
         sessions = self._sessions
         while True:
             for worker in sessions.sweep():
-                self._inbox.note(Lost(worker))
+                self._inbox.turns.lost(worker)
                 self._run.events.record(
                     "worker_lost",
                     f"worker {worker} is silent; it counts as lost",
                     self._run.traffic.round,
                     worker,
                 )
+            self._inbox.turns.look()
             self._run.metrics.workers_are([s.progress.activity for s in sessions.all()])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(1.0, sessions.heartbeat_seconds)):

@@ -10,7 +10,7 @@ from torch import Tensor
 from common.data.examples import Examples
 from common.model.adapter import Adapted
 from common.runtime import seeds
-from experiments.clients import Clients, ClientTask, LocalClients, RoundTask, SubModel
+from experiments.clients import Clients, ClientTask, LocalClients, RoundTask, SubModel, Trained
 from worker.train import LocalUpdate
 
 # A poisoned change is this many times as long as an honest one.
@@ -62,11 +62,11 @@ class SomeBadClients(Clients):
         elsewhere: Callable[[], SubModel],
         task: RoundTask,
         clients: Sequence[ClientTask],
-    ) -> Iterator[LocalUpdate]:
+    ) -> Iterator[Trained]:
         """The updates, in the order of `clients`."""
         updates = self._others.train(here, elsewhere, task, clients)
         for client, update in zip(clients, updates, strict=True):
-            if client.client in self._bad:
+            if client.client in self._bad and isinstance(update, LocalUpdate):
                 seed = seeds.derive(client.seed, "poison") % 2**62
                 yield replace(update, delta=poison(update.delta, self._attack, seed))
             else:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from common.data.batches import Dataset
+from common.errors import CannotTrain
 from common.model.adapter import Adapted
 from common.model.apoz import ZeroCounter
 from common.model.ffn import ffns_of
@@ -17,6 +18,9 @@ from common.model.submodel import apply_patch, build
 from common.model.wire_config import read_config
 from common.records import AdapterSpec, TaskSpec, TrainingSpec, ZeroRule
 from worker.train import LocalUpdate, fine_tune
+
+# What comes of a client's turn.
+Trained = LocalUpdate | CannotTrain
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,8 @@ class Clients(ABC):
         elsewhere: Callable[[], SubModel],
         task: RoundTask,
         clients: Sequence[ClientTask],
-    ) -> Iterator[LocalUpdate]:
-        """The updates, in the order of `clients`.
+    ) -> Iterator[Trained]:
+        """The updates, in the order of `clients`, or why there is none.
 
         `here` is the coordinator's own sub-FM, `elsewhere` gives what it takes to build it anew.
         """
@@ -92,20 +96,23 @@ class LocalClients(Clients):
         elsewhere: Callable[[], SubModel],
         task: RoundTask,
         clients: Sequence[ClientTask],
-    ) -> Iterator[LocalUpdate]:
+    ) -> Iterator[Trained]:
         """The updates, each trained when it is asked for."""
         return (train_client(here, task, client) for client in clients)
 
 
-def train_client(sub_fm: Adapted, task: RoundTask, client: ClientTask) -> LocalUpdate:
-    """A client's local fine-tuning, as worker.workbench does it."""
+def train_client(sub_fm: Adapted, task: RoundTask, client: ClientTask) -> Trained:
+    """A client's local fine-tuning, as worker.local_model does it."""
     ffns = ffns_of(sub_fm.base)
-    return fine_tune(
-        sub_fm,
-        task.start,
-        client.data,
-        task.training,
-        factor=task.factor,
-        seed=client.seed,
-        counter=ZeroCounter({i: ffns[i] for i in task.counted}, task.zero_rule, task.zero_threshold),
-    )
+    try:
+        return fine_tune(
+            sub_fm,
+            task.start,
+            client.data,
+            task.training,
+            factor=task.factor,
+            seed=client.seed,
+            counter=ZeroCounter({i: ffns[i] for i in task.counted}, task.zero_rule, task.zero_threshold),
+        )
+    except CannotTrain as error:
+        return error

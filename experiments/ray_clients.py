@@ -11,8 +11,7 @@ import torch
 
 from common.errors import ConfigError
 from common.model.adapter import Adapted
-from experiments.clients import Clients, ClientTask, RoundTask, SubModel, train_client
-from worker.train import LocalUpdate
+from experiments.clients import Clients, ClientTask, RoundTask, SubModel, Trained, train_client
 
 
 class _Trainer:
@@ -22,7 +21,7 @@ class _Trainer:
         self._version = ""
         self._sub_fm: Adapted | None = None
 
-    def train(self, sub_model: SubModel, task: RoundTask, client: ClientTask) -> LocalUpdate:
+    def train(self, sub_model: SubModel, task: RoundTask, client: ClientTask) -> Trained:
         """One client's fine-tuning."""
         if sub_model.threads:
             torch.set_num_threads(sub_model.threads)
@@ -64,7 +63,7 @@ class RayClients(Clients):
         elsewhere: Callable[[], SubModel],
         task: RoundTask,
         clients: Sequence[ClientTask],
-    ) -> Iterator[LocalUpdate]:
+    ) -> Iterator[Trained]:
         """The updates, in the order of `clients`; an actor gets its next client when it is done with one."""
         sub_model = elsewhere()
         if self._sent[0] != sub_model.version:

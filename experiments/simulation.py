@@ -14,6 +14,7 @@ import torch
 from common.config.run import RunConfig
 from common.data.batches import Dataset
 from common.data.examples import Examples
+from common.errors import CannotTrain, RunFailed
 from common.model.update import update_tensors
 from common.records import ArtifactKind, ArtifactRef, Evaluation, Phase, StopTask
 from common.runtime import seeds
@@ -112,8 +113,14 @@ class ClientGathering(Gathering):
         attempt = store.open_try(number, drawn)
         self._progress.enter_round(number)
         self._progress.enter(Phase.TRAINING, f"round {number}")
-        self._train(models, number, adapter, drawn)
+        cannot = self._train(models, number, adapter, drawn)
         updates = store.updates(number)
+        if len(updates) < config.rounds.minimum:
+            store.close_try(number, attempt, RoundPhase.SHORT)
+            missing = ", ".join(f"{name} ({reason})" for name, reason in cannot.items())
+            raise RunFailed(
+                f"round {number} missed its minimum of {config.rounds.minimum} updates; missing: {missing}"
+            )
         aside = await self._set_aside(number, updates)
         store.close_try(number, attempt, RoundPhase.CLOSED, {u.worker for u in updates} - aside.keys())
         accepted = store.accepted(number)
@@ -123,7 +130,10 @@ class ClientGathering(Gathering):
     def dismiss(self, task: StopTask) -> None:
         """Nobody waits."""
 
-    def _train(self, models: Models, number: int, adapter: ArtifactRef, drawn: list[str]) -> None:
+    def _train(
+        self, models: Models, number: int, adapter: ArtifactRef, drawn: list[str]
+    ) -> dict[str, CannotTrain]:
+        """Commit the clients' updates; returns why some have none."""
         config, store, spec = self._run.config, self._run.store, self._run.spec
         task = RoundTask(
             models.tensors(adapter),
@@ -140,12 +150,19 @@ class ClientGathering(Gathering):
             for name in drawn
         ]
         updates = self._trained_by.train(models.tuned_sub_fm, lambda: self._sub_model(models), task, clients)
+        cannot = {}
         for done, (name, update) in enumerate(zip(drawn, updates, strict=True), start=1):
+            self._progress.on_step(done, len(drawn))
+            if isinstance(update, CannotTrain):
+                text = f"round {number}: worker {name} cannot go on: {update}"
+                self._run.events.record("worker_cannot", text, number, name)
+                cannot[name] = update
+                continue
             tensors = update_tensors(update.delta, update.counts)
             artifact = store.artifacts.add_tensors(ArtifactKind.UPDATE, tensors)
             received = StoredUpdate(name, artifact.sha256, len(self._clients[name]), update.loss, 0.0)
             store.commit_update(number, received, artifact.size)
-            self._progress.on_step(done, len(drawn))
+        return cannot
 
     def _sub_model(self, models: Models) -> SubModel:
         """The sub-FM as it is now, to be built elsewhere."""

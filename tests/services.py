@@ -12,7 +12,7 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,22 +25,33 @@ _forkserver.set_forkserver_preload(["tests.preload"])
 
 
 def start(
-    module: str, arguments: list[str], log: Path, environment: Mapping[str, str] | None = None
+    module: str,
+    arguments: list[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    habit: Callable[[], None] | None = None,
 ) -> ForkServerProcess:
     """A process that runs `python -m module` with these arguments; output is appended to `log`.
 
     Its environment is this process's, with `environment` on top; its working directory the repository.
+    `habit`, a function of a module, is called in it before: it may change what the service does.
     """
     given = {**os.environ, **(environment or {})}
     log.touch()
-    process = _forkserver.Process(target=_run, args=(module, arguments, str(log), given))
+    process = _forkserver.Process(target=_run, args=(module, arguments, str(log), given, habit))
     # Where the fork server finds the code under test; the first process starts it.
     with patch.dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "proto")])):
         process.start()
     return process
 
 
-def _run(module: str, arguments: list[str], log: str, environment: dict[str, str]) -> None:
+def _run(
+    module: str,
+    arguments: list[str],
+    log: str,
+    environment: dict[str, str],
+    habit: Callable[[], None] | None,
+) -> None:
     """In the new process."""
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
@@ -50,6 +61,8 @@ def _run(module: str, arguments: list[str], log: str, environment: dict[str, str
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [module, *arguments]
+    if habit is not None:
+        habit()
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:

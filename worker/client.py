@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -73,9 +74,11 @@ class CoordinatorClient:
     def __init__(
         self, endpoint: Endpoint, joining: JoinRequest, metrics: Metrics, sent: SentLog | None = None
     ) -> None:
-        self._endpoint, self._joining = endpoint, joining
+        self._endpoint = endpoint
         self._metrics, self._sent = metrics, sent
         self._connection = Connection(endpoint)
+        # Another process of this name draws another.
+        self._joining = replace(joining, process=joining.process or secrets.token_hex(8))
         self._session = ""
         self._run_id = ""
         self._protocol = PROTOCOL_MIN
@@ -86,7 +89,10 @@ class CoordinatorClient:
         await self._connection.close()
 
     async def join(self) -> JoinReply:
-        """Enter the run. Raises ProtocolMismatch, NotAllowed, and Unreachable after `patience` seconds."""
+        """Enter the run.
+
+        Raises ProtocolMismatch, NotAllowed, NameTaken, and Unreachable after `patience` seconds.
+        """
         return await self._persist(lambda _: self._join())
 
     async def _call(self, name: str, kind: str, request: Message, seconds: float = _CALL_SECONDS) -> Any:
@@ -184,7 +190,7 @@ class CoordinatorClient:
     async def submit(self, header: UpdateHeader, path: Path) -> bool:
         """Deliver an update; returns whether it had been delivered before.
 
-        Raises StaleRound when its round is over, BadUpdate when the coordinator refuses it.
+        Raises StaleRound when its round is over, BadUpdate or BadMessage when the coordinator refuses it.
         """
 
         async def send(outage: Outage) -> bool:

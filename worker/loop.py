@@ -4,11 +4,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from common.errors import BadUpdate, RunFailed, StaleRound, Stopped, UnknownArtifact
+from common.errors import (
+    BadMessage,
+    BadUpdate,
+    CannotTrain,
+    RunFailed,
+    StaleRound,
+    Stopped,
+    UnknownArtifact,
+)
 from common.model.update import update_tensors
 from common.observability import tracing
 from common.observability.logs import log_about
@@ -24,7 +32,7 @@ from common.records import (
     UpdateHeader,
     WaitTask,
 )
-from common.runtime.compute import Compute
+from common.runtime.compute import Compute, out_of_memory
 from common.runtime.fault_points import Point, reach
 from common.runtime.notifier import Notifier
 from common.storage.tensors import to_bytes
@@ -56,6 +64,8 @@ class Worker:
         self._progress = Progress()
         self._task: Task | None = None
         self._changed = Notifier()
+        self._urgent = Notifier()
+        """Of the heartbeat: what it has to say must not wait."""
 
     async def run(self) -> None:
         """Join, work, and leave when the run is over.
@@ -120,18 +130,20 @@ class Worker:
                 case WaitTask(reason):
                     log.info("waiting: %s", reason)
                 case TrainTask():
+                    trouble = ""
                     try:
                         with self._traced(model.run, task):
                             await self._train(model, task)
                     except Stopped:
                         log.info("round %d goes on without this worker", task.round)
-                    except UnknownArtifact as error:
-                        # The round that needed it is over; the coordinator keeps it no longer.
+                    except StaleRound as error:
                         log.warning("round %d: %s", task.round, error)
-                    except (StaleRound, BadUpdate) as error:
-                        self._metrics.updates.labels("refused").inc()
-                        log.warning("round %d: %s", task.round, error)
-                    self._report(Progress(Activity.IDLE, task.round))
+                    except CannotTrain as error:
+                        trouble = str(error)
+                        log.error("round %d: %s", task.round, error)
+                    self._report(Progress(Activity.IDLE, task.round, trouble=trouble, attempt=task.attempt))
+                    if trouble:
+                        self._urgent.notify()
 
     async def _train(self, model: LocalModel, task: TrainTask) -> None:
         """One round: fetch what is missing, fine-tune, deliver the change."""
@@ -145,27 +157,41 @@ class Worker:
             log.info("round %d: its update is finished already", task.round)
         self._report(replace(self._progress, activity=Activity.UPLOADING, round=task.round))
         with self._timed("upload"):
-            duplicate = await self._coordinator.submit(*finished)
+            duplicate = await self._submit(*finished)
         log.info("round %d: receipt for update %s", task.round, finished[0].sha256)
         reach(Point.STEP, "delivered")
         self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
 
+    async def _submit(self, header: UpdateHeader, path: Path) -> bool:
+        """Deliver; returns whether it had been before. Raises CannotTrain when it is refused for good."""
+        try:
+            return await self._coordinator.submit(header, path)
+        except StaleRound:
+            self._metrics.updates.labels("refused").inc()
+            raise
+        except (BadUpdate, BadMessage) as error:
+            self._metrics.updates.labels("refused").inc()
+            # Asked again, this worker trains again: what spoilt this one may have passed.
+            await asyncio.to_thread(self._outbox.drop)
+            raise CannotTrain(f"the coordinator refused the update: {error}") from error
+
     async def _fine_tune(
         self, model: LocalModel, task: TrainTask, question: str
     ) -> tuple[UpdateHeader, Path]:
-        """Fetch what is missing, train, and keep the update."""
+        """Fetch what is missing, train, and keep the update. Raises CannotTrain when that cannot be."""
         await self._compute.run(model.judge, task)
         self._report(Progress(Activity.DOWNLOADING, task.round))
-        with self._timed("download"):
-            files = await self._fetch(task, model.lacks(task.sub_model))
-        reach(Point.STEP, "fetched")
-        await self._compute.run(model.equip, task.sub_model, files)
-        reach(Point.STEP, "equipped")
-        begun = time.monotonic()
-        with self._timed("train"):
-            update = await self._compute.run(
-                model.train, task, files[task.adapter.sha256], self._stepper(task)
-            )
+        with _as_cannot_train():
+            with self._timed("download"):
+                files = await self._fetch(task, model.lacks(task.sub_model))
+            reach(Point.STEP, "fetched")
+            await self._compute.run(model.equip, task.sub_model, files)
+            reach(Point.STEP, "equipped")
+            begun = time.monotonic()
+            with self._timed("train"):
+                update = await self._compute.run(
+                    model.train, task, files[task.adapter.sha256], self._stepper(task)
+                )
         seconds = time.monotonic() - begun
         log.info(
             "round %d: %d steps in %.1f s, loss %.3f",
@@ -209,8 +235,13 @@ class Worker:
 
     async def _beat(self, interval: float) -> None:
         while True:
-            await self._coordinator.heartbeat(self._progress)
-            await asyncio.sleep(interval)
+            told = self._progress
+            await self._coordinator.heartbeat(told)
+            if self._progress.trouble and self._progress != told:
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(interval):
+                    await self._urgent.wait()
 
     def _report(self, progress: Progress) -> None:
         self._progress = progress
@@ -240,6 +271,27 @@ class Worker:
         with tracing.span(part):
             yield
         self._metrics.seconds.labels(part).observe(time.monotonic() - begun)
+
+
+@contextmanager
+def _as_cannot_train() -> Iterator[None]:
+    """What ends this round's work, and need not end the next one's, raised as CannotTrain.
+
+    Its text goes to the coordinator, so it says nothing of the data.
+    """
+    try:
+        yield
+    except UnknownArtifact as error:
+        raise CannotTrain(f"what the task names cannot be fetched: {error}") from error
+    except BadUpdate as error:
+        raise CannotTrain(f"what was fetched is not what the task announced: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise CannotTrain(
+            "out of memory; end what else uses it, give this worker more or another --device, or have the "
+            "owner of the run lower training.batch_size"
+        ) from error
 
 
 def _same_try(a: Task, b: Task) -> bool:

@@ -3,9 +3,10 @@
 import hashlib
 import json
 from dataclasses import asdict, replace
+from math import isfinite
 from pathlib import Path
 
-from common.errors import BadDigest
+from common.errors import BadDigest, StoreError
 from common.records import RunSpec, TrainTask, UpdateHeader
 from common.storage.files import sha256_of, write_atomically
 from common.transport.chunks import verify
@@ -31,6 +32,15 @@ class Outbox:
         write_atomically(self._about, json.dumps(about).encode(), "update-header")
         return header, self._update
 
+    def drop(self) -> None:
+        """Keep nothing. Raises StoreError."""
+        try:
+            # The description first: without it the rest is nothing.
+            self._about.unlink(missing_ok=True)
+            self._update.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot delete {self._update}: {error.strerror or error}") from error
+
     def find(self, question: str) -> tuple[UpdateHeader, Path] | None:
         """The update that answers this question, if it is the last one and whole."""
         try:
@@ -38,6 +48,9 @@ class Outbox:
             if about["question"] != question:
                 return None
             header = UpdateHeader(**about["header"])
+            if not (isfinite(header.loss) and isfinite(header.seconds)):
+                # An earlier version kept it; no coordinator takes it.
+                return None
             verify(self._update, header.sha256)
         except (OSError, ValueError, KeyError, TypeError, BadDigest):
             return None

@@ -57,7 +57,7 @@ async def work(options: WorkerOptions) -> signal.Signals | None:
     """Run a worker until its run is over; returns the signal that ended it before, if one did.
 
     Raises DataError, AddressError, CertificateError, NotAllowed, StoreError, Unreachable, ProtocolMismatch,
-    SessionReplaced, RunFailed.
+    SessionReplaced, NameTaken, RunFailed.
     """
     set_up_allocator()
     fault_points.arm(os.environ)
@@ -71,7 +71,9 @@ async def work(options: WorkerOptions) -> signal.Signals | None:
         raise CertificateError(
             f"the certificate is {options.tls.identity}'s, not worker/{name}'s; leave out --name"
         )
-    with locked(options.folder, f"worker {name}"), exporting("fedpft-worker", name):
+    # Another folder alone would not do: no two workers of a run can have one name.
+    instead = "give this worker its own --name and its own --folder"
+    with locked(options.folder, f"worker {name}", instead), exporting("fedpft-worker", name):
         return await _work_in_folder(options, name, address)
 
 

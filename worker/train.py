@@ -1,5 +1,6 @@
 """Local fine-tuning of the adapter on private data, with activation counts. Tensors in, tensors out."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from common.data.batches import Batch, Dataset
+from common.errors import CannotTrain
 from common.model import tasks
 from common.model.adapter import Adapted, difference, plus
 from common.model.apoz import ZeroCounter, ZeroCounts
@@ -15,6 +17,10 @@ from common.records import TrainingSpec
 
 # Called after every step with steps done, steps in all and the running loss; may raise to stop.
 OnStep = Callable[[int, int, float], None]
+
+
+class Diverged(CannotTrain):
+    """Training ran away: there is no update to send. Says nothing of the data."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ def fine_tune(
     passes. With `spec.proximal` > 0 the loss has FedProx's term (Li et al. 2020). Afterwards `adapted`
     holds exactly `start` plus the delta: what the coordinator computes from this update alone. Source:
     FedPFT, Algorithm 1, client update.
+
+    Raises Diverged as soon as the loss is no finite number, or when the delta is not finite at the end.
     """
     adapted.load(start)
     model = adapted.model
@@ -76,13 +84,24 @@ def fine_tune(
                 torch.nn.utils.clip_grad_norm_([*lora, *head], spec.max_gradient_norm)
                 optimizer.step()
                 step += 1
-                total += loss.item()
+                total += (value := loss.item())
+                if not math.isfinite(value):
+                    raise _diverged(f"the loss is {value} in step {step} of {steps}")
                 on_step(step, steps, total / step)
         model.eval()
 
     delta = difference(adapted.tensors(), start, adapted.spec)
+    if spoilt := [name for name in sorted(delta) if not delta[name].isfinite().all()]:
+        raise _diverged(f"after {steps} steps {len(spoilt)} of {len(delta)} tensors are not finite")
     adapted.load(plus(start, delta))
     return LocalUpdate(delta, total / step, step, counter.counts)
+
+
+def _diverged(how: str) -> Diverged:
+    return Diverged(
+        f"training diverged: {how}; lower training.learning_rate (the owner of the run can), look for odd "
+        "values in the data, or try another --device"
+    )
 
 
 def _distance(parameters: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor | float:

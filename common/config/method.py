@@ -181,7 +181,13 @@ class RoundsSection(Section):
     deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
     """A round closes after this time at the latest."""
     grace_seconds: Annotated[float, Field(ge=0)] = 60.0
-    """A round waits for a worker that is lost this long before it goes on without, with its minimum."""
+    """A round waits for a worker that is lost this long before it goes on without, with its minimum. All its
+    absences count together, until it comes further than before."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    """A worker that is heard, but has done no step and moved no byte for so long, is not waited for."""
+    deaths: Positive = 3
+    """A worker whose process has ended so often in a round, each time without coming further than before, is
+    not waited for; in the rounds after, until an update of it comes, once more is enough."""
     kept: int = Field(default=10, ge=2)
     """Adapters of so many last rounds stay on disk, for `fedpft rewind`."""
     tries: Positive = 3

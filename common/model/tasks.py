@@ -88,8 +88,13 @@ def targets_of(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[Tensor, 
 
 
 def loss(logits: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
-    """Mean cross entropy in nats: per example, or of a language model per token that has one before it."""
+    """Mean cross entropy in nats: per example, or of a language model per token that has one before it.
+
+    0 for a batch of texts of one token each: no token has one before it, and the mean of nothing is NaN.
+    """
     scores, targets = targets_of(logits, labels, kind)
+    if kind is TaskKind.CAUSAL_LM and not (targets != IGNORED).any():
+        return scores.sum() * 0.0
     return nn.functional.cross_entropy(scores, targets, ignore_index=IGNORED)
 
 

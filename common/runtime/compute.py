@@ -71,6 +71,14 @@ class ComputeThread(Compute):
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; on the CPU torch has no class for it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    told = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in told or "allocate memory" in told)
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Torch's operations in this thread without helpers: for passes over memory, which are bound by that.

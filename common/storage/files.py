@@ -82,10 +82,10 @@ def disk_problem(error: OSError, folder: Path) -> str:
 
 
 @contextmanager
-def locked(folder: Path, owner: str) -> Iterator[None]:
+def locked(folder: Path, owner: str, instead: str = "choose another folder") -> Iterator[None]:
     """Hold `folder` against other processes; the lock goes when the process does, however it dies.
 
-    Raises StoreError, naming the other process, when it is held.
+    Raises StoreError, naming the other process, when it is held, and saying what can be done `instead`.
     """
     path = folder / "lock"
     try:
@@ -99,7 +99,7 @@ def locked(folder: Path, owner: str) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read(100).strip() or "another process"
-            raise StoreError(f"{folder} is in use by {holder}; stop that, or choose another folder") from None
+            raise StoreError(f"{folder} is in use by {holder}; stop that, or {instead}") from None
         except OSError as error:
             raise StoreError(f"cannot lock {folder}: {disk_problem(error, folder)}") from error
         # Who holds it is for people; a full disk must not stop a process that could free it.

@@ -5,7 +5,6 @@ These two are where both are known.
 `*_from_pb` checks what protobuf cannot (a digest's form, an enum's range) and raises BadMessage.
 """
 
-import math
 import re
 from enum import StrEnum
 from typing import TypeVar
@@ -40,6 +39,7 @@ from common.trust.identity import NAME
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(NAME)
+_MOST_TOLD = 300
 
 Member = TypeVar("Member", bound=StrEnum)
 
@@ -70,6 +70,12 @@ def worker_name(text: str) -> str:
             "the first a letter or digit"
         )
     return text
+
+
+def one_line(text: str) -> str:
+    """What the other side says for people, as it may stand in a log: one line, not long."""
+    told = " ".join("".join(c if c.isprintable() else " " for c in text[:1000]).split())
+    return told if len(told) <= _MOST_TOLD else f"{told[: _MOST_TOLD - 1]}…"
 
 
 # --- artifacts ---
@@ -103,13 +109,15 @@ def join_request_to_pb(r: JoinRequest) -> federation_pb2.JoinRequest:
         protocol_max=r.protocol_max,
         software=r.software,
         examples=r.examples,
+        process=r.process,
     )
 
 
 def join_request_from_pb(m: federation_pb2.JoinRequest) -> JoinRequest:
     if m.examples < 1:
         raise BadMessage("a worker needs at least one example")
-    return JoinRequest(worker_name(m.worker), m.protocol_min, m.protocol_max, m.software[:64], m.examples)
+    name, software, process = worker_name(m.worker), m.software[:64], m.process[:64]
+    return JoinRequest(name, m.protocol_min, m.protocol_max, software, m.examples, process)
 
 
 def join_reply_to_pb(r: JoinReply) -> federation_pb2.JoinResponse:
@@ -258,12 +266,20 @@ def task_from_pb(m: federation_pb2.WatchTasksResponse) -> Task:
 
 def progress_to_pb(p: Progress) -> types_pb2.Progress:
     activity = types_pb2.Activity.Value(f"ACTIVITY_{p.activity.name}")
-    return types_pb2.Progress(activity=activity, round=p.round, step=p.step, steps=p.steps, loss=p.loss)
+    return types_pb2.Progress(
+        activity=activity,
+        round=p.round,
+        step=p.step,
+        steps=p.steps,
+        loss=p.loss,
+        trouble=p.trouble,
+        attempt=p.attempt,
+    )
 
 
 def progress_from_pb(m: types_pb2.Progress) -> Progress:
     activity = enum_from_pb(Activity, types_pb2.Activity, "ACTIVITY_", m.activity)
-    return Progress(activity, m.round, m.step, m.steps, m.loss)
+    return Progress(activity, m.round, m.step, m.steps, m.loss, one_line(m.trouble), m.attempt)
 
 
 # --- updates ---
@@ -283,8 +299,7 @@ def header_to_pb(h: UpdateHeader) -> federation_pb2.UpdateHeader:
 
 
 def header_from_pb(m: federation_pb2.UpdateHeader) -> UpdateHeader:
-    if not (math.isfinite(m.loss) and math.isfinite(m.seconds) and m.seconds >= 0):
-        raise BadMessage("an update's loss and seconds must be finite")
+    """What the figures say is judged with the update: a loss of NaN is a bad update, not a bad message."""
     return UpdateHeader(
         m.session,
         m.round,

@@ -20,9 +20,11 @@ from common.records import (
 from coordinator.campaign.progress import RunProgress
 from coordinator.context import RunContext
 from coordinator.federation.inbox import Inbox
-from coordinator.federation.rounds import RoundState
+from coordinator.federation.rounds import Over, RoundState
 from coordinator.federation.sessions import Session, Sessions
 from coordinator.storage.store import Store
+
+_CONTESTED = "two workers work under this name; give each its own --name and its own --folder"
 
 
 def stored_status(store: Store, config: RunConfig, workers: bool = True) -> RunStatus:
@@ -52,8 +54,15 @@ def live_status(run: RunContext, progress: RunProgress, sessions: Sessions, inbo
     """Where a run that workers are connected to stands, now; on the event loop."""
     step, steps = progress.steps
     state, waiting_for = inbox.state, progress.waiting_for
-    if progress.phase is Phase.TRAINING and state is not None and state.missing:
-        waiting_for = awaited_updates(state, asyncio.get_running_loop().time())
+    over: dict[str, Over] = {}
+    if progress.phase is Phase.TRAINING and state is not None:
+        now = asyncio.get_running_loop().time()
+        over = state.outcomes(now)
+        if state.missing:
+            waiting_for = awaited_updates(state, now)
+    contested = sessions.contested()
+    known = worker_statuses(run.store, sessions.all(), run.traffic.of)
+    troubled = [_troubled(w, over.get(w.worker), w.worker in contested) for w in known]
     return replace(
         stored_status(run.store, run.config, workers=False),
         phase=progress.phase,
@@ -61,8 +70,16 @@ def live_status(run: RunContext, progress: RunProgress, sessions: Sessions, inbo
         waiting_for=waiting_for,
         step=step,
         steps=steps,
-        workers=worker_statuses(run.store, sessions.all(), run.traffic.of),
+        workers=tuple(troubled),
     )
+
+
+def _troubled(status: WorkerStatus, over: Over | None, contested: bool) -> WorkerStatus:
+    """With how the worker's turn in the open round ended, if it did, and whether there are two of it."""
+    trouble = over.reason if over else status.progress.trouble
+    if contested:
+        trouble = "; ".join(filter(None, [_CONTESTED, trouble]))
+    return replace(status, progress=replace(status.progress, trouble=trouble))
 
 
 def reading(evaluations: Sequence[Evaluation], kind: TaskKind) -> tuple[str, dict[str, str]]:
@@ -97,7 +114,7 @@ def open_run(directory: Path, model: str | None = None) -> tuple[Store, RunConfi
 
 
 def awaited_updates(state: RoundState, now: float) -> str:
-    """What an open round waits for, and how long at most for those that are lost."""
+    """What an open round waits for, how long at most for those that are lost, and for whom not any more."""
     names = []
     for worker in sorted(state.missing):
         if worker not in state.lost:
@@ -105,6 +122,6 @@ def awaited_updates(state: RoundState, now: float) -> str:
         elif (left := min(state.lost[worker], state.closes_at) - now) > 0:
             names.append(f"{worker} ({Activity.LOST}, waited for another {left:.0f} s)")
     more = (state.needed or len(state.selected)) - len(state.received)
-    if more < len(names):
-        return f"{more} more update(s), of {', '.join(names)}"
-    return f"updates of {', '.join(names)}"
+    some = f"{more} more update(s), of " if more < len(names) else "updates of "
+    without = [f"{worker} ({over.reason})" for worker, over in sorted(state.outcomes(now).items())]
+    return f"{some}{', '.join(names)}{'; not of ' if without else ''}{', '.join(without)}"

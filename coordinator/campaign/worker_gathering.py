@@ -13,7 +13,7 @@ from coordinator.campaign.gathering import Gathering
 from coordinator.campaign.progress import RunProgress
 from coordinator.context import RunContext
 from coordinator.federation.inbox import Expected, Inbox
-from coordinator.federation.rounds import Lost, RoundPhase, RoundState
+from coordinator.federation.rounds import Lost, Outcome, RoundPhase, RoundState
 from coordinator.federation.sessions import COALESCED_SECONDS, Assignment, Sessions
 from coordinator.modelling.models import Models
 from coordinator.storage.store import StoredUpdate
@@ -26,6 +26,8 @@ class WorkerGathering(Gathering):
         super().__init__(run)
         self._rounds, self._store, self._events = run.config.rounds, run.store, run.events
         self._progress, self._sessions, self._inbox = progress, sessions, inbox
+        self._suspects: set[str] = set()
+        """Workers that were given up because they died, since their last update."""
 
     async def gather(self, models: Models, number: int, adapter: ArtifactRef) -> list[StoredUpdate]:
         """Have workers train, until the round closes with enough updates.
@@ -42,10 +44,10 @@ class WorkerGathering(Gathering):
                 if (accepted := self._store.accepted(number)) is not None:
                     self._run.metrics.tries.labels("closed").inc()
                     return accepted
-                reported, absent = len(state.received), state.selected - state.received
+                reported, missing = len(state.received), self._who_is_missing(state)
             else:
-                reported, absent = 0, frozenset(self._store.workers()) - frozenset(selected)
-            missing = ", ".join(sorted(absent))
+                reported = 0
+                missing = ", ".join(sorted(frozenset(self._store.workers()) - frozenset(selected)))
             self._run.metrics.tries.labels("short").inc()
             self._events.record(
                 "round_short",
@@ -56,6 +58,14 @@ class WorkerGathering(Gathering):
         raise RunFailed(
             f"round {number} missed its minimum of {self._rounds.minimum} updates {self._rounds.tries} "
             f"times; missing: {missing}"
+        )
+
+    def _who_is_missing(self, state: RoundState) -> str:
+        """The workers that brought no update, and why, where that is known."""
+        outcomes = state.outcomes(asyncio.get_running_loop().time())
+        return ", ".join(
+            f"{worker} ({outcomes[worker].reason})" if worker in outcomes else worker
+            for worker in sorted(state.selected - state.received)
         )
 
     def dismiss(self, task: StopTask) -> None:
@@ -141,6 +151,9 @@ class WorkerGathering(Gathering):
             needed=min(len(selected), rounds.sample) if rounds.sample and rounds.over_select else None,
             grace=rounds.grace_seconds,
             received=frozenset(u.worker for u in self._store.updates(number)),
+            attempt=attempt,
+            most_deaths=rounds.deaths,
+            suspects=frozenset(self._suspects),
         )
         self._progress.enter_round(number)
         schema = TensorFile(self._store.artifacts.path(adapter.sha256)).schema()
@@ -156,6 +169,8 @@ class WorkerGathering(Gathering):
         )
         reach(Point.STEP, "round-opened")
         state = await self._inbox.collect()
+        self._suspects -= state.received
+        self._suspects |= {w for w, over in state.over.items() if over.outcome is Outcome.DIED}
         reach(Point.STEP, "round-closed")
         self._sessions.assign_all(WaitTask(f"round {number} is being aggregated"))
         accepted = None

@@ -1,6 +1,7 @@
 """Hand-off of updates from RPC handlers to the loop: judged at the door, on disk before counted."""
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,12 +23,12 @@ from common.model.apoz import from_tensors
 from common.model.update import APOZ, Prefixed
 from common.records import ArtifactRef, UpdateHeader
 from common.runtime.compute import one_thread
-from common.runtime.notifier import Notifier
 from common.storage.schema import Schema, check_finite, check_specs, content_bytes
 from common.storage.tensor_header import PREFIX_BYTES, header_bytes, read_header, smallest_header_bytes
 from common.storage.tensors import TensorFile, header_of
 from common.transport.chunks import ChunkWriter
-from coordinator.federation.rounds import Event, Received, RoundPhase, RoundState, Tick, step
+from coordinator.federation.rounds import Event, Received, RoundPhase, RoundState
+from coordinator.federation.turns import Turns
 from coordinator.storage import retention
 from coordinator.storage.store import Store, StoredUpdate
 
@@ -50,12 +51,11 @@ class Expected:
 class Inbox:
     """The open round's updates. Lives on the event loop."""
 
-    def __init__(self, store: Store, limits: LimitsSection | None = None) -> None:
+    def __init__(self, store: Store, limits: LimitsSection | None = None, turns: Turns | None = None) -> None:
         self._store, self._limits = store, limits or LimitsSection()
-        self._changed = Notifier()
+        self.turns = turns or Turns()
         self._expected: Expected | None = None
-        self.state: RoundState | None = None
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._one_by_one: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._receiving: dict[str, asyncio.Task[Any]] = {}
         self._superseded: set[asyncio.Task[Any]] = set()
         # Of the open round, and which that is: each worker's updates by digest, and why some were refused.
@@ -69,26 +69,25 @@ class Inbox:
             self._admitted.clear()
             self._refused.clear()
             self._admitted_for = state.number
-        self.state, self._expected = state, expected
-        self.note(Tick())
+        self._expected = expected
+        self.turns.open(state)
+
+    @property
+    def state(self) -> RoundState | None:
+        """The open round, or the last."""
+        return self.turns.state
+
+    @state.setter
+    def state(self, state: RoundState | None) -> None:
+        self.turns.state = state
 
     def note(self, event: Event) -> None:
         """Tell the open round, if there is one, of an event."""
-        if self.state is not None and self.state.phase is RoundPhase.OPEN:
-            self.state = step(self.state, event, asyncio.get_running_loop().time())
-            self._changed.notify()
+        self.turns.note(event)
 
     async def collect(self) -> RoundState:
         """Until the open round closes."""
-        assert self.state is not None
-        while self.state.phase is RoundPhase.OPEN:
-            until = self.state.next_change(asyncio.get_running_loop().time())
-            try:
-                async with asyncio.timeout_at(until):
-                    await self._changed.wait()
-            except TimeoutError:
-                self.note(Tick())
-        return self.state
+        return await self.turns.collect()
 
     @asynccontextmanager
     async def one_submission(self, worker: str) -> AsyncIterator[None]:
@@ -101,7 +100,7 @@ class Inbox:
         if (receiving := self._receiving.pop(worker, None)) is not None:
             self._superseded.add(receiving)
             receiving.cancel()
-        async with self._turns[worker]:
+        async with self._one_by_one[worker]:
             self._receiving[worker] = task
             try:
                 yield
@@ -122,7 +121,8 @@ class Inbox:
 
         Raises StaleRound (LateUpdate, UnknownRound, NotSelected) when it is not of the open round or not
         from one of its workers, BadUpdate when it is not the difference to the round's adapter, of a wrong
-        size, or one of too many; StoreError when the run has as much on disk as it may.
+        size, of figures that are no numbers, or one of too many; StoreError when the run has as much on
+        disk as it may.
         """
         for stored in self._store.updates(header.round):
             if stored.worker == worker and stored.sha256 == header.sha256:
@@ -139,6 +139,9 @@ class Inbox:
             raise BadUpdate("the update is the difference to another adapter than this round's")
         if header.examples != examples:
             raise BadUpdate(f"the update names {header.examples} examples, the worker joined with {examples}")
+        if not (math.isfinite(header.loss) and math.isfinite(header.seconds) and header.seconds >= 0):
+            figures = f"{header.loss} and {header.seconds}"
+            raise BadUpdate(f"the update's loss and seconds must be finite, got {figures}")
         self._require_size(header, self._expected.schema)
         self._require_room(worker, header)
         if reason := self._refused.get((worker, header.sha256)):

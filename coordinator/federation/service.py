@@ -12,7 +12,16 @@ from fedpft.v1 import federation_pb2, federation_pb2_grpc
 from google.protobuf.message import Message
 from grpc import aio
 
-from common.errors import BadMessage, BrokenTransfer, FedPftError, ProtocolMismatch, TooMany, UnknownArtifact
+from common.errors import (
+    BadMessage,
+    BadUpdate,
+    BrokenTransfer,
+    FedPftError,
+    ProtocolMismatch,
+    SessionReplaced,
+    TooMany,
+    UnknownArtifact,
+)
 from common.records import LABELS_FILE_SINCE, ArtifactKind, Chunk, JoinReply, JoinRequest, UpdateHeader
 from common.runtime.fault_points import Point, reach
 from common.transport import wire
@@ -21,9 +30,10 @@ from common.transport.chunks import read_chunks
 from common.transport.rpc import FRAME_BYTES, STALL_SECONDS, answers
 from coordinator.context import RunContext
 from coordinator.federation.authorization import Admission
+from coordinator.federation.contest import require_only, tell_replaced
 from coordinator.federation.inbox import Inbox
 from coordinator.federation.rate_limits import RateLimiter
-from coordinator.federation.rounds import Left, Returned
+from coordinator.federation.rounds import Returned
 from coordinator.federation.sessions import Session, Sessions
 from coordinator.federation.transfer_slots import TransferSlots
 
@@ -54,7 +64,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
     """What workers call."""
 
     def __init__(self, run: RunContext, sessions: Sessions, inbox: Inbox) -> None:
-        self._run, self._sessions, self._inbox = run, sessions, inbox
+        self._run, self._sessions, self._inbox, self._turns = run, sessions, inbox, inbox.turns
         self._store, self._events = run.store, run.events
         self._traffic, self._metrics = run.traffic, run.metrics
         self._limits = limits = run.config.limits
@@ -73,9 +83,10 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         if self._run.spec.task.labels_file and joining.protocol_max < LABELS_FILE_SINCE:
             told = f"this run's classes are too many for protocol {joining.protocol_max}"
             raise ProtocolMismatch(f"{told}: upgrade the worker")
+        await require_only(self._run, self._sessions, joining, context)
         session, version = self._sessions.join(joining)
         self._store.remember_worker(joining.worker, joining.examples, joining.software)
-        self._inbox.note(Returned(joining.worker))
+        self._turns.joined(joining.worker, session.restarted)
         self._metrics.joins.inc()
         if session.first_for_a_while:
             self._events.record(
@@ -118,7 +129,8 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         session = self._session(request.session, context)
         reply = federation_pb2.HeartbeatResponse()
         self._count(session, "control", request, reply)
-        if self._sessions.report(session, wire.progress_from_pb(request.progress)):
+        progress = wire.progress_from_pb(request.progress)
+        if self._sessions.report(session, progress):
             self._inbox.note(Returned(session.worker))
             self._events.record(
                 "worker_returned",
@@ -126,6 +138,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
                 self._traffic.round,
                 session.worker,
             )
+        self._turns.heard(session.worker, progress)
         return reply
 
     @answers
@@ -139,6 +152,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
             raise UnknownArtifact(f"there is no artifact {request.sha256[:12]}…")
         self._store.artifacts.record_served(artifact.sha256)
         self._count(session, artifact.kind, request)
+        self._turns.queued(session.worker)
         with self._rate_limiter.stream(session.worker):
             async with self._slots.slot() as slot:
                 for chunk in read_chunks(self._store.artifacts.path(artifact.sha256), request.offset):
@@ -148,7 +162,9 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
                     with slot.taking():
                         yield message
                     # A worker that takes its chunks is alive, also when nothing else of it gets through.
-                    self._sessions.find(session.token)
+                    self._sessions.find(session.token, spoke=False)
+                    reached = chunk.offset + len(chunk.data)
+                    self._turns.advanced(session.worker, artifact.sha256, reached)
 
     @answers
     async def OfferUpdate(
@@ -237,6 +253,8 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
                         writer.write(chunk)
                         fits = fits or self._inbox.header_fits(session.worker, header)
                         self._sessions.find(session.token)
+                        reached = chunk.offset + len(chunk.data)
+                        self._turns.advanced(session.worker, header.sha256, reached)
             except TimeoutError:
                 raise BrokenTransfer(
                     f"slower than {rate:g} bytes a second; go on where it broke off"
@@ -260,6 +278,8 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
                     header.round,
                     session.worker,
                 )
+            if isinstance(error, BadUpdate):
+                self._turns.refused(session.worker, header.round, wire.one_line(str(error)))
             raise
 
     def _require_acceptable(self, joining: JoinRequest) -> None:
@@ -277,11 +297,12 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         session = self._session(request.session, context)
         reply = federation_pb2.LeaveResponse()
         self._count(session, "control", request, reply)
-        self._sessions.leave(session)
-        self._inbox.note(Left(session.worker))
+        reason = wire.one_line(request.reason)
+        self._sessions.leave(session, reason)
+        self._turns.left(session.worker, f"left: {reason}")
         self._events.record(
             "worker_left",
-            f"worker {session.worker} left: {request.reason[:200]}",
+            f"worker {session.worker} left: {reason}",
             self._traffic.round,
             session.worker,
         )
@@ -289,7 +310,11 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
 
     def _session(self, token: str, context: Any) -> Session:
         """The caller's session. Raises UnknownSession, SessionReplaced, TooMany, NotAllowed for another's."""
-        session = self._sessions.find(token)
+        try:
+            session = self._sessions.find(token)
+        except SessionReplaced:
+            tell_replaced(self._run, self._sessions, token, context)
+            raise
         self._admission.require(session.worker, context)
         self._rate_limiter.call(session.worker)
         return session

@@ -1,12 +1,15 @@
 """Who is there, what each owes, and how far it has come. Lives on the event loop."""
 
+import asyncio
+import math
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from common.errors import ProtocolMismatch, SessionReplaced, UnknownSession, Unreachable
+from common.errors import NameTaken, ProtocolMismatch, SessionReplaced, UnknownSession, Unreachable
 from common.records import (
     PROTOCOL_MAX,
     PROTOCOL_MIN,
@@ -26,6 +29,10 @@ COALESCED_SECONDS = 0.05
 MISSED_HEARTBEATS = 3
 # A worker that flaps replaces its session again and again: what is remembered of that is bounded.
 REMEMBERED_REPLACEMENTS = 1000
+# Who asks to join under a name that is at work waits at most so long for it to be heard.
+_MOST_DOUBT_SECONDS = 20.0
+# That two work under one name is told again after so long, and shown for as long.
+_CONTEST_SECONDS = 60.0
 
 
 @dataclass
@@ -36,12 +43,29 @@ class Session:
     worker: str
     examples: int
     heard: float
+    process: str = ""
+    """Drawn by the worker's process; "" when it does not say."""
+    restarted: bool = False
+    """Whether another process of the name was there before, and had not left."""
     progress: Progress = field(default_factory=Progress, init=False)
     replaced: bool = field(default=False, init=False)
     first_for_a_while: bool = True
     """Whether the name joined not just now; a flapping worker is news only now and then."""
     tasked: Notifier = field(default_factory=Notifier, init=False)
     """Of its stream of tasks alone: another task of one worker is nothing to thousands of others."""
+    spoke: float = field(default=-math.inf, init=False)
+    """When its process last called; `heard` also counts that it takes what is sent."""
+    streams: int = field(default=0, init=False)
+    """Streams of tasks that are open. They end with the process, unless its whole host is gone."""
+    doubts: int = field(default=0, init=False)
+    """How many ask whether it still works."""
+    signs: Notifier = field(default_factory=Notifier, init=False)
+    """Of its life or end, for them."""
+
+    @property
+    def works(self) -> bool:
+        """Whether it seems that its process is there."""
+        return self.streams > 0 and not self.replaced and self.progress.activity.present
 
 
 @dataclass(frozen=True)
@@ -64,11 +88,55 @@ class Sessions:
         self._by_worker: dict[str, Session] = {}
         self._replaced: OrderedDict[str, str] = OrderedDict()
         self._told: dict[str, float] = {}
+        self._contested: dict[str, tuple[float, float]] = {}
+        """Names under which two processes worked: when that was told, and when it was last seen."""
         self._assignments: dict[str, Assignment] = {}
         self._closed = False
         self._default: Task = WaitTask("the sub-FM is being built")
 
     # --- coming and going ---
+
+    async def require_only(self, request: JoinRequest) -> None:
+        """Raise NameTaken when another process is at work under the name.
+
+        A process that ended has taken its stream of tasks with it, so a worker that restarts is let in
+        at once. Where the stream seems open, its process is heard soon, or counts as lost.
+        """
+        rival = self._by_worker.get(request.worker)
+        if rival is None or (request.process and request.process == rival.process):
+            return
+        asked = self._clock()
+        lost = rival.heard + MISSED_HEARTBEATS * self.heartbeat_seconds
+        rival.doubts += 1
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, min(lost - asked, _MOST_DOUBT_SECONDS))):
+                    while rival.works and rival.spoke <= asked:
+                        await rival.signs.wait()
+        finally:
+            rival.doubts -= 1
+        if rival.works and rival.spoke > asked:
+            raise NameTaken(
+                f"a worker named {request.worker!r} is at work in this run; if it is another one, give this "
+                "one its own --name and its own --folder; if it is this one, it still runs: end it first"
+            )
+
+    def contest(self, worker: str) -> bool:
+        """Two processes work under the name, as it shows now; returns whether that is news."""
+        now = self._clock()
+        told = self._contested.get(worker, (-math.inf, now))[0]
+        news = now - told >= _CONTEST_SECONDS
+        self._contested[worker] = (now if news else told, now)
+        return news
+
+    def contested(self) -> list[str]:
+        """Names under which two processes worked a moment ago."""
+        since = self._clock() - _CONTEST_SECONDS
+        return sorted(worker for worker, (_, seen) in self._contested.items() if seen > since)
+
+    def replaced(self, token: str) -> str | None:
+        """Whose session it was, if it ended because another process joined under the name."""
+        return self._replaced.get(token)
 
     def join(self, request: JoinRequest) -> tuple[Session, int]:
         """A new session and the protocol version to speak; an earlier session of the name ends.
@@ -81,10 +149,20 @@ class Sessions:
         news = told is None or now - told >= self.heartbeat_seconds
         if news:
             self._told[request.worker] = now
-        if old := self._by_worker.get(request.worker):
+        old = self._by_worker.get(request.worker)
+        # Of a process that joins again, the answer to its first call was lost.
+        same = old is not None and old.process != "" and old.process == request.process
+        restarted = old is not None and not same and old.progress.activity is not Activity.LEFT
+        if old is not None:
             self._replace(old)
         session = Session(
-            secrets.token_urlsafe(24), request.worker, request.examples, now, first_for_a_while=news
+            secrets.token_urlsafe(24),
+            request.worker,
+            request.examples,
+            now,
+            process=request.process,
+            restarted=restarted,
+            first_for_a_while=news,
         )
         self._by_token[session.token] = session
         self._by_worker[session.worker] = session
@@ -95,19 +173,27 @@ class Sessions:
         """End a session whose name joined again; of the last ones it is still known why they ended."""
         old.replaced = True
         old.tasked.notify()
+        old.signs.notify()
         if self._by_token.pop(old.token, None) is not None:
             self._replaced[old.token] = old.worker
         while len(self._replaced) > REMEMBERED_REPLACEMENTS:
             self._replaced.popitem(last=False)
 
-    def find(self, token: str) -> Session:
-        """The session, now heard of. Raises UnknownSession, SessionReplaced."""
+    def find(self, token: str, spoke: bool = True) -> Session:
+        """The session, now heard of; `spoke`: by a message of its own.
+
+        Raises UnknownSession, SessionReplaced.
+        """
         session = self._by_token.get(token)
         if session is None:
             if token in self._replaced:
                 raise _replaced(self._replaced[token])
             raise UnknownSession("the coordinator does not know this session; join again")
         session.heard = self._clock()
+        if spoke:
+            session.spoke = session.heard
+            if session.doubts:
+                session.signs.notify()
         return session
 
     def report(self, session: Session, progress: Progress) -> bool:
@@ -118,10 +204,11 @@ class Sessions:
             self.changed.notify()
         return returned
 
-    def leave(self, session: Session) -> None:
-        """The worker said goodbye."""
-        session.progress = replace(session.progress, activity=Activity.LEFT)
+    def leave(self, session: Session, reason: str = "") -> None:
+        """The worker said goodbye, and perhaps why."""
+        session.progress = replace(session.progress, activity=Activity.LEFT, trouble=reason)
         self._by_token.pop(session.token, None)
+        session.signs.notify()
         self.changed.notify()
 
     def sweep(self) -> list[str]:
@@ -130,6 +217,7 @@ class Sessions:
         silent = [s for s in self._present() if s.heard < limit]
         for session in silent:
             session.progress = replace(session.progress, activity=Activity.LOST)
+            session.signs.notify()
         if silent:
             self.changed.notify()
         return [session.worker for session in silent]
@@ -194,20 +282,25 @@ class Sessions:
         Raises SessionReplaced, and Unreachable once this process is about to end.
         """
         told: Assignment | None = None
-        while True:
-            if self._closed:
-                raise Unreachable("the coordinator is stopping")
-            # Not `find`: that this process wakes a stream does not mean that the worker is heard.
-            if session.replaced:
-                raise _replaced(session.worker)
-            owed = self._assignments.get(session.worker, Assignment(self._default))
-            if owed == told:
-                await session.tasked.wait()
-                continue
-            told = owed
-            yield self._timed(owed)
-            if isinstance(owed.task, StopTask):
-                return
+        session.streams += 1
+        try:
+            while True:
+                if self._closed:
+                    raise Unreachable("the coordinator is stopping")
+                # Not `find`: that this process wakes a stream does not mean that the worker is heard.
+                if session.replaced:
+                    raise _replaced(session.worker)
+                owed = self._assignments.get(session.worker, Assignment(self._default))
+                if owed == told:
+                    await session.tasked.wait()
+                    continue
+                told = owed
+                yield self._timed(owed)
+                if isinstance(owed.task, StopTask):
+                    return
+        finally:
+            session.streams -= 1
+            session.signs.notify()
 
     def _timed(self, assignment: Assignment) -> Task:
         task = assignment.task
@@ -217,7 +310,9 @@ class Sessions:
 
 
 def _replaced(worker: str) -> SessionReplaced:
-    return SessionReplaced(f"another worker joined as {worker!r}; give each worker its own --name")
+    return SessionReplaced(
+        f"another worker joined as {worker!r}; give each worker its own --name and its own --folder"
+    )
 
 
 def _negotiate(request: JoinRequest) -> int:

@@ -98,7 +98,7 @@ def _workers(workers: tuple[WorkerStatus, ...]) -> Table:
             w.worker,
             f"{w.examples:,}",
             Text(p.activity, _STYLES.get(p.activity, "")),
-            bar,
+            Text(p.trouble, "yellow") if p.trouble else bar,
             f"{p.loss:.3f}" if p.loss else "",
             megabytes(sum(t.bytes_down for t in w.traffic)),
             megabytes(sum(t.bytes_up for t in w.traffic)),

@@ -12,6 +12,7 @@ from prometheus_client import generate_latest
 
 from common.errors import BadUpdate, LateUpdate, NotSelected, StaleRound, UnknownRound
 from common.records import Activity, ArtifactKind, Phase
+from coordinator.federation.rounds import Outcome
 from coordinator.federation.service import PUBLISHED
 from coordinator.metrics import Metrics as CoordinatorMetrics
 from coordinator.storage import retention
@@ -66,6 +67,7 @@ def values(folder: Path) -> dict[tuple[str, str], set[str]]:
         ("fedpft_phase", "phase"): set(Phase),
         ("fedpft_workers", "state"): set(Activity),
         ("fedpft_worker_activity", "activity"): set(Activity),
+        ("fedpft_turns_without_update_total", "reason"): set(Outcome),
         ("fedpft_tries_total", "result"): begun(CoordinatorMetrics, "fedpft_tries_total"),
         ("fedpft_updates_total", "result"): begun(CoordinatorMetrics, "fedpft_updates_total") | refused,
         ("fedpft_worker_updates_total", "result"): begun(WorkerMetrics, "fedpft_worker_updates_total"),

@@ -1,5 +1,6 @@
 """Runs in one process: the same bits as real services, and every setting of the method shows in them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import pytest
 
 from common.config.file import load_config, parse_config
 from common.data.examples import Columns, Examples, read_examples
+from common.errors import CannotTrain, RunFailed
 from common.records import ArtifactKind
 from common.storage.tensors import TensorFile
 from coordinator.storage.store import Store
+from experiments.clients import Clients, LocalClients, Trained
 from experiments.simulation import simulate
 from tests.conftest import LABELS, write_model, write_table
 from tests.integration.federation import federation
@@ -53,7 +56,7 @@ def digest(directory: Path) -> str:
         store.close()
 
 
-def run(folder: Path, model: Path, settings: dict[str, Any]) -> Path:
+def run(folder: Path, model: Path, settings: dict[str, Any], trained_by: Clients | None = None) -> Path:
     """Two rounds of three clients with an alignment between; returns the run's directory."""
     values: dict[str, Any] = {
         "run.directory": folder / "run",
@@ -71,7 +74,7 @@ def run(folder: Path, model: Path, settings: dict[str, Any]) -> Path:
         "gradient_gap.batches": 0,
         "compute.threads": 1,
     }
-    simulate(parse_config(values | settings, "test"), data(folder))
+    simulate(parse_config(values | settings, "test"), data(folder), trained_by=trained_by)
     return folder / "run"
 
 
@@ -125,6 +128,32 @@ def test_every_setting_of_the_method_changes_the_result(
     assert first != usual
     if name in ("random", "random-choice", "fedadam", "fedex-lora"):
         assert digest(run(tmp_path / "again", model_folder, VARIANTS[name])) == first
+
+
+class OneDiverges(LocalClients):
+    """worker-2 always does."""
+
+    def train(self, *arguments: Any) -> Iterator[Trained]:
+        for client, update in zip(arguments[-1], super().train(*arguments), strict=True):
+            yield CannotTrain("training diverged") if client.client == "worker-2" else update
+
+
+def test_a_client_whose_training_diverges_is_left_out_as_its_worker_would_be(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    store = Store.existing(run(tmp_path, model_folder, {"rounds.minimum": 2}, OneDiverges()))
+    for number in (1, 2):
+        assert [u.worker for u in store.accepted(number) or []] == ["worker-1", "worker-3"]
+    told = [e for e in store.events.all() if e.kind == "worker_cannot"]
+    assert [(e.round, e.worker) for e in told] == [(1, "worker-2"), (2, "worker-2")]
+    store.close()
+
+
+def test_a_simulated_round_that_misses_its_minimum_fails_and_says_why(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    with pytest.raises(RunFailed, match=r"minimum of 3 updates; missing: worker-2 \(training diverged\)"):
+        run(tmp_path, model_folder, {}, OneDiverges())
 
 
 def test_relu_counts_zeros_and_gelu_arguments_below_zero(tmp_path: Path, usual: str) -> None:

@@ -99,6 +99,8 @@ class Federation:
     """Address under which a worker sees the coordinator, where that is not the coordinator's own."""
     faults: dict[str, list[str]] = field(default_factory=dict)
     """By process, what is armed in it at each of its starts, one after the other."""
+    habits: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """By process, what is called in it before it begins."""
     processes: dict[str, ForkServerProcess] = field(default_factory=dict)
     kills: Counter[str] = field(default_factory=Counter)
 
@@ -136,7 +138,8 @@ class Federation:
             arguments += ["--data", str(self.material.folder / f"{name}.csv"), "--threads", "1"]
             arguments += ["--folder", str(self.folder / name), "--join-timeout", "60", "--keepalive", "1"]
         service = "coordinator" if name == "coordinator" else "worker"
-        self.processes[name] = services.start(service, arguments, self.folder / f"{name}.log", environment)
+        log, habit = self.folder / f"{name}.log", self.habits.get(name)
+        self.processes[name] = services.start(service, arguments, log, environment, habit)
         return self.processes[name]
 
     def start_all(self) -> None:

@@ -1,5 +1,6 @@
 """A finished update survives its worker, and answers only what it was made for."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,20 @@ def test_an_unreadable_description_is_no_update(tmp_path: Path, about: bytes) ->
     Outbox(tmp_path).keep(QUESTION, HEADER, b"update")
     (tmp_path / "update.json").write_bytes(about)
     assert Outbox(tmp_path).find(QUESTION) is None
+
+
+@pytest.mark.parametrize("odd", [{"loss": math.nan}, {"loss": math.inf}, {"seconds": math.nan}])
+def test_an_update_that_no_coordinator_takes_is_not_delivered(tmp_path: Path, odd: dict[str, float]) -> None:
+    Outbox(tmp_path).keep(QUESTION, replace(HEADER, **odd), b"update")  # type: ignore[arg-type]
+    assert Outbox(tmp_path).find(QUESTION) is None
+
+
+def test_what_is_dropped_is_gone(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.keep(QUESTION, HEADER, b"update")
+    for _ in range(2):
+        outbox.drop()
+        assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_outbox_holds_nothing(tmp_path: Path) -> None:

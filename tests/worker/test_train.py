@@ -21,7 +21,7 @@ from common.records import AdapterSpec, AdapterTargets, TaskKind, TrainingSpec, 
 from tests.conftest import FFN, HIDDEN, LABELS, VOCABULARY, write_pictures, write_table
 from tests.families import small_model, write_family
 from tests.small import HEAD_ONLY, LORA, TEXT, copies, load_model, load_texts, logits, same_bits
-from worker.train import LocalUpdate, fine_tune
+from worker.train import Diverged, LocalUpdate, fine_tune
 
 SPEC = TrainingSpec(
     epochs=2,
@@ -65,6 +65,35 @@ def base_weights(adapted: Adapted) -> dict[str, Tensor]:
     """All weights that the adapter does not hold."""
     state = adapted.base.state_dict()
     return copies({n: t for n, t in state.items() if ".lora_" not in n and "classifier" not in n})
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+def test_a_loss_that_is_no_number_ends_the_training_at_its_step(
+    fresh: Fresh, texts: TextDataset, monkeypatch: pytest.MonkeyPatch, odd: float
+) -> None:
+    right, told = tasks.loss, list[int]()
+    monkeypatch.setattr(tasks, "loss", lambda *a: right(*a) * (odd if len(told) == 2 else 1.0))
+    with pytest.raises(Diverged, match=rf"the loss is {odd} in step 3 of 6; lower training\.learning_rate"):
+        tune(fresh(LORA), texts, on_step=lambda step, steps, loss: told.append(step))
+    assert told == [1, 2]
+
+
+def test_a_change_that_is_not_finite_is_no_update(fresh: Fresh, texts: TextDataset) -> None:
+    """The last step's loss is from before it: what that step did shows in the weights only."""
+    adapted = fresh(LORA)
+    one = replace(SPEC, epochs=1, batch_size=len(texts), learning_rate=1e30, weight_decay=1e30)
+    with pytest.raises(Diverged, match="after 1 steps"):
+        fine_tune(adapted, adapted.tensors(), texts, one, factor=1.0, seed=1)
+
+
+def test_training_begins_anew_after_it_diverged(fresh: Fresh, texts: TextDataset) -> None:
+    """Nothing of it stays in the model."""
+    adapted, other = fresh(LORA), fresh(LORA)
+    start = other.tensors()
+    with pytest.raises(Diverged):
+        fine_tune(adapted, start, texts, replace(SPEC, learning_rate=1e20), factor=1.0, seed=1)
+    again = fine_tune(adapted, start, texts, SPEC, factor=1.0, seed=1)
+    assert same_bits(again.delta, fine_tune(other, start, texts, SPEC, factor=1.0, seed=1).delta)
 
 
 @every_spec

@@ -79,10 +79,11 @@ function workerRow(worker) {
   const does = element("td", { class: worker.activity }, worker.activity);
   row.append(does);
   const progress = element("td", { class: "progress" });
-  if (worker.activity === "training" && worker.steps) {
+  if (!worker.trouble && worker.activity === "training" && worker.steps) {
     does.dataset.done = `${Math.floor(100 * worker.step / worker.steps)} %`;
     progress.append(element("progress", { max: worker.steps, value: worker.step, title: `step ${worker.step} of ${worker.steps}` }));
   }
+  if (worker.trouble) progress.append(element("span", { class: "trouble" }, worker.trouble));
   row.append(progress);
   row.append(element("td", { class: "number" }, worker.loss ? worker.loss.toFixed(3) : ""));
   row.append(element("td", { class: "number" }, bytes(worker.down)));

@@ -134,6 +134,7 @@ def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
                 "step": w.progress.step,
                 "steps": w.progress.steps,
                 "loss": _finite(w.progress.loss),
+                "trouble": w.progress.trouble,
                 "down": sum(t.bytes_down for t in w.traffic),
                 "up": sum(t.bytes_up for t in w.traffic),
             }

@@ -30,6 +30,7 @@ class JoinRequest(_message.Message):
     PROTOCOL_MAX_FIELD_NUMBER: _builtins.int
     SOFTWARE_FIELD_NUMBER: _builtins.int
     EXAMPLES_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     """The worker's name, unique in the run and the same after a restart."""
     protocol_min: _builtins.int
@@ -40,6 +41,10 @@ class JoinRequest(_message.Message):
     """The worker's software version, for the operator."""
     examples: _builtins.int
     """Number of private examples: the worker's weight in the aggregation."""
+    process: _builtins.str
+    """Drawn at random when the worker's process began: tells a process that joins again from another one
+    of its name. May be left out.
+    """
     def __init__(
         self,
         *,
@@ -48,10 +53,11 @@ class JoinRequest(_message.Message):
         protocol_max: _builtins.int = ...,
         software: _builtins.str = ...,
         examples: _builtins.int = ...,
+        process: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "protocol_max", b"protocol_max", "protocol_min", b"protocol_min", "software", b"software", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "process", b"process", "protocol_max", b"protocol_max", "protocol_min", b"protocol_min", "software", b"software", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -521,7 +527,7 @@ class UpdateHeader(_message.Message):
     examples: _builtins.int
     """Examples trained on: the update's weight."""
     loss: _builtins.float
-    """Mean training loss of the round, in nats."""
+    """Mean training loss of the round, in nats. Not finite: the update is refused."""
     seconds: _builtins.float
     """Seconds that training took."""
     def __init__(

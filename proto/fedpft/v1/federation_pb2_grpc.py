@@ -83,7 +83,8 @@ class FederationServiceServicer:
 
     def Join(self, request, context):
         """Enter the run under a name. Joining again under the same name replaces the earlier session.
-        FAILED_PRECONDITION when no protocol version is common to both sides.
+        FAILED_PRECONDITION when no protocol version is common to both sides; ALREADY_EXISTS while another
+        process is heard that works under this name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,8 @@ class FederationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> FederationServiceAsyncStub: ...
     Join: _grpc.UnaryUnaryMultiCallable[_federation_pb2.JoinRequest, _federation_pb2.JoinResponse]
     """Enter the run under a name. Joining again under the same name replaces the earlier session.
-    FAILED_PRECONDITION when no protocol version is common to both sides.
+    FAILED_PRECONDITION when no protocol version is common to both sides; ALREADY_EXISTS while another
+    process is heard that works under this name.
     """
     DescribeRun: _grpc.UnaryUnaryMultiCallable[_federation_pb2.DescribeRunRequest, _federation_pb2.DescribeRunResponse]
     """Say what the run asks of a worker and its data, to one that has not entered it. Changes nothing."""
@@ -65,7 +66,8 @@ class FederationServiceAsyncStub(FederationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Join: _aio.UnaryUnaryMultiCallable[_federation_pb2.JoinRequest, _federation_pb2.JoinResponse]  # type: ignore[assignment]
     """Enter the run under a name. Joining again under the same name replaces the earlier session.
-    FAILED_PRECONDITION when no protocol version is common to both sides.
+    FAILED_PRECONDITION when no protocol version is common to both sides; ALREADY_EXISTS while another
+    process is heard that works under this name.
     """
     DescribeRun: _aio.UnaryUnaryMultiCallable[_federation_pb2.DescribeRunRequest, _federation_pb2.DescribeRunResponse]  # type: ignore[assignment]
     """Say what the run asks of a worker and its data, to one that has not entered it. Changes nothing."""
@@ -98,7 +100,8 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.JoinResponse, _abc.Awaitable[_federation_pb2.JoinResponse]]:
         """Enter the run under a name. Joining again under the same name replaces the earlier session.
-        FAILED_PRECONDITION when no protocol version is common to both sides.
+        FAILED_PRECONDITION when no protocol version is common to both sides; ALREADY_EXISTS while another
+        process is heard that works under this name.
         """
 
     @_abc_1.abstractmethod

@@ -524,6 +524,8 @@ class Progress(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     activity: Global___Activity.ValueType
     """What it is doing."""
     round: _builtins.int
@@ -534,6 +536,13 @@ class Progress(_message.Message):
     """Optimiser steps in all for this round."""
     loss: _builtins.float
     """Mean training loss over the last steps, in nats."""
+    trouble: _builtins.str
+    """Why nothing will come of its turn in this round, for people; empty while something may. From the worker:
+    that it cannot go on with its task, and quotes nothing of its data. From the coordinator, in a status:
+    also that its update was refused, that it left, or what else is wrong with it.
+    """
+    attempt: _builtins.int
+    """The try at the round in which it has that trouble."""
     def __init__(
         self,
         *,
@@ -542,10 +551,12 @@ class Progress(_message.Message):
         step: _builtins.int = ...,
         steps: _builtins.int = ...,
         loss: _builtins.float = ...,
+        trouble: _builtins.str = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "loss", b"loss", "round", b"round", "step", b"step", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "attempt", b"attempt", "loss", b"loss", "round", b"round", "step", b"step", "steps", b"steps", "trouble", b"trouble"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

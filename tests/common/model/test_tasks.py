@@ -125,6 +125,14 @@ def test_the_loss_is_transformers_own() -> None:
     assert loss(output.logits, labels, CAUSAL).item() == pytest.approx(output.loss.item(), rel=1e-5)
 
 
+def test_texts_of_one_token_each_teach_nothing_and_spoil_nothing() -> None:
+    scores = torch.randn(2, 1, 5, requires_grad=True)
+    none = loss(scores, torch.tensor([[3], [IGNORED]]), CAUSAL)
+    none.backward()
+    assert none.item() == 0.0
+    assert scores.grad is not None and not scores.grad.any()
+
+
 def test_the_loss_has_a_gradient_and_the_tally_none() -> None:
     scores = SCORES.clone().requires_grad_()
     loss(scores, torch.tensor([0, 1]), TEXT).backward()

@@ -156,10 +156,12 @@ async def test_another_worker_is_served_while_one_is_refused_and_hears_why(tmp_p
         bad = served.update(tmp_path, {"delta.x": torch.full((VALUES,), torch.nan)})
         with pytest.raises(BadUpdate, match="NaN"):
             await (await served.worker("w")).submit(*bad)
-        assert await (await served.worker("v")).submit(*served.good(tmp_path)) is False
-        assert served.inbox.state is not None and served.inbox.state.received == {"v"}
-        # What was refused may be mended.
+        assert served.inbox.state is not None and served.inbox.state.missing == {"v"}
+        assert "NaN" in served.inbox.state.over["w"].reason
+        # What was refused may be mended, as long as the round is open for others.
         assert await served.workers[0].submit(*served.good(tmp_path)) is False
+        assert served.inbox.state.received == {"w"}
+        assert await (await served.worker("v")).submit(*served.good(tmp_path)) is False
 
 
 async def test_a_round_takes_only_so_many_different_updates_of_a_worker(tmp_path: Path) -> None:

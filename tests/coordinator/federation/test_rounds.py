@@ -1,19 +1,28 @@
 """The state machine of a round."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coordinator.federation.rounds import (
+    Cannot,
     Event,
     IllegalTransition,
     Left,
     Lost,
+    Outcome,
+    Progressed,
     Received,
+    Refused,
+    Restarted,
     Returned,
     RoundPhase,
     RoundState,
+    Stalled,
     Tick,
     step,
 )
@@ -64,6 +73,87 @@ def test_a_lost_worker_that_is_heard_again_has_time_until_the_deadline() -> None
     assert step(state, Received("c"), 9.9).received == set(WORKERS)
 
 
+@pytest.mark.parametrize("event", [Refused("c", "NaN"), Cannot("c", "no memory"), Stalled("c", "stuck")])
+def test_a_round_does_not_wait_for_a_worker_whose_turn_is_over(event: Event) -> None:
+    state = after(opened(), Received("a"), event)
+    assert (state.phase, state.awaited(0.0)) == (RoundPhase.OPEN, {"b"})
+    assert after(state, Received("b")).phase is RoundPhase.CLOSED
+    assert state.outcomes(0.0)["c"].reason == getattr(event, "reason", None)
+
+
+@pytest.mark.parametrize("event", [Refused("c"), Cannot("c")])
+@pytest.mark.parametrize(
+    "again", [Returned("c"), Restarted("c", True), Progressed("c"), Left("c"), Lost("c")]
+)
+def test_only_an_update_undoes_what_is_final(event: Event, again: Event) -> None:
+    state = after(opened(), Received("a"), event, again)
+    assert "c" not in state.awaited(0.0)
+    assert state.over["c"].outcome in (Outcome.REFUSED, Outcome.CANNOT)
+    assert after(state, Received("c")).received == {"a", "c"}
+    assert not after(state, Received("c")).over
+
+
+def test_what_becomes_of_a_worker_after_its_update_is_here_changes_nothing() -> None:
+    state = after(opened(), Received("a"))
+    for event in (Refused("a"), Cannot("a"), Stalled("a"), Left("a"), Lost("a"), *3 * (Restarted("a"),)):
+        assert after(state, event) == state
+
+
+def test_a_worker_that_dies_again_and_again_without_coming_further_is_given_up() -> None:
+    state = after(opened(), Received("a"), Received("b"), Restarted("c"), Restarted("c"))
+    assert state.phase is RoundPhase.OPEN
+    state = after(state, Restarted("c"))
+    assert state.phase is RoundPhase.CLOSED
+    assert state.outcomes(0.0)["c"].reason == "has died 3 times in round 1"
+
+
+def test_the_last_death_counts_when_the_worker_falls_silent() -> None:
+    state = after(opened(grace=9.0), Received("a"), Received("b"), Restarted("c"), Restarted("c"), Lost("c"))
+    assert (state.phase, state.over["c"].outcome) == (RoundPhase.CLOSED, Outcome.DIED)
+
+
+def test_a_worker_that_comes_further_with_each_start_is_waited_for() -> None:
+    state = after(opened(), Received("a"), Received("b"), *9 * (Restarted("c", further=True),))
+    assert (state.phase, state.deaths) == (RoundPhase.OPEN, {"c": 1})
+
+
+def test_a_worker_that_says_goodbye_and_returns_again_and_again_is_given_up() -> None:
+    state = after(opened(), Received("a"), *2 * (Left("c", "error"), Returned("c")), Left("c"), Returned("c"))
+    assert state.outcomes(0.0)["c"].reason == "has left 3 times in round 1"
+    assert state.awaited(0.0) == {"b"}
+
+
+def test_of_a_worker_that_was_given_up_before_one_death_is_enough() -> None:
+    state = after(replace(opened(), suspects=frozenset({"c"})), Received("a"), Lost("c"), Returned("c"))
+    assert "c" in state.awaited(0.0)
+    state = after(state, Restarted("c"))
+    assert state.outcomes(0.0)["c"].reason == "has died again in round 1"
+
+
+def test_all_absences_of_a_worker_count_together_until_it_comes_further() -> None:
+    state = after(opened(grace=4.0), Received("a"), Received("b"))
+    for lost, back in ((0.0, 1.5), (2.0, 3.5)):
+        state = step(step(state, Lost("c"), lost), Returned("c"), back)
+    assert state.absent == {"c": 3.0}
+    assert step(state, Lost("c"), 5.0).next_change(5.0) == 6.0
+    state = step(state, Progressed("c", further=False), 5.0)
+    assert step(state, Lost("c"), 5.0).next_change(5.0) == 6.0
+    state = step(state, Progressed("c"), 5.0)
+    assert step(state, Lost("c"), 5.0).next_change(5.0) == 9.0
+
+
+def test_a_worker_that_stood_still_and_comes_further_is_waited_for_again() -> None:
+    state = after(opened(), Received("a"), Stalled("c", "stuck"), Returned("c"))
+    assert "c" not in state.awaited(0.0)
+    assert "c" in after(state, Progressed("c", further=False)).awaited(0.0)
+
+
+def test_outcomes_name_those_that_are_lost_for_too_long() -> None:
+    state = step(opened(), Lost("c"), 1.0)
+    assert not state.outcomes(2.9)
+    assert state.outcomes(3.0)["c"].outcome is Outcome.LOST
+
+
 def test_a_round_closes_early_with_as_many_updates_as_it_needs() -> None:
     state = after(opened(minimum=1, needed=2), Received("c"))
     assert state.phase is RoundPhase.OPEN
@@ -107,6 +197,8 @@ class Round(RuleBasedStateMachine):
         minimum=st.integers(1, 5),
         needed=st.none() | st.integers(1, 5),
         grace=st.floats(0, 20),
+        most_deaths=st.integers(1, 4),
+        suspects=st.frozensets(names, max_size=2),
     )
     def open(
         self,
@@ -115,13 +207,23 @@ class Round(RuleBasedStateMachine):
         minimum: int,
         needed: int | None,
         grace: float,
+        most_deaths: int,
+        suspects: frozenset[str],
     ) -> None:
         """A round, perhaps with updates that an earlier try has received."""
         self.now = 0.0
         self.counted = set(received & selected)
         self.closed_times = 0
         self.state = RoundState(
-            1, selected, minimum, 30.0, needed=needed, grace=grace, received=frozenset(self.counted)
+            1,
+            selected,
+            minimum,
+            30.0,
+            needed=needed,
+            grace=grace,
+            received=frozenset(self.counted),
+            most_deaths=most_deaths,
+            suspects=suspects,
         )
         self.happens(Tick())
 
@@ -138,7 +240,8 @@ class Round(RuleBasedStateMachine):
         """A round closes for a reason, and the result follows from what it has received."""
         s = self.state
         everybody = len(s.received) >= (len(s.selected) if s.needed is None else s.needed)
-        nobody = all(w in s.gone or (w in s.lost and self.now >= s.lost[w]) for w in s.missing | s.gone)
+        waiting = s.selected - s.received
+        nobody = all(w in s.over or (w in s.lost and self.now >= s.lost[w]) for w in waiting)
         assert everybody or nobody or self.now >= s.closes_at
         assert (s.phase is RoundPhase.CLOSED) == (len(s.received) >= s.minimum)
 
@@ -174,9 +277,24 @@ class Round(RuleBasedStateMachine):
         with pytest.raises(IllegalTransition):
             step(self.state, Received(worker), self.now)
 
-    @rule(worker=anybody, kind=st.sampled_from((Left, Lost, Returned)))
-    def a_worker_comes_or_goes(self, worker: str, kind: type[Left] | type[Lost] | type[Returned]) -> None:
+    @rule(worker=anybody, kind=st.sampled_from((Left, Lost, Returned, Restarted, Refused, Cannot, Stalled)))
+    def something_becomes_of_a_worker(self, worker: str, kind: Callable[[str], Event]) -> None:
+        final = {w: over for w, over in self.state.over.items() if over.outcome.final}
         self.happens(kind(worker))
+        assert final.items() <= self.state.over.items(), "only an update undoes what is final"
+
+    @rule(worker=anybody, kind=st.sampled_from((Left, Lost, Restarted, Progressed)))
+    def a_worker_comes_further(self, worker: str, kind: Callable[..., Event]) -> None:
+        deaths = self.state.deaths.get(worker, 0)
+        self.happens(kind(worker, further=True))
+        assert self.state.deaths.get(worker, 0) == deaths or deaths == 0
+
+    @rule(worker=names)
+    def a_worker_dies_until_it_is_given_up(self, worker: str) -> None:
+        """As often as it may, and no more, whatever became of it before."""
+        for _ in range(self.state.most_deaths):
+            self.happens(Restarted(worker))
+        assert worker not in self.state.awaited(self.now)
 
     @invariant()
     def no_received_update_is_lost(self) -> None:
@@ -191,6 +309,7 @@ class Round(RuleBasedStateMachine):
     def an_open_round_waits_for_somebody(self) -> None:
         if self.state.phase is RoundPhase.OPEN:
             assert self.state.awaited(self.now)
+            assert not self.state.awaited(self.now) & self.state.outcomes(self.now).keys()
             assert self.now < self.state.next_change(self.now) <= self.state.closes_at
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +149,15 @@ async def test_a_malformed_update_is_refused_and_leaves_nothing(
 
 @pytest.mark.parametrize(
     ("change", "error"),
-    [({"round": 2}, StaleRound), ({"adapter_sha256": "0" * 64}, BadUpdate), ({"examples": 6}, BadUpdate)],
+    [
+        ({"round": 2}, StaleRound),
+        ({"adapter_sha256": "0" * 64}, BadUpdate),
+        ({"examples": 6}, BadUpdate),
+        ({"loss": math.nan}, BadUpdate),
+        ({"loss": math.inf}, BadUpdate),
+        ({"seconds": math.nan}, BadUpdate),
+        ({"seconds": -1.0}, BadUpdate),
+    ],
 )
 async def test_a_header_that_does_not_fit_the_round_is_refused(
     served: Served, tmp_path: Path, change: dict[str, Any], error: type[Exception]
@@ -156,6 +165,9 @@ async def test_a_header_that_does_not_fit_the_round_is_refused(
     header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
     with pytest.raises(error):
         await served.worker.submit(replace(header, **change), path)
+    assert served.inbox.state is not None
+    # Another update may still come; but it is not waited for.
+    assert ("w" in served.inbox.state.over) == (error is BadUpdate)
 
 
 def test_an_updates_schema_is_what_workers_train_and_the_counts_asked_for() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from common.errors import ProtocolMismatch, SessionReplaced, UnknownSession, Unreachable
+from common.errors import NameTaken, ProtocolMismatch, SessionReplaced, UnknownSession, Unreachable
 from common.records import (
     Activity,
     ArtifactKind,
@@ -180,3 +180,88 @@ async def test_replaced_sessions_leave_memory_and_flapping_is_news_once_an_inter
     # Long forgotten, it is told to join, and then learns that the name is taken.
     with pytest.raises(UnknownSession):
         sessions.find(first.token)
+
+
+async def watched(sessions: Sessions, session: Session) -> asyncio.Task[None]:
+    """Its stream of tasks, open as long as its process lives."""
+    watching = asyncio.create_task(collect(sessions, session, []))
+    await asyncio.sleep(0)
+    return watching
+
+
+def asking(process: str = "") -> JoinRequest:
+    return JoinRequest("w", 1, 1, "test", 10, process)
+
+
+async def test_a_name_that_is_at_work_is_refused_as_soon_as_its_process_is_heard(sessions: Sessions) -> None:
+    session = join(sessions)
+    watching = await watched(sessions, session)
+    asked = asyncio.create_task(sessions.require_only(asking("another")))
+    await asyncio.sleep(0.01)
+    # That it takes what is sent to it is no sign: a line buffers.
+    sessions.find(session.token, spoke=False)
+    await asyncio.sleep(0.01)
+    assert not asked.done()
+    sessions._clock.now += 0.1  # type: ignore[attr-defined]
+    sessions.find(session.token)
+    with pytest.raises(NameTaken, match="its own --name and its own --folder"):
+        await asked
+    assert sessions.find(session.token) is session
+    watching.cancel()
+
+
+@pytest.mark.parametrize("end", ["its stream ends", "it leaves", "it is lost", "it joins"])
+async def test_a_name_is_free_as_soon_as_its_process_is_gone(
+    sessions: Sessions, clock: Clock, end: str
+) -> None:
+    session = join(sessions)
+    watching = await watched(sessions, session)
+    asked = asyncio.create_task(sessions.require_only(asking("another")))
+    await asyncio.sleep(0.01)
+    assert not asked.done()
+    match end:
+        case "its stream ends":
+            watching.cancel()
+        case "it leaves":
+            sessions.leave(session)
+        case "it is lost":
+            clock.now = 3.1
+            sessions.sweep()
+        case "it joins":
+            join(sessions)
+    async with asyncio.timeout(1):
+        await asked
+    watching.cancel()
+
+
+async def test_a_process_may_join_again_beside_itself(sessions: Sessions) -> None:
+    session, _ = sessions.join(asking("the same"))
+    watching = await watched(sessions, session)
+    async with asyncio.timeout(1):
+        await sessions.require_only(asking("the same"))
+    watching.cancel()
+
+
+async def test_a_restart_is_another_process_of_a_worker_that_had_not_left(sessions: Sessions) -> None:
+    first, _ = sessions.join(asking("one"))
+    again, _ = sessions.join(asking("one"))
+    other, _ = sessions.join(asking("two"))
+    old, _ = sessions.join(asking())
+    older, _ = sessions.join(asking())
+    sessions.leave(older)
+    after, _ = sessions.join(asking("three"))
+    restarted = [s.restarted for s in (first, again, other, old, older, after)]
+    assert restarted == [False, False, True, True, True, False]
+
+
+async def test_a_contested_name_is_news_once_a_minute_and_known_for_one(
+    sessions: Sessions, clock: Clock
+) -> None:
+    news = []
+    for second in (0.0, 1.0, 59.0, 60.0, 61.0):
+        clock.now = second
+        news.append(sessions.contest("w"))
+    assert news == [True, False, False, True, False]
+    assert sessions.contested() == ["w"]
+    clock.now = 121.0
+    assert sessions.contested() == []

@@ -1,0 +1,29 @@
+"""Turns that ended without an update, told: as an event, a count, and to the worker that is given up."""
+
+from common.records import WaitTask
+from coordinator.context import RunContext
+from coordinator.federation.rounds import Outcome, Over
+from coordinator.federation.sessions import Assignment, Sessions
+from coordinator.federation.turns import OnOver
+
+
+def telling(run: RunContext, sessions: Sessions) -> OnOver:
+    """What `Turns` calls. A refused update and a goodbye are events where they come in, with more to tell."""
+    for outcome in Outcome:
+        run.metrics.turns.labels(outcome)
+
+    def told(number: int, worker: str, over: Over) -> None:
+        run.metrics.turns.labels(over.outcome).inc()
+        match over.outcome:
+            case Outcome.CANNOT:
+                text = f"round {number}: worker {worker} cannot go on: {over.reason}"
+                run.events.record("worker_cannot", text, number, worker)
+            case Outcome.DIED | Outcome.STALLED | Outcome.LOST:
+                text = f"worker {worker} {over.reason}; going on without it"
+                run.events.record("worker_given_up", text, number, worker)
+        if over.outcome is Outcome.DIED:
+            # Or it would train, and die, until the round is over.
+            wait = WaitTask(f"round {number} goes on without this worker: it {over.reason}")
+            sessions.assign(worker, Assignment(wait))
+
+    return told
