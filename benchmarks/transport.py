@@ -30,12 +30,7 @@ from benchmarks.processes import Child, say
 from benchmarks.running import certificates
 from common.address import Address
 from common.config.file import parse_config
-from common.records import (
-    ArtifactKind,
-    ArtifactRef,
-    JoinRequest,
-    UpdateHeader,
-)
+from common.records import ArtifactKind, ArtifactRef, JoinRequest, UpdateHeader
 from common.runtime.allocator import set_up_allocator
 from common.runtime.compute import InlineCompute
 from common.storage.schema import TensorSpec

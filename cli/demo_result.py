@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.records import Evaluation, TaskKind
+from common.records import TaskKind
+from common.run_status import Evaluation
 
 
 def figures(method: str, data: str, folder: Path, model: Path, seconds: float, merge: bool) -> dict[str, Any]:

@@ -218,7 +218,8 @@ def status(
     import asyncio
 
     from common.errors import RunFailed
-    from common.records import Phase, RunStatus
+    from common.records import Phase
+    from common.run_status import RunStatus
     from coordinator.owner.status_view import follow, show
 
     async def main() -> RunStatus:

@@ -9,7 +9,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from common.errors import BadUpdate, LateUpdate, NotSelected, StaleRound, UnknownRound
-from common.records import Activity, Evaluation, GradientGap, Phase
+from common.records import Activity, Phase
+from common.run_status import Evaluation, GradientGap
 
 # Why an update is refused, whoever is right; other errors get their series when they occur.
 _REFUSALS = (LateUpdate, StaleRound, UnknownRound, NotSelected, BadUpdate)

@@ -18,7 +18,8 @@ from common.config.run import RunConfig
 from common.data.encoding import encode
 from common.data.examples import Columns, read_examples
 from common.errors import ConfigError
-from common.records import ArtifactKind, Evaluation
+from common.records import ArtifactKind
+from common.run_status import Evaluation
 from common.runtime import seeds
 from common.storage.files import write_atomically
 from coordinator.modelling.building import ABOUT_FILE, Recipe, SubModelBuilder

@@ -16,7 +16,8 @@ from common.data.batches import Dataset
 from common.data.examples import Examples
 from common.errors import CannotTrain, RunFailed
 from common.model.update import update_tensors
-from common.records import ArtifactKind, ArtifactRef, Evaluation, Phase, StopTask
+from common.records import ArtifactKind, ArtifactRef, Phase, StopTask
+from common.run_status import Evaluation
 from common.runtime import seeds
 from common.runtime.compute import InlineCompute
 from coordinator.campaign import schedule

@@ -5,15 +5,14 @@ from dataclasses import asdict
 
 from fedpft.v1 import admin_pb2, types_pb2
 
-from common.records import (
+from common.records import Phase, TaskKind
+from common.run_status import (
     Evaluation,
     Event,
     GradientGap,
     LayerGap,
     ModelFacts,
-    Phase,
     RunStatus,
-    TaskKind,
     Traffic,
     WorkerStatus,
 )

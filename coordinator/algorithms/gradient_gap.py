@@ -17,7 +17,8 @@ from common.model.ffn import ffns_of
 from common.model.layers import layers_of, watch_outputs
 from common.model.submodel import SubModelPlan
 from common.model.tasks import loss
-from common.records import GradientGap, LayerGap, TaskKind
+from common.records import TaskKind
+from common.run_status import GradientGap, LayerGap
 from coordinator.algorithms.distillation_loss import linear_map
 from coordinator.algorithms.plugging import seen_from_below
 

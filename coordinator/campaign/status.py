@@ -7,16 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.config.run import RunConfig
-from common.records import (
-    Activity,
-    Evaluation,
-    Phase,
-    Progress,
-    RunStatus,
-    TaskKind,
-    Traffic,
-    WorkerStatus,
-)
+from common.records import Activity, Phase, Progress, TaskKind
+from common.run_status import Evaluation, RunStatus, Traffic, WorkerStatus
 from coordinator.campaign.progress import RunProgress
 from coordinator.context import RunContext
 from coordinator.federation.inbox import Inbox

@@ -1,4 +1,4 @@
-"""Who may call what, and who may take part in this run.
+"""Who may call what, who may take part in this run, and what may leave it.
 
 A caller is who its certificate says. Without TLS there is no telling, and everything is allowed to whoever
 reaches the port: `common.transport.rpc` lets that happen on loopback only, or when the owner wants it.
@@ -14,6 +14,7 @@ import grpc
 from grpc import aio
 
 from common.errors import NotAllowed
+from common.records import ArtifactKind
 from common.transport.rpc import refuse
 from common.trust.identity import Identity, Role
 from common.trust.tls import Peer, Tls, peer_of
@@ -44,6 +45,20 @@ MAY_CALL: Mapping[str, frozenset[Role]] = {
     "/grpc.health.v1.Health/Watch": _ALL,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _OWNERS,
 }
+
+# Only these ever leave; the plan, other workers' updates and the server optimiser's state do not. A kind
+# that is new stays until somebody adds it here.
+PUBLISHED = frozenset(
+    {
+        ArtifactKind.SUB_MODEL,
+        ArtifactKind.NEURON_PATCH,
+        ArtifactKind.ADAPTER,
+        ArtifactKind.TOKENIZER,
+        ArtifactKind.TOKENIZER_CONFIG,
+        ArtifactKind.IMAGE_PROCESSOR,
+        ArtifactKind.LABELS,
+    }
+)
 
 
 class AuthorizationInterceptor(aio.ServerInterceptor):

@@ -22,14 +22,14 @@ from common.errors import (
     TooMany,
     UnknownArtifact,
 )
-from common.records import LABELS_FILE_SINCE, ArtifactKind, Chunk, JoinReply, JoinRequest, UpdateHeader
+from common.records import LABELS_FILE_SINCE, Chunk, JoinReply, JoinRequest, UpdateHeader
 from common.runtime.fault_points import Point, reach
 from common.transport import wire
 from common.transport.chunk_messages import decode_submission, encode_download, encoded_bytes
 from common.transport.chunks import read_chunks
 from common.transport.rpc import FRAME_BYTES, STALL_SECONDS, answers
 from coordinator.context import RunContext
-from coordinator.federation.authorization import Admission
+from coordinator.federation.authorization import PUBLISHED, Admission
 from coordinator.federation.contest import require_only, tell_replaced
 from coordinator.federation.inbox import Inbox
 from coordinator.federation.rate_limits import RateLimiter
@@ -41,21 +41,6 @@ log = logging.getLogger(__name__)
 
 # Refused updates of a worker in a round that become events; all are counted.
 _REFUSALS_TOLD = 10
-
-# Only these ever leave; the plan, other workers' updates and the server optimiser's state do not. A kind
-# that is new stays until somebody adds it here.
-PUBLISHED = frozenset(
-    {
-        ArtifactKind.SUB_MODEL,
-        ArtifactKind.NEURON_PATCH,
-        ArtifactKind.ADAPTER,
-        ArtifactKind.TOKENIZER,
-        ArtifactKind.TOKENIZER_CONFIG,
-        ArtifactKind.IMAGE_PROCESSOR,
-        ArtifactKind.LABELS,
-    }
-)
-
 
 Submission = federation_pb2.SubmitUpdateRequest | Chunk
 

@@ -45,7 +45,7 @@ class Session:
     heard: float
     process: str = ""
     """Drawn by the worker's process; "" when it does not say."""
-    restarted: bool = False
+    restarted: bool = field(default=False, init=False)
     """Whether another process of the name was there before, and had not left."""
     progress: Progress = field(default_factory=Progress, init=False)
     replaced: bool = field(default=False, init=False)
@@ -160,10 +160,10 @@ class Sessions:
             request.worker,
             request.examples,
             now,
-            process=request.process,
-            restarted=restarted,
+            request.process,
             first_for_a_while=news,
         )
+        session.restarted = restarted
         self._by_token[session.token] = session
         self._by_worker[session.worker] = session
         self.changed.notify()

@@ -22,15 +22,8 @@ from common.model.ffn import ffns_of, is_smooth
 from common.model.layers import layers_of
 from common.model.submodel import SubModelPlan, apply_patch, build, make_patch, own_weights
 from common.model.update import APOZ, DELTA, Prefixed
-from common.records import (
-    ArtifactKind,
-    ArtifactRef,
-    Evaluation,
-    GradientGap,
-    ModelFacts,
-    SubModelRef,
-    ZeroRule,
-)
+from common.records import ArtifactKind, ArtifactRef, SubModelRef, ZeroRule
+from common.run_status import Evaluation, GradientGap, ModelFacts
 from common.runtime import seeds
 from common.runtime.compute import one_thread
 from common.storage.tensor_header import in_file_order
@@ -51,9 +44,6 @@ from coordinator.modelling.data import read_source
 from coordinator.modelling.evaluation import score
 from coordinator.modelling.foundation import load_foundation, wire_config
 from coordinator.storage.store import Store, StoredUpdate
-
-# Examples on which an adapter is tried before it counts.
-_PROBE_SIZE = 16
 
 
 class Models:
@@ -80,8 +70,6 @@ class Models:
             self._test = self._read(config.data.test, config.task.labels)
         self._tried = check_run(loaded, config, (self._test, self._public))
         self._builder = SubModelBuilder(self._fm, self._kind, self._public, Recipe.of(config))
-        data = self._test or self._public
-        self._probe = next(iter(data.in_order(_PROBE_SIZE))) if data else None
         self._plan: SubModelPlan
         self._tuned_fm: Adapted
         self._tuned_sub_fm: Adapted
@@ -253,13 +241,13 @@ class Models:
         file = self._file(adapter)
         if odd := next((name for name in file if not bool(file[name].isfinite().all())), None):
             return f"the adapter's tensor {odd} is not finite"
-        if self._probe is None:
+        if self._tried is None:
             return None
         present, self._adapter = self._adapter, adapter
         self._plug()
         self._adapter = present
         with torch.inference_mode():
-            answers = self._tuned_fm.model(**self._probe.to(self._device).inputs).logits
+            answers = self._tuned_fm.model(**self._tried.to(self._device).inputs).logits
         return None if bool(answers.isfinite().all()) else "the FM's answers are not finite"
 
     def plug_in(self, adapter: ArtifactRef) -> None:

@@ -8,7 +8,7 @@ from fedpft.v1 import admin_pb2, admin_pb2_grpc
 from grpc import StatusCode, aio
 
 from common.address import Address
-from common.records import Event, RunStatus
+from common.run_status import Event, RunStatus
 from common.transport import admin_wire
 from common.transport.rpc import call, domain_error, new_channel
 from common.trust.tls import Tls

@@ -5,7 +5,7 @@ from typing import Any
 
 from fedpft.v1 import admin_pb2, admin_pb2_grpc
 
-from common.records import RunStatus
+from common.run_status import RunStatus
 from common.transport import admin_wire
 from common.transport.rpc import answers
 from coordinator.storage.event_log import EventLog

@@ -9,13 +9,14 @@ from torch import Tensor
 from common.errors import StoreError
 from common.model.ffn import ffns_of
 from common.model.submodel import SubModelPlan, apply_patch, build, own_weights
-from common.records import ArtifactKind, ArtifactRef, Evaluation, SubModelRef
+from common.records import ArtifactKind, ArtifactRef, SubModelRef
+from common.run_status import Evaluation
 from common.runtime import seeds
 from common.storage.tensors import TensorFile
 from coordinator.algorithms import compression, exposure
 from coordinator.algorithms.exposure import Exposure, Finding, Withheld
 from coordinator.campaign.status import open_run
-from coordinator.federation.service import PUBLISHED
+from coordinator.federation.authorization import PUBLISHED
 from coordinator.modelling.content import MODEL, require_same
 from coordinator.modelling.foundation import load_foundation
 from coordinator.storage.store import Store

@@ -9,7 +9,8 @@ from typing import Any
 
 from common.config.run import RunConfig
 from common.config.task import TaskSection
-from common.records import RunStatus, TaskKind
+from common.records import TaskKind
+from common.run_status import RunStatus
 from coordinator.campaign.status import reading
 from coordinator.modelling.checkpoint import own_file
 

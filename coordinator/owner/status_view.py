@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import Unreachable
-from common.records import Activity, Phase, RunStatus, WorkerStatus
+from common.records import Activity, Phase
+from common.run_status import RunStatus, WorkerStatus
 from coordinator.campaign.status import reading
 from coordinator.owner.admin_client import Admin
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 
 from common.errors import StoreError
-from common.records import Event
+from common.run_status import Event
 from common.runtime.notifier import Notifier
 from coordinator.storage.store import Store
 

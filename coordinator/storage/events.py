@@ -2,7 +2,7 @@
 
 import json
 
-from common.records import Event
+from common.run_status import Event
 from coordinator.storage.database import Database
 
 

@@ -9,15 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StoreError
-from common.records import (
-    ArtifactKind,
-    ArtifactRef,
-    Evaluation,
-    GradientGap,
-    LayerGap,
-    ModelFacts,
-    SubModelRef,
-)
+from common.records import ArtifactKind, ArtifactRef, SubModelRef
+from common.run_status import Evaluation, GradientGap, LayerGap, ModelFacts
 from coordinator.storage.artifacts import Artifacts
 from coordinator.storage.database import Database, Row
 from coordinator.storage.differences import differences

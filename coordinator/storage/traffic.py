@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from common.records import Traffic
+from common.run_status import Traffic
 from coordinator.metrics import Metrics
 from coordinator.storage.store import Store
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import astuple
 
-from common.records import Traffic
+from common.run_status import Traffic
 from coordinator.storage.database import Database
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from common.config.run import RunConfig
-from common.records import Evaluation, TaskKind, Traffic
+from common.records import TaskKind
+from common.run_status import Evaluation, Traffic
 from coordinator.campaign.status import open_run
 from coordinator.storage.store import Store
 from experiments.report.document import Cell, Column, Document, Plot, PlotKind, Section, Series, Table

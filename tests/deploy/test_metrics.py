@@ -12,8 +12,8 @@ from prometheus_client import generate_latest
 
 from common.errors import BadUpdate, LateUpdate, NotSelected, StaleRound, UnknownRound
 from common.records import Activity, ArtifactKind, Phase
+from coordinator.federation.authorization import PUBLISHED
 from coordinator.federation.rounds import Outcome
-from coordinator.federation.service import PUBLISHED
 from coordinator.metrics import Metrics as CoordinatorMetrics
 from coordinator.storage import retention
 from coordinator.storage.store import Store

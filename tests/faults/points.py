@@ -32,6 +32,8 @@ CoordinatorPoint = StrEnum(
     _members(
         _names(_DURABLE, (*_ARTIFACTS, "upload", "update")),
         _names(_DURABLE, ("alignment-checkpoint.safetensors", "endpoint.json")),
+        # Written aside, to see whether a worker can read them.
+        _names(_DURABLE, ("tokenizer.json", "tokenizer_config.json")),
         _names(_DECIDED, (f"artifact-{kind}" for kind in _ARTIFACTS)),
         _names(_DECIDED, ("run", "content", "sub-model", "adapter", "gap", "evaluation")),
         _names(

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from cli.main import app
 from common.data.examples import Columns, read_examples
 from common.errors import RunFailed, StoreError
-from common.records import ArtifactKind, Evaluation
+from common.records import ArtifactKind
+from common.run_status import Evaluation
 from common.storage.tensors import TensorFile
 from coordinator.storage.store import Store
 from experiments.clients import ClientTask, LocalClients

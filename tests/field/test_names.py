@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from common.records import Event
+from common.run_status import Event
 from tests import services
 from tests.faults.federation import Federation, Material
 from tests.field import habits
@@ -88,7 +88,7 @@ def test_a_second_host_with_the_same_name_is_refused_again_and_again_and_the_run
     assert "two workers work under this name" in shown
     del federation.processes["twin"]
     federation.start(OTHER)
-    federation.supervise(60)
+    federation.supervise()
     (told,) = contested(federation)
     assert told.worker == NAME and "one more, from 127.0.0.1, is refused" in told.text
     assert joined(federation, NAME) == 1
@@ -110,7 +110,7 @@ def test_a_worker_that_is_killed_comes_back_at_once(make: Make, habit: Callable[
         federation.kill(NAME)
         federation.start(NAME)
     federation.start(OTHER)
-    federation.supervise(60)
+    federation.supervise()
     assert contested(federation) == []
 
 
@@ -133,7 +133,7 @@ def test_a_worker_whose_host_froze_and_came_back_ends_and_the_owner_hears_of_it(
     assert again.exitcode == 2
     del federation.processes[NAME]
     federation.start(OTHER)
-    federation.supervise(60)
+    federation.supervise()
     (told,) = contested(federation)
     assert "the earlier one, at 127.0.0.1, ends" in told.text
 

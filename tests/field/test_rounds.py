@@ -10,7 +10,8 @@ import pytest
 
 from common.address import Address
 from common.errors import FedPftError
-from common.records import Event, Phase, RunStatus
+from common.records import Phase
+from common.run_status import Event, RunStatus
 from coordinator.owner.admin_client import Admin
 from tests.faults.federation import Federation, Material
 from tests.field import habits
@@ -112,7 +113,7 @@ def test_a_turn_that_came_to_nothing_is_not_waited_for_and_the_worker_takes_part
 ) -> None:
     federation = make(habit)
     federation.start_all()
-    federation.supervise(60)
+    federation.supervise()
     told = next(e for e in events(federation, kind) if e.worker == BAD)
     assert told.round == 1 and reason in told.text
     assert closed_after(federation, 1, told.time) < 5
@@ -136,7 +137,7 @@ def test_the_owner_sees_who_is_not_waited_for_and_why(make: Make) -> None:
 def test_a_worker_whose_training_diverges_says_what_to_do_and_keeps_nothing(make: Make) -> None:
     federation = make(habits.diverges, rounds__count=1)
     federation.start_all()
-    federation.supervise(60)
+    federation.supervise()
     log = federation.log(BAD)
     assert "training diverged" in log and "lower training.learning_rate" in log and "Traceback" not in log
     assert not list((federation.folder / BAD / "outbox").glob("*"))
@@ -156,7 +157,7 @@ def test_a_worker_that_is_killed_in_every_training_is_given_up_and_later_at_once
 ) -> None:
     federation = make(habit)
     federation.start_all()
-    federation.supervise(90)
+    federation.supervise()
     first, second = events(federation, "worker_given_up")
     assert first.text == f"worker {BAD} has died 3 times in round 1; going on without it"
     assert second.text == f"worker {BAD} has died again in round 2; going on without it"
@@ -187,7 +188,7 @@ def test_a_worker_that_hangs_is_heard_and_all_the_same_not_waited_for_for_ever(m
         assert time.monotonic() < ends, federation.logs()
         time.sleep(0.02)
     federation.processes.pop(BAD).kill()
-    federation.supervise(60)
+    federation.supervise()
     (told,) = events(federation, "worker_given_up")
     assert told.text == f"worker {BAD} has come no further in round 1 for 3 s; going on without it"
     assert closed_after(federation, 1, told.time) < 5

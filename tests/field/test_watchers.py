@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from common.records import ArtifactKind, Evaluation
+from common.records import ArtifactKind
+from common.run_status import Evaluation
 from coordinator.campaign.status import open_run, stored_status
 from coordinator.storage.store import Store
 from tests.contexts import context

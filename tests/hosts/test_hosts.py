@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from common.records import Event, Phase
+from common.records import Phase
+from common.run_status import Event
 from coordinator.campaign.status import open_run
 from tests.hosts.network import Network, NoNamespaces
 from tests.integration.federation import Federation

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from common.config.file import template
-from common.records import RunStatus, TaskKind
+from common.records import TaskKind
+from common.run_status import RunStatus
 from coordinator.campaign.status import open_run, stored_status
 from tests.conftest import LABELS, write_pictures, write_table
 from tests.services import ROOT, Service

@@ -9,12 +9,8 @@ import torch
 from grpc import aio
 
 from common.address import Address
-from common.records import (
-    ArtifactKind,
-    JoinRequest,
-    Phase,
-    RunStatus,
-)
+from common.records import ArtifactKind, JoinRequest, Phase
+from common.run_status import RunStatus
 from common.transport.decoding import Decoding
 from common.transport.rpc import new_server
 from common.trust import authority as authority_module

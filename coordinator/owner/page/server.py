@@ -16,7 +16,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from common.address import Address, require_loopback
 from common.errors import AddressError
-from common.records import Event, RunStatus
+from common.run_status import Event, RunStatus
 
 log = logging.getLogger(__name__)
 

@@ -7,16 +7,8 @@ import pytest
 
 from common.config.file import parse_config
 from common.errors import StoreError
-from common.records import (
-    Activity,
-    ArtifactKind,
-    Evaluation,
-    GradientGap,
-    LayerGap,
-    Phase,
-    TaskKind,
-    Traffic,
-)
+from common.records import Activity, ArtifactKind, Phase, TaskKind
+from common.run_status import Evaluation, GradientGap, LayerGap, Traffic
 from coordinator.campaign.status import open_run, reading, stored_status
 from coordinator.storage.store import Store
 

@@ -15,13 +15,7 @@ from grpc import aio
 from common.address import Address
 from common.errors import BadMessage, BadUpdate, BrokenTransfer, FedPftError, StoreError, TooMany, Unreachable
 from common.model.update import update_schema
-from common.records import (
-    ArtifactKind,
-    JoinRequest,
-    Progress,
-    UpdateHeader,
-    WaitTask,
-)
+from common.records import ArtifactKind, JoinRequest, Progress, UpdateHeader, WaitTask
 from common.storage.schema import schema_of
 from common.storage.tensors import to_bytes
 from common.transport import wire

@@ -12,19 +12,8 @@ from typing import Any
 import pytest
 
 from common.errors import AddressError
-from common.records import (
-    Activity,
-    Evaluation,
-    Event,
-    GradientGap,
-    ModelFacts,
-    Phase,
-    Progress,
-    RunStatus,
-    TaskKind,
-    Traffic,
-    WorkerStatus,
-)
+from common.records import Activity, Phase, Progress, TaskKind
+from common.run_status import Evaluation, Event, GradientGap, ModelFacts, RunStatus, Traffic, WorkerStatus
 from coordinator.owner.page.server import Page
 
 ACCURACIES = (0.15, 0.72, 0.91, 0.948)

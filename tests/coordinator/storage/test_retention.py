@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from common.errors import StoreError
-from common.records import ArtifactKind, ArtifactRef, ModelFacts, SubModelRef
+from common.records import ArtifactKind, ArtifactRef, SubModelRef
+from common.run_status import ModelFacts
 from coordinator.storage import retention
 from coordinator.storage.store import Store, StoredUpdate
 

@@ -9,17 +9,8 @@ import pytest
 import torch
 
 from common.errors import StoreError, UnknownArtifact
-from common.records import (
-    ArtifactKind,
-    ArtifactRef,
-    Evaluation,
-    Event,
-    GradientGap,
-    LayerGap,
-    ModelFacts,
-    SubModelRef,
-    Traffic,
-)
+from common.records import ArtifactKind, ArtifactRef, SubModelRef
+from common.run_status import Evaluation, Event, GradientGap, LayerGap, ModelFacts, Traffic
 from common.storage.tensors import TensorFile
 from coordinator.storage.store import Store, StoredUpdate
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from common.config.file import parse_config
-from common.records import Event, Traffic
+from common.run_status import Event, Traffic
 from coordinator.context import identity
 from coordinator.storage.store import Store
 from experiments.report.of_run import document

@@ -1,0 +1,107 @@
+"""What people are told of a run: where it stands, scores, gaps, bytes, events. Plain, as `records`."""
+
+from dataclasses import dataclass, field
+
+from common.records import Phase, Progress, TaskKind
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of gRPC messages in a round, by content; in a status of all rounds, under round 0."""
+
+    round: int
+    kind: str
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """A worker as the coordinator sees it."""
+
+    worker: str
+    progress: Progress
+    examples: int
+    traffic: tuple[Traffic, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A score on the owner's test data. `model` is "fm" (adapter plugged in) or "sub_fm"."""
+
+    round: int
+    model: str
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class LayerGap:
+    """How far the sub-FM's layer is from the FM's, on public data with the round's adapter in both.
+
+    Cosine and norm ratio (sub-FM / FM) of the adapter's gradients; relative norms of the differences of
+    those gradients, of the layer's outputs, and of the FFN's linearised weights.
+    """
+
+    layer: int
+    cosine: float
+    norm_ratio: float
+    gradient_difference: float
+    output_difference: float
+    weight_difference: float
+
+
+@dataclass(frozen=True)
+class GradientGap:
+    """The quantities of FedPFT's theorems 1 and 2 after a round: over all layers, and by layer."""
+
+    round: int
+    cosine: float
+    norm_ratio: float
+    drift: float
+    layers: tuple[LayerGap, ...]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Sizes of the two models, in parameters; `fm_bytes` as held by the coordinator."""
+
+    fm_parameters: int
+    sub_fm_parameters: int
+    fm_layer_parameters: int
+    sub_fm_layer_parameters: int
+    adapter_parameters: int
+    fm_bytes: int
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where a run stands."""
+
+    run_id: str
+    phase: Phase
+    round: int
+    rounds: int
+    waiting_for: str
+    step: int
+    steps: int
+    workers: tuple[WorkerStatus, ...]
+    evaluations: tuple[Evaluation, ...]
+    gaps: tuple[GradientGap, ...]
+    models: ModelFacts | None
+    adapter_sha256: str
+    directory: str
+    task: TaskKind = TaskKind.TEXT_CLASSIFICATION
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run; `text` is one line for people."""
+
+    sequence: int
+    time: float
+    kind: str
+    text: str
+    round: int = 0
+    worker: str = ""
+    values: dict[str, float] = field(default_factory=dict)
