@@ -50,8 +50,8 @@ async def test_every_way_a_call_can_end_is_told_with_its_time(tmp_path: Path) ->
     await server.stop(1)
     store.close()
     assert ended[:3] == [
-        ("GetStatus", "FAILED_PRECONDITION"),
-        ("GetStatus", "INTERNAL"),
+        ("ReadStatus", "FAILED_PRECONDITION"),
+        ("ReadStatus", "INTERNAL"),
         ("StopRun", "OK"),
     ]
     assert ended[3:] == [("WatchEvents", "CANCELLED")]

@@ -51,7 +51,7 @@ async def collect(sessions: Sessions, session: Session, tasks: list[Task]) -> No
 
 
 @pytest.mark.parametrize(
-    ("lowest", "highest", "side"), [(3, 4, "upgrade the coordinator"), (0, 0, "upgrade the worker")]
+    ("lowest", "highest", "side"), [(4, 5, "upgrade the coordinator"), (0, 0, "upgrade the worker")]
 )
 async def test_a_protocol_mismatch_says_which_side_to_upgrade(
     sessions: Sessions, lowest: int, highest: int, side: str
