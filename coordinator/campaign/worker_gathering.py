@@ -36,15 +36,16 @@ class WorkerGathering(Gathering):
         """
         if (accepted := self._store.accepted(number)) is not None:
             return accepted
-        missing = "nobody"
+        missing, failed = "nobody", frozenset[str]()
         for attempt in range(1, self._rounds.tries + 1):
-            selected = await self._select(number)
+            selected = await self._select(number, failed)
             if len(selected) >= self._rounds.minimum:
                 state = await self._train(models, number, adapter, selected)
                 if (accepted := self._store.accepted(number)) is not None:
                     self._run.metrics.tries.labels("closed").inc()
                     return accepted
                 reported, missing = len(state.received), self._who_is_missing(state)
+                failed = frozenset(w for w, over in state.over.items() if over.outcome.final)
             else:
                 reported = 0
                 missing = ", ".join(sorted(frozenset(self._store.workers()) - frozenset(selected)))
@@ -72,22 +73,23 @@ class WorkerGathering(Gathering):
         """Tell every worker, also those still to come."""
         self._sessions.assign_all(task)
 
-    async def _select(self, number: int) -> list[str]:
+    async def _select(self, number: int, failed: frozenset[str]) -> list[str]:
         """Wait for enough workers, then draw those of this round.
 
+        Those that `failed` in its last try are drawn too, but others are better: they are waited for.
         A try that an earlier process began goes on with the workers that it had drawn.
         """
         # An update that holds a receipt counts, also when the try in which it came fell short.
         holders = [u.worker for u in self._store.updates(number)]
         if (drawn := self._store.interrupted_try(number)) is not None:
             return sorted({*drawn, *holders})
-        present = await self._enough_workers(number)
+        present = await self._enough_workers(number, failed)
         return sorted(
             {*schedule.select(self._run.config, number, present, self._rounds.over_select), *holders}
         )
 
-    async def _enough_workers(self, number: int) -> list[str]:
-        """The workers that are there, once they are enough.
+    async def _enough_workers(self, number: int, failed: frozenset[str]) -> list[str]:
+        """The workers that are there, once they are enough without those that failed.
 
         The first round waits for rounds.workers as long as it takes. A later one waits for those that
         left it for rounds.grace_seconds, then goes on with its minimum; without that it gives up at
@@ -97,12 +99,12 @@ class WorkerGathering(Gathering):
         begun = asyncio.get_running_loop().time()
         needed = max(rounds.workers, rounds.sample or 0)
         first = number == 1 and not self._store.last_selected()
-        while len(present := self._sessions.present()) < needed:
+        while len(set(present := self._sessions.present()) - failed) < needed:
             waited = asyncio.get_running_loop().time() - begun
             limit = rounds.grace_seconds if len(present) >= rounds.minimum else rounds.deadline_seconds
             if not first and waited >= limit:
                 break
-            self._say_who_is_missing(present, needed)
+            self._say_who_is_missing(present, failed, needed)
             try:
                 async with asyncio.timeout(None if first else limit - waited):
                     await self._sessions.changed.wait()
@@ -112,8 +114,11 @@ class WorkerGathering(Gathering):
             await asyncio.sleep(COALESCED_SECONDS)
         return present
 
-    def _say_who_is_missing(self, present: list[str], needed: int) -> None:
-        waiting = f"{needed - len(present)} more worker(s): {len(present)} of {needed} are here"
+    def _say_who_is_missing(self, present: list[str], failed: frozenset[str], needed: int) -> None:
+        here = len(set(present) - failed)
+        waiting = f"{needed - here} more worker(s): {here} of {needed} are here"
+        if doubtful := sorted(failed & set(present)):
+            waiting += f", without {', '.join(doubtful)} that failed in the last try"
         if known := sorted(set(self._store.workers()) - set(present)):
             waiting += f"; not here: {', '.join(known[:10])}{' …' if len(known) > 10 else ''}"
         if waiting != self._progress.waiting_for:

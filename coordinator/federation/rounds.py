@@ -218,7 +218,8 @@ def _turned(
         case Left(_, reason, further):
             return _ended(_died(state, worker, further, "left"), worker, Outcome.LEFT, reason)
         case Lost(_, further):
-            if state.deaths.get(worker, 0) == _most_deaths(state, worker) - 1 > 0:
+            deaths = state.deaths.get(worker, 0)
+            if deaths == _most_deaths(state, worker) - 1 and (deaths or worker in state.suspects):
                 # The last of its deaths, as it seems: who knows when it comes back from it.
                 state = _died(state, worker, further, "died")
             # Lost twice, it is waited for from the first time on.

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from common.records import Activity, Progress
 from common.runtime.notifier import Notifier
-from coordinator.federation.pace import Pace
 from coordinator.federation.rounds import (
     Cannot,
     Event,
@@ -24,11 +23,10 @@ from coordinator.federation.rounds import (
     Tick,
     step,
 )
+from coordinator.federation.worker_progress import Pace
 
 # Told of every turn that ended without an update: the round, the worker, how.
 OnOver = Callable[[int, str, Over], None]
-
-_WORKING = (Activity.DOWNLOADING, Activity.TRAINING, Activity.UPLOADING)
 
 
 class Turns:
@@ -111,8 +109,8 @@ class Turns:
             return
         if progress.trouble and progress.attempt == state.attempt:
             self.note(Cannot(worker, progress.trouble))
-        elif progress.activity in _WORKING:
-            self.advanced(worker, progress.activity, progress.step + 1)
+        elif progress.activity is Activity.TRAINING:
+            self.advanced(worker, progress.activity, progress.step)
 
     def advanced(self, worker: str, what: str, amount: int) -> None:
         """A worker has come so far with its steps, or with the bytes of a file."""

@@ -193,3 +193,26 @@ def test_a_worker_that_hangs_is_heard_and_all_the_same_not_waited_for_for_ever(m
     assert told.text == f"worker {BAD} has come no further in round 1 for 3 s; going on without it"
     assert closed_after(federation, 1, told.time) < 5
     assert accepted(federation, 1) == [GOOD]
+
+
+def test_a_try_that_a_failing_worker_made_short_is_repeated_with_one_that_comes_meanwhile(
+    make: Make,
+) -> None:
+    """Not three times in a second with the one that fails."""
+    federation = make(habits.says_a_loss_of_nan, rounds__minimum=2, rounds__tries=3)
+    workers = federation.workers
+    (federation.material.folder / "worker-3.csv").write_bytes(
+        (federation.material.folder / f"{GOOD}.csv").read_bytes()
+    )
+    federation.habits["worker-3"] = habits.diverges
+    for name in ("coordinator", BAD, "worker-3"):
+        federation.start(name)
+    while "try 1: 0 of at least 2 updates" not in federation.log("coordinator"):
+        time.sleep(0.02)
+    federation.workers = (*workers, "worker-3")
+    federation.start(GOOD)
+    federation.supervise(60)
+    with federation.store() as store:
+        assert store.outcome() == Phase.FINISHED, federation.logs()
+    (short,) = events(federation, "round_short")
+    assert f"{BAD} (its update was refused" in short.text and "worker-3 (training diverged" in short.text

@@ -124,10 +124,14 @@ def test_a_worker_that_says_goodbye_and_returns_again_and_again_is_given_up() ->
 
 
 def test_of_a_worker_that_was_given_up_before_one_death_is_enough() -> None:
-    state = after(replace(opened(), suspects=frozenset({"c"})), Received("a"), Lost("c"), Returned("c"))
-    assert "c" in state.awaited(0.0)
-    state = after(state, Restarted("c"))
-    assert state.outcomes(0.0)["c"].reason == "has died again in round 1"
+    for death in (Restarted("c"), Lost("c")):
+        state = after(replace(opened(), suspects=frozenset({"c"})), Received("a"), death)
+        assert state.outcomes(0.0)["c"].reason == "has died again in round 1"
+
+
+def test_a_worker_that_is_lost_once_has_not_died_even_if_one_death_is_the_limit() -> None:
+    state = after(replace(opened(), most_deaths=1), Lost("c"))
+    assert "c" in state.awaited(0.0) and not state.over
 
 
 def test_all_absences_of_a_worker_count_together_until_it_comes_further() -> None:

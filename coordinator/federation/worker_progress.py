@@ -3,6 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+# A process is heard of now and then only, so two that die at the same place seem to have come differently
+# far. Further than another is who came further by this factor.
+_FURTHER = 1.25
+
 
 @dataclass
 class _Turn:
@@ -11,7 +15,7 @@ class _Turn:
     since: float
     """When its present process last came further."""
     best: dict[str, int] = field(default_factory=dict)
-    """How far any of its processes came, by what is counted: steps, or bytes of a file."""
+    """How far its processes before this one came, by what is counted: steps, or bytes of a file."""
     here: dict[str, int] = field(default_factory=dict)
     """How far the present one came."""
     further: bool = False
@@ -31,15 +35,14 @@ class Pace:
         self._turns = {worker: _Turn(now) for worker in workers}
 
     def advance(self, worker: str, what: str, amount: int, now: float) -> tuple[bool, bool]:
-        """The worker has done so much of something: is that further, and further than ever in this round?"""
+        """The worker has done so much of something: is that further, and further than processes before it?"""
         turn = self._turns.get(worker)
         if turn is None or amount <= turn.here.get(what, 0):
             return False, False
         turn.here[what], turn.since, turn.queued = amount, now, False
-        if amount <= turn.best.get(what, 0):
-            return True, False
-        turn.best[what], turn.further = amount, True
-        return True, True
+        further = amount > _FURTHER * turn.best.get(what, 0)
+        turn.further = turn.further or further
+        return True, further
 
     def queue(self, worker: str) -> None:
         """The worker waits for its turn at the coordinator, until it comes further."""
@@ -54,6 +57,7 @@ class Pace:
     def restart(self, worker: str, now: float) -> None:
         """The worker is there as another process, which begins anew."""
         if turn := self._turns.get(worker):
+            turn.best |= {what: max(amount, turn.best.get(what, 0)) for what, amount in turn.here.items()}
             turn.here, turn.further, turn.since, turn.queued = {}, False, now, False
 
     def standing(self, seconds: float, now: float) -> list[str]:
