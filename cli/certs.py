@@ -105,7 +105,7 @@ def invite(
         identity = Identity(role, name)
         path = out or authority / f"{role}-{name}.invitation"
         invitations = Invitations(Authority(authority), authority)
-        invitations.invite(identity, Address.parse(at), hours, days).write(path)
+        invitations.invite(identity, Address.of_peer(at), hours, days).write(path)
         typer.echo(f"{path}: {identity}, once within {hours:g} hours; its holder runs `fedpft certs enrol`")
 
 
@@ -115,7 +115,7 @@ def serve(
         list[str], typer.Option(metavar="HOST", help="DNS name or IP address that guests reach this host by.")
     ],
     authority: Folder = Path("certs"),
-    bind: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen.")] = "0.0.0.0:7071",
+    bind: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen.")] = "0.0.0.0:7075",
 ) -> None:
     """Answer guests who have an invitation. Runs where the authority's key is, not at the coordinator."""
     from coordinator.federation.enrolment import serve as answer

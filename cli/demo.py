@@ -298,7 +298,8 @@ async def _federation(
 
     await processes.start("coordinator", "coordinator", "--config", str(config), "--log", "human")
     endpoint = await processes.endpoint("coordinator", folder / "endpoint.json")
-    address = str(endpoint["address"])
+    # Where it listens may be every address of this host.
+    address = str(Address.parse(endpoint["address"]).from_here)
     console.print(f"coordinator on {address}, metrics on http://127.0.0.1:{endpoint['metrics_port']}/metrics")
     console.print(f"status page: http://127.0.0.1:{endpoint['page_port']}/")
     for i, data in enumerate(workers, start=1):

@@ -51,7 +51,7 @@ def doctor(
             findings = _of_coordinator(config)
         else:
             columns = Columns(text_column, pair_column, label_column or None, image_column)
-            address = Address.parse(str(coordinator))
+            address = Address.of_peer(str(coordinator))
             findings = _of_worker(address, tls, data, columns, folder.expanduser(), device)
         console, wrong = Console(), 0
         for finding in findings:

@@ -63,7 +63,7 @@ async def work(options: WorkerOptions) -> signal.Signals | None:
     fault_points.arm(os.environ)
     if options.threads:
         torch.set_num_threads(options.threads)
-    address = Address.parse(options.coordinator)
+    address = Address.of_peer(options.coordinator)
     name = worker_name(options.name)
     if options.tls is None:
         require_loopback(address, options.insecure)

@@ -28,7 +28,7 @@ def test_a_serving_coordinator_is_well_and_one_that_stops_is_not() -> None:
         assert problem(f"127.0.0.1:{port}") == "it reports NOT_SERVING"
     finally:
         server.stop(0).wait()
-    assert "UNAVAILABLE" in (problem(f"127.0.0.1:{port}") or "")
+    assert "nothing listens at" in (problem(f"127.0.0.1:{port}") or "")
 
 
 def test_a_worker_is_well_while_its_metrics_answer() -> None:
@@ -43,7 +43,7 @@ def test_a_worker_is_well_while_its_metrics_answer() -> None:
     ("arguments", "code", "says"), [((), 2, "usage"), (("http://127.0.0.1:1/metrics",), 1, "127.0.0.1:1")]
 )
 def test_the_command_says_what_is_wrong(arguments: tuple[str, ...], code: int, says: str) -> None:
-    command = [sys.executable, "-c", "from common.health import main; main()", *arguments]
+    command = [sys.executable, "-c", "from common.observability.health import main; main()", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == code
     assert says in done.stderr
