@@ -13,6 +13,7 @@ from rich.table import Table
 from common.address import Address
 from common.observability.console import plain_errors, run_async
 from common.observability.logs import set_up_logging
+from common.runtime.signals import taken
 from common.trust.authority import AUTHORITY_DAYS, HOLDER_DAYS, REVOKED, Authority
 from common.trust.certificates import AUTHORITY
 from common.trust.enrolment import INVITATION_HOURS, Candidate, Invitation, Invitations
@@ -124,21 +125,19 @@ def serve(
 
     async def main() -> signal.Signals | None:
         ended: list[signal.Signals] = []
-        serving = asyncio.ensure_future(
-            answer(own, Invitations(own, authority), Address.parse(bind), tuple(san))
-        )
+        serving = asyncio.ensure_future(answer(own, Invitations(own, authority), address, tuple(san)))
+        loop = asyncio.get_running_loop()
 
         def stop(number: signal.Signals) -> None:
             ended.append(number)
-            serving.cancel()
+            loop.call_soon_threadsafe(serving.cancel)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop, number)
-        with contextlib.suppress(asyncio.CancelledError):
+        with taken(stop), contextlib.suppress(asyncio.CancelledError):
             await serving
         return ended[0] if ended else None
 
     with plain_errors():
+        address = Address.parse(bind)
         own = Authority(authority)
     run_async(main())
 

@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 EXAMPLE = "HOST:PORT, such as 127.0.0.1:7070"
 
-_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*\.?", re.I)
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):/+(?:/*)(.*)", re.I)
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*\.?", re.I)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):/+(.*)", re.I)
 _MOST_WAITING = 128
 
 
@@ -128,7 +129,7 @@ def require_loopback(address: Address, insecure: bool) -> None:
 
 
 def listening_socket(address: Address) -> socket.socket:
-    """A socket that listens there: "0.0.0.0" and "[::]" on all addresses of both kinds, as gRPC's server does.
+    """A socket that listens there; at "0.0.0.0" and "[::]" on all addresses of both kinds, as gRPC does.
 
     Raises AddressError when the address is taken or not this machine's.
     """
@@ -166,7 +167,7 @@ def _problem(error: OSError, address: Address) -> str:
     told = error.strerror or str(error)
     match error.errno:
         case errno.EADDRINUSE:
-            return "the address is in use; stop what uses it or choose another port"
+            return "Address already in use; stop what uses it or choose another port"
         case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
             return "it is no address of this machine; name one of its own, or 0.0.0.0 for all"
         case errno.EACCES | errno.EPERM:

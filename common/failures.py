@@ -1,7 +1,7 @@
 """What gRPC says of a failed call, in words for people: what is wrong, where, and what to do.
 
-No text of gRPC's reaches a user. What is not in the tables is told by its status code; gRPC's own text is in the
-log of `--verbose`. tests/field/test_words.py makes the failures happen.
+No text of gRPC's reaches a user. What is not in the tables is told by its status code; gRPC's own text is in
+the log of `--verbose`. tests/field/test_words.py makes the failures happen.
 """
 
 import logging
@@ -42,7 +42,7 @@ _SIGNS: list[tuple[str, type[FedPftError], str]] = [
     (
         "CERTIFICATE_VERIFY_FAILED",
         Unreachable,
-        "the authority in ca.crt did not issue the certificate at {where}; take the ca.crt of the one that did",
+        "the authority in ca.crt did not issue the certificate at {where}; take the ca.crt of the other side",
     ),
     (
         "WRONG_VERSION_NUMBER",
@@ -53,7 +53,7 @@ _SIGNS: list[tuple[str, type[FedPftError], str]] = [
     (
         r"ALERT_|alert (unknown|bad|certificate)|ALERT_CERTIFICATE",
         Unreachable,
-        "{where} refuses this side's certificate; ask its owner for one of the authority that is trusted there",
+        "{where} refuses this side's certificate; ask its owner for one of the authority that it trusts",
     ),
     (
         r"Handshake read failed \((Socket closed|.*reset)",
@@ -122,8 +122,8 @@ _SIGNS: list[tuple[str, type[FedPftError], str]] = [
 ]
 
 _CODES: dict[StatusCode, tuple[type[FedPftError], str]] = {
-    # The peer or the way to it was gone, which may pass. No handler of ours answers INTERNAL without naming its
-    # error: gRPC itself does, when a connection breaks.
+    # The peer or the way to it was gone, which may pass. No handler of ours answers INTERNAL without naming
+    # its error: gRPC itself does, when a connection breaks.
     StatusCode.UNAVAILABLE: (Unreachable, "the connection broke"),
     StatusCode.INTERNAL: (Unreachable, "the connection broke"),
     StatusCode.CANCELLED: (Unreachable, "the call was broken off"),

@@ -176,7 +176,9 @@ class CoordinatorClient:
                 )
                 received = self._metrics.transferred.labels(artifact.kind, "down")
                 async for message in unstalled(call):
-                    chunk = message if isinstance(message, Chunk) else wire.chunk_from_pb(readable(message).chunk)
+                    chunk = (
+                        message if isinstance(message, Chunk) else wire.chunk_from_pb(readable(message).chunk)
+                    )
                     received.inc(encoded_bytes(chunk) + FRAME_BYTES)
                     writer.write(chunk)
                     outage.progressed()
@@ -292,8 +294,8 @@ class CoordinatorClient:
     def _patience(self, error: FedPftError) -> float:
         """Seconds for which to try again.
 
-        Where nothing has answered yet, what cannot become right is not waited for: another service at the address
-        at all, a name that is not known for long; a DNS may come up after the worker.
+        Where nothing has answered yet, what cannot become right is not waited for: another service at the
+        address at all, a name that is not known for long; a DNS may come up after the worker.
         """
         if self._run_id or not isinstance(error, WrongService | UnknownHost):
             return self._endpoint.patience

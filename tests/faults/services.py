@@ -35,7 +35,7 @@ def _run(service: str, arguments: list[str], log: str, environment: dict[str, st
     os.environ.update(environment)
     sys.argv = [service, *arguments]
     if service == "coordinator":
-        from coordinator.cli import main
+        from coordinator.__main__ import main
     else:
-        from worker.cli import main
+        from worker.__main__ import main
     main()

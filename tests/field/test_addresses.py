@@ -1,4 +1,4 @@
-"""Every part that listens and every part that connects, by every kind of address, past the environment's proxies."""
+"""Every part that listens and every part that connects, by every kind of address, past any proxy."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,6 @@ from common.trust.enrolment import Candidate, Invitations
 from common.trust.identity import Identity, Role
 from coordinator.federation import enrolment
 from coordinator.federation.health_probe import HealthProbe
-from coordinator.owner.admin_client import Admin
 from coordinator.owner.admin_service import AdminService
 from coordinator.owner.page.server import Page
 from tests.conftest import write_table
@@ -219,7 +218,7 @@ async def test_every_part_refuses_what_it_cannot_listen_on_alike(part: str, list
 @BOTH
 async def test_every_part_says_alike_that_a_port_is_taken(part: str, host: str) -> None:
     async with coordinator(host) as port:
-        with pytest.raises(AddressError, match="cannot listen on .* the address is in use; stop what uses it"):
+        with pytest.raises(AddressError, match=r"cannot listen on .* already in use; stop what uses it"):
             LISTENING[part](f"{host}:{port}")
 
 
@@ -284,7 +283,11 @@ def program(module: str, *arguments: str) -> tuple[float, str]:
         ("cli", ("worker", "--coordinator", "http://h:1", "--data", "d.csv"), "is a URL"),
         ("worker", ("--coordinator", "h:0", "--data", "d.csv"), "port 0"),
         ("worker", ("--coordinator", "192.0.2.1:1", "--data", "{data}"), "say --insecure"),
-        ("worker", ("--coordinator", "127.0.0.1:1", "--data", "missing.csv"), "missing.csv: no such data file"),
+        (
+            "worker",
+            ("--coordinator", "127.0.0.1:1", "--data", "missing.csv"),
+            "missing.csv: no such data file",
+        ),
         ("worker", ("--coordinator", "127.0.0.1:1", "--data", "{data}", "--name", "a b"), "a b"),
         ("worker", ("--coordinator", "127.0.0.1:1", "--data", "{data}", "--metrics", "x"), "HOST:PORT"),
         ("cli", ("status", "--coordinator", "h"), "is not HOST:PORT"),

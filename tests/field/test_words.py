@@ -17,7 +17,6 @@ import grpc
 import pytest
 from fedpft.v1 import admin_pb2, admin_pb2_grpc
 from grpc import StatusCode, aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from common.address import Address
@@ -140,7 +139,9 @@ async def test_another_server_asked_by_tls(
 async def test_a_server_that_says_nothing(tls: bool, tmp_path: Path) -> None:
     address = listener(says_nothing)
     error = await said(address, Certificates(tmp_path).worker() if tls else None)
-    assert f"{address} takes connections, but does not answer" in str(error) or "no answer in time" in str(error)
+    assert f"{address} takes connections, but does not answer" in str(error) or "no answer in time" in str(
+        error
+    )
 
 
 async def test_the_metrics_port() -> None:
@@ -223,7 +224,9 @@ async def serving(tls: Any = None, at: Address = LOOPBACK) -> AsyncIterator[Addr
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 async def test_tls_works_by_every_kind_of_address(host: str, tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
-    async with serving(certificates.coordinator("::1", "127.0.0.1", "localhost"), Address(host, 0)) as address:
+    async with serving(
+        certificates.coordinator("::1", "127.0.0.1", "localhost"), Address(host, 0)
+    ) as address:
         assert "another service answers" in str(await said(address, certificates.worker()))
 
 

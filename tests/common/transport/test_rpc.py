@@ -10,7 +10,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common import errors
 from common.address import Address, require_loopback
-from common.errors import AddressError, BadUpdate, FedPftError, PeerError, RunFailed, Unreachable, WrongService
+from common.errors import (
+    AddressError,
+    BadUpdate,
+    FedPftError,
+    PeerError,
+    RunFailed,
+    Unreachable,
+    WrongService,
+)
 from common.transport.rpc import STATUS, answers, call, domain_error, new_channel, new_server
 
 DOMAIN = [
