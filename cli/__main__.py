@@ -1,6 +1,20 @@
-"""`python -m cli` is `fedpft`."""
+"""`fedpft`, and `python -m cli`."""
 
-from cli.main import main
+import sys
+
+from common.runtime.signals import listen
+
+# What runs until it is told to end.
+SERVICES = (["coordinator"], ["worker"], ["certs", "serve"])
+
+
+def main() -> None:
+    """Entry point: signals count before the rest is imported, which takes seconds."""
+    listen(service=any(sys.argv[1 : 1 + len(name)] == name for name in SERVICES))
+    from cli.main import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

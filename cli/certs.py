@@ -13,6 +13,7 @@ from rich.table import Table
 from common.address import Address
 from common.observability.console import plain_errors, run_async
 from common.observability.logs import set_up_logging
+from common.runtime.signals import taken
 from common.trust.authority import AUTHORITY_DAYS, HOLDER_DAYS, REVOKED, Authority
 from common.trust.certificates import AUTHORITY
 from common.trust.enrolment import INVITATION_HOURS, Candidate, Invitation, Invitations
@@ -105,7 +106,7 @@ def invite(
         identity = Identity(role, name)
         path = out or authority / f"{role}-{name}.invitation"
         invitations = Invitations(Authority(authority), authority)
-        invitations.invite(identity, Address.parse(at), hours, days).write(path)
+        invitations.invite(identity, Address.of_peer(at), hours, days).write(path)
         typer.echo(f"{path}: {identity}, once within {hours:g} hours; its holder runs `fedpft certs enrol`")
 
 
@@ -115,7 +116,7 @@ def serve(
         list[str], typer.Option(metavar="HOST", help="DNS name or IP address that guests reach this host by.")
     ],
     authority: Folder = Path("certs"),
-    bind: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen.")] = "0.0.0.0:7071",
+    bind: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen.")] = "0.0.0.0:7075",
 ) -> None:
     """Answer guests who have an invitation. Runs where the authority's key is, not at the coordinator."""
     from coordinator.federation.enrolment import serve as answer
@@ -124,21 +125,19 @@ def serve(
 
     async def main() -> signal.Signals | None:
         ended: list[signal.Signals] = []
-        serving = asyncio.ensure_future(
-            answer(own, Invitations(own, authority), Address.parse(bind), tuple(san))
-        )
+        serving = asyncio.ensure_future(answer(own, Invitations(own, authority), address, tuple(san)))
+        loop = asyncio.get_running_loop()
 
         def stop(number: signal.Signals) -> None:
             ended.append(number)
-            serving.cancel()
+            loop.call_soon_threadsafe(serving.cancel)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop, number)
-        with contextlib.suppress(asyncio.CancelledError):
+        with taken(stop), contextlib.suppress(asyncio.CancelledError):
             await serving
         return ended[0] if ended else None
 
     with plain_errors():
+        address = Address.parse(bind)
         own = Authority(authority)
     run_async(main())
 

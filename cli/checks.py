@@ -13,8 +13,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from common.address import Address
-from common.errors import CertificateError
+from common.address import Address, require_free
+from common.errors import AddressError, CertificateError
 from common.trust.certificates import AUTHORITY, CERTIFICATE, KEY, parse_certificate, read_certificate
 
 _CONNECT_SECONDS = 5.0
@@ -62,7 +62,7 @@ def name_resolution(address: Address) -> Finding:
     except OSError as error:
         return Finding(
             "name resolution",
-            f"{address.host}: {error.strerror or error}",
+            f"{address.host} has no address here: {error.strerror or error}",
             "correct the name, or add it to the DNS or to /etc/hosts",
         )
     return Finding("name resolution", f"{address.host} is {found[0][4][0]}")
@@ -218,12 +218,9 @@ def device(name: str) -> Finding:
 
 def listening(what: str, address: Address) -> Finding:
     """Whether this host can listen there."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-        except OSError as error:
-            fix = "stop what listens there, or choose another address"
-            return Finding(what, f"{address}: {error.strerror}", fix)
+    try:
+        require_free(address)
+    except AddressError as error:
+        found, _, fix = str(error).partition("; ")
+        return Finding(what, found, fix or "choose another address")
     return Finding(what, f"{address} is free")

@@ -1,6 +1,7 @@
 """`fedpft demo`: a coordinator and workers as real processes on this machine, on packaged data."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import signal
@@ -19,6 +20,7 @@ from cli.demo_result import figures, show
 from cli.processes import Processes
 from common.errors import ConfigError, StoreError
 from common.observability.console import plain_errors
+from common.runtime.signals import exit_code, taken
 
 if TYPE_CHECKING:
     from experiments.splitting import SplitData
@@ -200,16 +202,23 @@ async def _supervised(wanted: _Wanted, config: Path, workers: Sequence[Path], co
         extra = {"--label-column": ""} if wanted.data.is_language else {}
         running = asyncio.create_task(_federation(processes, folder, config, workers, extra, console))
         interrupted = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
-        waiting = asyncio.create_task(interrupted.wait())
-        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if interrupted.is_set():
-            running.cancel()
-            console.print("stopping; the same command with --resume goes on")
-            return 128 + signal.SIGINT
-        await running
+        loop, ended = asyncio.get_running_loop(), list[signal.Signals]()
+
+        def stop(number: signal.Signals) -> None:
+            ended.append(number)
+            loop.call_soon_threadsafe(interrupted.set)
+
+        with taken(stop):
+            waiting = asyncio.create_task(interrupted.wait())
+            await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if interrupted.is_set():
+                running.cancel()
+                with contextlib.suppress(OSError):
+                    # Its terminal may be gone.
+                    console.print("stopping; the same command with --resume goes on")
+                return exit_code(ended[0], service=False)
+            await running
     return 0
 
 
@@ -298,7 +307,8 @@ async def _federation(
 
     await processes.start("coordinator", "coordinator", "--config", str(config), "--log", "human")
     endpoint = await processes.endpoint("coordinator", folder / "endpoint.json")
-    address = str(endpoint["address"])
+    # Where it listens may be every address of this host.
+    address = str(Address.parse(endpoint["address"]).from_here)
     console.print(f"coordinator on {address}, metrics on http://127.0.0.1:{endpoint['metrics_port']}/metrics")
     console.print(f"status page: http://127.0.0.1:{endpoint['page_port']}/")
     for i, data in enumerate(workers, start=1):

@@ -64,7 +64,7 @@ def doctor(
             findings = _of_coordinator(config)
         else:
             columns = Columns(text_column, pair_column, label_column or None, image_column)
-            address = Address.parse(str(coordinator))
+            address = Address.of_peer(str(coordinator))
             source = Source(data, columns, preset, data_root)
             findings = _of_worker(address, tls, name, source, folder.expanduser(), device)
         console, wrong = Console(), 0

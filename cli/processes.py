@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from common.errors import RunFailed
+from common.runtime.signals import TIED
 
 # A process that was asked to end gets this long before it is killed.
 _GRACE_SECONDS = 4.0
@@ -26,14 +27,15 @@ class Processes:
         """Start `python -m module` with the arguments."""
         self._logs.mkdir(parents=True, exist_ok=True)
         # The packaged model is local: nothing may ask a hub.
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", TIED: "yes"}
         with self._log(name).open("ab") as log:
             self._running[name] = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 module,
                 *arguments,
-                stdin=asyncio.subprocess.DEVNULL,
+                # Never written to: it ends with this process, however that ends, and the other one with it.
+                stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=environment,

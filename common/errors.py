@@ -58,6 +58,14 @@ class Unreachable(FedPftError):
     """The other side does not answer."""
 
 
+class UnknownHost(Unreachable):
+    """The other side's name has no address here."""
+
+
+class WrongService(Unreachable):
+    """What answers at the address is something else."""
+
+
 class ProtocolMismatch(FedPftError):
     """No protocol version is common to both sides."""
 

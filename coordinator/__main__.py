@@ -1,5 +1,15 @@
-"""`python -m coordinator`."""
+"""`fedpft-coordinator`, and `python -m coordinator`."""
 
-from coordinator.cli import main
+from common.runtime.signals import listen
 
-main()
+
+def main() -> None:
+    """Entry point: signals count before the rest is imported, which takes seconds."""
+    listen(service=True)
+    from coordinator.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -198,7 +198,7 @@ def _admin(coordinator: str, tls: Path | None, insecure: bool) -> "Admin":
     from common.trust.tls import open_tls
     from coordinator.owner.admin_client import Admin
 
-    address = Address.parse(coordinator)
+    address = Address.of_peer(coordinator)
     if tls is None:
         require_loopback(address, insecure)
     return Admin(address, open_tls(tls, Role.ADMIN))

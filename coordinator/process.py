@@ -30,6 +30,7 @@ from common.runtime import fault_points
 from common.runtime.allocator import set_up_allocator
 from common.runtime.compute import ComputeThread
 from common.runtime.fault_points import Point, reach
+from common.runtime.signals import taken
 from common.storage.files import locked, write_atomically
 from common.transport.decoding import Decoding
 from common.transport.rpc import new_server
@@ -157,8 +158,13 @@ class _Service:
         about |= {"page_port": page.port} if page else {}
         write_atomically(directory / ENDPOINT_FILE, json.dumps(about).encode())
         log.info("listening on %s, run directory %s", address, directory)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, _on_signal(self._ending, number, stop))
+        with taken(_on_signal(self._ending, asyncio.get_running_loop(), stop)):
+            await self._until_over(task, page)
+        return self._ending
+
+    async def _until_over(self, task: asyncio.Task[None], page: Page | None) -> None:
+        """See the campaign through, and close what listens. Raises what the campaign raises."""
+        directory = self._config.run.directory
         watch = asyncio.create_task(self._watch_sessions())
         try:
             await self._see_through(task)
@@ -175,7 +181,6 @@ class _Service:
             if self._probe:
                 await self._probe.stop()
             await self._server.stop(_GRACE_SECONDS)
-        return self._ending
 
     def _open_page(self) -> Page | None:
         """The status page, when the configuration has one. Raises AddressError."""
@@ -262,12 +267,12 @@ class _Service:
         )
 
 
-def _on_signal(ending: Ending, number: signal.Signals, stop: Callable[[str], None]) -> Callable[[], None]:
-    def handle() -> None:
-        if ending.by is not None:
-            os._exit(128 + number)
+def _on_signal(
+    ending: Ending, loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]
+) -> Callable[[signal.Signals], None]:
+    def handle(number: signal.Signals) -> None:
         ending.by = number
-        stop(f"{number.name}; again to end at once")
+        loop.call_soon_threadsafe(stop, f"{number.name}; again to end at once")
 
     return handle
 

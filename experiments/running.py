@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from common.errors import ConfigError, FedPftError, RunFailed
+from common.runtime.signals import end_with_parent
 from experiments.cells import Cell, ExperimentSetup, run_cell
 from experiments.clients import Clients
 
@@ -144,6 +145,7 @@ def _require_alive(processes: Sequence[BaseProcess]) -> None:
 
 def _work(number: int, parent: int, setup: ExperimentSetup, tasks: Any, reports: Any) -> None:
     """What a process does: take cells until there are no more."""
+    end_with_parent()
     with suppress(KeyboardInterrupt):
         while (work := tasks.get()) is not None:
             cell = work.cell

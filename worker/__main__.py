@@ -1,5 +1,15 @@
-"""`python -m worker`."""
+"""`fedpft-worker`, and `python -m worker`."""
 
-from worker.cli import main
+from common.runtime.signals import listen
 
-main()
+
+def main() -> None:
+    """Entry point: signals count before the rest is imported, which takes seconds."""
+    listen(service=True)
+    from worker.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -20,8 +20,10 @@ from common.errors import (
     RunFailed,
     StoreError,
     TooMany,
+    UnknownHost,
     UnknownSession,
     Unreachable,
+    WrongService,
 )
 from common.observability import tracing
 from common.records import (
@@ -41,7 +43,7 @@ from common.transport.chunk_messages import (
     submission,
 )
 from common.transport.chunks import ChunkWriter, read_chunks, verify
-from common.transport.rpc import FRAME_BYTES, domain_error
+from common.transport.rpc import FRAME_BYTES, domain_error, readable
 from worker.connection import Connection, Endpoint
 from worker.metrics import Metrics
 from worker.retries import Outage, unstalled
@@ -57,6 +59,9 @@ _CALL_SECONDS = 30.0
 _TRANSFER_SECONDS = 3600.0
 _WATCH_SECONDS = 3600.0
 _GOODBYE_SECONDS = 1.0
+
+# At its start a worker waits so long at most for a name to be known.
+_UNKNOWN_HOST_SECONDS = 30.0
 
 # The same content arrives damaged so often on end: it is damaged where it comes from.
 _DAMAGED_TIMES = 3
@@ -100,7 +105,7 @@ class CoordinatorClient:
         self._about_to_send(name, kind, request)
         reach(Point.CALL_MADE, name)
         method = getattr(self._connection.stub, name)
-        reply = await method(request, timeout=seconds, metadata=tracing.metadata())
+        reply = readable(await method(request, timeout=seconds, metadata=tracing.metadata()))
         reach(Point.REPLY_RECEIVED, name)
         self._count(kind, request, reply)
         return reply
@@ -133,7 +138,7 @@ class CoordinatorClient:
                 reach(Point.CALL_MADE, "WatchTasks")
                 async for message in self._connection.stub.WatchTasks(request, timeout=_WATCH_SECONDS):
                     outage = Outage()
-                    self._count("control", None, message)
+                    self._count("control", None, readable(message))
                     reach(Point.REPLY_RECEIVED, "WatchTasks")
                     yield wire.task_from_pb(message)
                 return
@@ -177,7 +182,9 @@ class CoordinatorClient:
                 )
                 received = self._metrics.transferred.labels(artifact.kind, "down")
                 async for message in unstalled(call):
-                    chunk = message if isinstance(message, Chunk) else wire.chunk_from_pb(message.chunk)
+                    chunk = (
+                        message if isinstance(message, Chunk) else wire.chunk_from_pb(readable(message).chunk)
+                    )
                     received.inc(encoded_bytes(chunk) + FRAME_BYTES)
                     writer.write(chunk)
                     outage.progressed()
@@ -223,6 +230,7 @@ class CoordinatorClient:
             reply = await self._connection.stub.SubmitUpdate(
                 stream(), timeout=_TRANSFER_SECONDS, metadata=tracing.metadata()
             )
+            reply = readable(reply)
             reach(Point.REPLY_RECEIVED, "SubmitUpdate")
             self._count("update", None, reply)
             return bool(reply.duplicate)
@@ -270,22 +278,34 @@ class CoordinatorClient:
             outage.damaged += 1
             if outage.damaged >= _DAMAGED_TIMES:
                 raise BadDigest(f"{error}; {outage.damaged} times on end: it is damaged at its source")
-        silent = outage.seconds()
-        if silent > self._endpoint.patience:
+        silent, patience = outage.seconds(), self._patience(error)
+        if silent >= patience:
+            if patience < self._endpoint.patience:
+                raise type(error)(f"coordinator {self._endpoint.address}: {error}")
             raise Unreachable(
                 f"coordinator {self._endpoint.address} gave no usable answer for {silent:.0f} s ({error}); "
                 "check the address and that it runs, or raise --join-timeout"
             )
-        delay = min(next(outage.delays), self._endpoint.patience - silent + 0.1)
+        delay = min(next(outage.delays), patience - silent + 0.1)
         log.warning(
             "coordinator %s: %s; next try in %.1f s, giving up in %.0f s",
             self._endpoint.address,
-            " ".join(str(error).split())[:120],
+            error,
             delay,
-            self._endpoint.patience - silent,
+            patience - silent,
         )
         self._metrics.reconnects.inc()
         await asyncio.sleep(delay)
+
+    def _patience(self, error: FedPftError) -> float:
+        """Seconds for which to try again.
+
+        Where nothing has answered yet, what cannot become right is not waited for: another service at the
+        address at all, a name that is not known for long; a DNS may come up after the worker.
+        """
+        if self._run_id or not isinstance(error, WrongService | UnknownHost):
+            return self._endpoint.patience
+        return min(self._endpoint.patience, 0.0 if isinstance(error, WrongService) else _UNKNOWN_HOST_SECONDS)
 
     def _about_to_send(self, call: str, kind: str, message: Message | bytes, update: str = "") -> None:
         """Enter a message in the worker's own log. Raises StoreError; then it must not go out."""

@@ -19,6 +19,7 @@ from common.records import PROTOCOL_MAX, PROTOCOL_MIN, JoinRequest
 from common.runtime import fault_points
 from common.runtime.allocator import set_up_allocator
 from common.runtime.compute import ComputeThread
+from common.runtime.signals import taken
 from common.storage.files import locked
 from common.transport.rpc import KEEPALIVE_SECONDS
 from common.transport.wire import worker_name
@@ -63,7 +64,7 @@ async def work(options: WorkerOptions) -> signal.Signals | None:
     fault_points.arm(os.environ)
     if options.threads:
         torch.set_num_threads(options.threads)
-    address = Address.parse(options.coordinator)
+    address = Address.of_peer(options.coordinator)
     name = worker_name(options.name)
     if options.tls is None:
         require_loopback(address, options.insecure)
@@ -94,23 +95,22 @@ async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -
     ended_by: signal.Signals | None = None
     task = asyncio.create_task(worker.run())
 
+    loop = asyncio.get_running_loop()
+
     def on_signal(number: signal.Signals) -> None:
         nonlocal ended_by
-        if ended_by is not None:
-            os._exit(128 + number)
         log.info("stopping: %s; again to end at once", number.name)
         ended_by = number
         compute.stop()
-        task.cancel()
+        loop.call_soon_threadsafe(task.cancel)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
-    try:
-        with contextlib.suppress(asyncio.CancelledError, Stopped):
-            await task
-    finally:
-        compute.close()
-        await coordinator.close()
-        sent.close()
-        serving.close()
+    with taken(on_signal):
+        try:
+            with contextlib.suppress(asyncio.CancelledError, Stopped):
+                await task
+        finally:
+            compute.close()
+            await coordinator.close()
+            sent.close()
+            serving.close()
     return ended_by

@@ -1,7 +1,7 @@
 """Examples → what a model reads: token rows, or pixels on demand."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,14 @@ from common.data.images import ImageProcessor, decode
 from common.data.rows import counted, first_few
 from common.errors import DataError, ModelError
 from common.records import TaskKind
+from common.runtime.stopping import between_pieces
 
 log = logging.getLogger(__name__)
 
 # Bytes of preprocessed images that a data set may keep, so that later passes need not decode.
 CACHE_BYTES = 256 * 2**20
+# Texts that are tokenised between two looks whether to stop: a second of work at most.
+PIECE = 2000
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,10 @@ def encode(
             raise ModelError(f"{kind} needs an image processor, not a tokenizer")
         return ImageDataset(examples, processor, indices)
     tokenizer = _tokenizer(processor, kind)
-    encoded: Any = tokenizer(examples.texts, examples.pairs, truncation=True, max_length=max_length)
-    keys = list(encoded.keys())
-    rows = [{key: encoded[key][i] for key in keys} for i in range(len(examples))]
+    rows: list[Row] = []
+    for texts, pairs in _pieces(examples):
+        encoded: Any = tokenizer(texts, pairs, truncation=True, max_length=max_length)
+        rows += [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
     return TextDataset(_with_tokens(rows, tokenizer, examples), tokenizer, indices)
 
 
@@ -103,17 +107,27 @@ def _with_tokens(rows: list[Row], tokenizer: PreTrainedTokenizerBase, examples: 
     return rows
 
 
+def _pieces(examples: Examples) -> Iterator[tuple[list[str], list[str] | None]]:
+    """Texts, and their pairs, so few at a time that somebody may wait for the end. Raises Stopped."""
+    assert examples.texts is not None
+    for start in range(0, len(examples), PIECE):
+        between_pieces()
+        piece = slice(start, start + PIECE)
+        yield examples.texts[piece], None if examples.pairs is None else examples.pairs[piece]
+
+
 def _causal_rows(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> list[Row]:
     """Blocks of at least two tokens: one alone has none to foretell."""
     if tokenizer.eos_token_id is None:
         raise ModelError("the model's tokenizer has no EOS token to put between texts")
     # Longer texts than the model takes are no mistake here: they are cut further down.
-    encoded: Any = tokenizer(examples.texts, verbose=False)
     tokens: list[int] = []
-    for text in encoded["input_ids"]:
-        tokens += text
-        if tokens[-1:] != [tokenizer.eos_token_id]:
-            tokens.append(tokenizer.eos_token_id)
+    for texts, _ in _pieces(examples):
+        encoded: Any = tokenizer(texts, verbose=False)
+        for text in encoded["input_ids"]:
+            tokens += text
+            if tokens[-1:] != [tokenizer.eos_token_id]:
+                tokens.append(tokenizer.eos_token_id)
     blocks = [tokens[start : start + max_length] for start in range(0, len(tokens), max_length)]
     rows = [block for block in blocks if len(block) > 1]
     if not rows:

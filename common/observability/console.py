@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from common.errors import FedPftError, RunFailed
+from common.runtime.signals import Interrupted, exit_code, raised
 
 # gRPC's core writes lines of its own about what it notes in passing, such as a handshake that failed; the
 # errors say so too, in words for people. It reads this when it is imported.
@@ -28,11 +29,14 @@ def plain_errors() -> Iterator[None]:
     1 when the run failed, 2 when something that the user gave is wrong or the other side refuses.
     """
     try:
-        yield
+        with raised():
+            yield
     except FedPftError as error:
         sys.stdout.flush()
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(EXIT_FAILED if isinstance(error, RunFailed) else EXIT_USAGE) from None
+    except Interrupted as ended:
+        raise typer.Exit(exit_code(ended.number, service=False)) from None
     except KeyboardInterrupt:
         raise typer.Exit(128 + signal.SIGINT) from None
 
@@ -41,8 +45,8 @@ def run_async(main: Coroutine[Any, Any, signal.Signals | None]) -> None:
     """Run a service; ended by SIGINT it exits with 130, by SIGTERM (how services are stopped) with 0."""
     try:
         with plain_errors():
-            if asyncio.run(main) is signal.SIGINT:
-                raise typer.Exit(128 + signal.SIGINT)
+            if (number := asyncio.run(main)) is not None and (code := exit_code(number)):
+                raise typer.Exit(code)
     finally:
         # Collecting what torch and transformers hold would take the interpreter a second on its way out.
         gc.freeze()

@@ -1,12 +1,11 @@
 """The Prometheus metrics endpoint."""
 
 import logging
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from common.address import Address, require_loopback
-from common.errors import AddressError
+from common.observability.http_server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -19,24 +18,17 @@ class MetricsEndpoint:
 
     def __init__(self, registry: CollectorRegistry, address: Address | None) -> None:
         self.port = 0
-        self._server: WSGIServer | None = None
+        self._server: HttpServer | None = None
         if address is None:
             return
-        try:
-            self._server, self._thread = start_http_server(address.port, address.host, registry)
-        except OSError as error:
-            raise AddressError(
-                f"cannot serve metrics on {address}: {error.strerror or error}; choose another port"
-            ) from error
-        self.port = self._server.server_port
+        self._server = HttpServer(address, make_wsgi_app(registry))
+        self.port = self._server.port
         log.info("metrics on http://%s/metrics", Address(address.host, self.port))
 
     def close(self) -> None:
         """Stop serving."""
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join()
+            self._server.close()
 
 
 def open_metrics(listen: str | None, registry: CollectorRegistry, insecure: bool) -> MetricsEndpoint:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from common.errors import Stopped
+from common.runtime.stopping import stoppable
 
 T = TypeVar("T")
 
@@ -54,7 +55,8 @@ class ComputeThread(Compute):
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
         """The result of `work`, computed in the thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, stoppable, self.check, work, *arguments)
 
     def check(self) -> None:
         """Called from within computations. Raises Stopped after `stop`."""

@@ -3,24 +3,24 @@
 import functools
 import inspect
 import logging
-import re
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import unquote
 
 import grpc
 from grpc import StatusCode, aio
 
 from common import errors
-from common.address import Address
-from common.errors import AddressError, FedPftError, PeerError, Unreachable
+from common.address import Address, require_free
+from common.errors import AddressError, BadMessage, FedPftError, PeerError
+from common.failures import told
 from common.observability import tracing
 from common.runtime.fault_points import Point, armed, reach
 from common.transport.chunks import MAX_CHUNK_BYTES
 from common.trust.tls import GuestTls, ServerOnlyTls, Tls
 
 log = logging.getLogger(__name__)
+# Of an answer that cannot be decoded the library makes None, and a traceback; `readable` tells it.
+logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
 
@@ -97,6 +97,8 @@ STATUS: dict[type[FedPftError], StatusCode] = {
     errors.StoreError: StatusCode.RESOURCE_EXHAUSTED,
     errors.Stopped: StatusCode.CANCELLED,
     errors.Unreachable: StatusCode.UNAVAILABLE,
+    errors.UnknownHost: StatusCode.UNAVAILABLE,
+    errors.WrongService: StatusCode.UNAVAILABLE,
     errors.ProtocolMismatch: StatusCode.FAILED_PRECONDITION,
     errors.NotAllowed: StatusCode.PERMISSION_DENIED,
     errors.TooMany: StatusCode.RESOURCE_EXHAUSTED,
@@ -116,26 +118,6 @@ STATUS: dict[type[FedPftError], StatusCode] = {
     errors.PeerError: StatusCode.UNKNOWN,
 }
 _BY_NAME = {kind.__name__: kind for kind in STATUS}
-
-# Worth another try: the peer or the way to it was gone, which may pass.
-# No handler of ours answers INTERNAL without naming its error: gRPC itself does, when a connection breaks.
-_TRANSIENT = {
-    StatusCode.UNAVAILABLE,
-    StatusCode.DEADLINE_EXCEEDED,
-    StatusCode.CANCELLED,
-    StatusCode.INTERNAL,
-    # gRPC itself answers so when a server has as many calls as it takes.
-    StatusCode.RESOURCE_EXHAUSTED,
-}
-
-
-# What gRPC says of a handshake that this side broke off, and what it means.
-_HANDSHAKES = {
-    "CERTIFICATE_VERIFY_FAILED": "its certificate has expired, or the authority in ca.crt did not issue it",
-    "Hostname Verification Check failed": "its certificate is for another host; issue it with --san HOST",
-    "WRONG_VERSION_NUMBER": "it speaks plain text, not TLS",
-}
-_REFUSED = re.compile(r"ipv[46]:(\S+): \D*Connection refused")
 
 
 def new_server(
@@ -161,19 +143,10 @@ def new_server(
         else:
             port = server.add_secure_port(str(address), tls.server_credentials())
     except RuntimeError:
-        raise AddressError(f"cannot listen on {address}: {_bind_problem(address)}") from None
+        # gRPC does not say why.
+        require_free(address)
+        raise AddressError(f"cannot listen on {address}: it was taken for a moment; try again") from None
     return server, Address(address.host, port)
-
-
-def _bind_problem(address: Address) -> str:
-    """Why binding fails; gRPC does not say."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        try:
-            probe.bind((address.host, address.port))
-        except OSError as error:
-            return f"{error.strerror or error}; stop what uses it or choose another port"
-    return "it was taken for a moment; try again"
 
 
 def new_channel(
@@ -182,8 +155,8 @@ def new_channel(
     """A channel to `address`; connects lazily."""
     options = _channel_options(keepalive_seconds)
     if tls is None:
-        return aio.insecure_channel(str(address), options=options)
-    return aio.secure_channel(str(address), tls.channel_credentials(), options=options)
+        return aio.insecure_channel(address.target, options=options)
+    return aio.secure_channel(address.target, tls.channel_credentials(), options=options)
 
 
 def _named(kind: type[FedPftError]) -> tuple[tuple[str, str]]:
@@ -211,8 +184,8 @@ def answers(method: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(error, FedPftError):
             await refuse(context, error)
         log.error("%s failed", method.__name__, exc_info=error)
-        told = "internal error; the coordinator's log says more"
-        await context.abort(StatusCode.INTERNAL, told, _named(PeerError))
+        reason = "internal error; the coordinator's log says more"
+        await context.abort(StatusCode.INTERNAL, reason, _named(PeerError))
 
     # An abort itself travels as an exception that must pass: it is no Exception of ours.
     if inspect.isasyncgenfunction(method):
@@ -253,24 +226,22 @@ def answers(method: Callable[..., Any]) -> Callable[..., Any]:
 def domain_error(error: grpc.RpcError) -> FedPftError:
     """The domain error that a failed call stands for."""
     assert isinstance(error, aio.AioRpcError)
-    details = error.details() or error.code().name
     named = dict(error.trailing_metadata() or ()).get(_ERROR_KEY)
     if isinstance(named, str) and named in _BY_NAME:
-        return _BY_NAME[named](details)
-    if error.code() in _TRANSIENT:
-        for sign, meaning in _HANDSHAKES.items():
-            if sign in details:
-                return Unreachable(meaning)
-        if refused := _REFUSED.search(details):
-            where = unquote(refused[1])
-            return Unreachable(f"nothing listens at {where}; start it there, or correct the address")
-        return Unreachable(f"{error.code().name.lower().replace('_', ' ')}: {details}")
-    return PeerError(f"{error.code().name}: {details}")
+        return _BY_NAME[named](error.details() or named)
+    return told(error.code(), error.details() or "")
 
 
 async def call(awaitable: Awaitable[T]) -> T:
     """Await a call, raising domain errors instead of gRPC's."""
     try:
-        return await awaitable
+        return readable(await awaitable)
     except aio.AioRpcError as error:
         raise domain_error(error) from None
+
+
+def readable(message: T | None) -> T:
+    """The message that came. Raises BadMessage for one that could not be decoded."""
+    if message is None:
+        raise BadMessage("an answer cannot be read; the two sides may be of different versions")
+    return message

@@ -83,7 +83,7 @@ class Invitation:
                 f"{path} holds no invitation; the run's owner makes one by `fedpft certs invite`"
             ) from error
         parse_certificate(authority.encode(), path)
-        return cls(Identity.parse(identity), Address.parse(address), authority.encode(), secret)
+        return cls(Identity.parse(identity), Address.of_peer(address), authority.encode(), secret)
 
 
 class Invitations:

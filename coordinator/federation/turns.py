@@ -23,7 +23,7 @@ from coordinator.federation.rounds import (
     Tick,
     step,
 )
-from coordinator.federation.worker_progress import Pace
+from coordinator.federation.worker_progress import WorkerProgress
 
 # Told of every turn that ended without an update: the round, the worker, how.
 OnOver = Callable[[int, str, Over], None]
@@ -35,7 +35,7 @@ class Turns:
     def __init__(self, on_over: OnOver = lambda number, worker, over: None, stall: float = math.inf) -> None:
         self._on_over, self._stall = on_over, stall
         """A worker that is heard, but has come no further for so many seconds, is not waited for."""
-        self._pace = Pace()
+        self._progress = WorkerProgress()
         self._changed = Notifier()
         self._told: dict[str, Over] = {}
         self.state: RoundState | None = None
@@ -43,7 +43,7 @@ class Turns:
     def open(self, state: RoundState) -> None:
         """A try at a round begins."""
         self.state, self._told = state, {}
-        self._pace.begin(state.missing, _now())
+        self._progress.begin(state.missing, _now())
         self.note(Tick())
 
     @property
@@ -85,17 +85,17 @@ class Turns:
 
     def joined(self, worker: str, restarted: bool) -> None:
         """A worker joined; `restarted`: while another process of it was there."""
-        further = self._pace.is_further(worker)
-        self._pace.restart(worker, _now())
+        further = self._progress.is_further(worker)
+        self._progress.restart(worker, _now())
         self.note(Restarted(worker, further) if restarted else Returned(worker))
 
     def left(self, worker: str, reason: str) -> None:
         """A worker said goodbye."""
-        self.note(Left(worker, reason, self._pace.is_further(worker)))
+        self.note(Left(worker, reason, self._progress.is_further(worker)))
 
     def lost(self, worker: str) -> None:
         """A worker fell silent."""
-        self.note(Lost(worker, self._pace.is_further(worker)))
+        self.note(Lost(worker, self._progress.is_further(worker)))
 
     def refused(self, worker: str, number: int, reason: str) -> None:
         """A worker's update for this round is refused, and to send it again does not help."""
@@ -114,7 +114,7 @@ class Turns:
 
     def advanced(self, worker: str, what: str, amount: int) -> None:
         """A worker has come so far with its steps, or with the bytes of a file."""
-        here, ever = self._pace.advance(worker, what, amount, _now())
+        here, ever = self._progress.advance(worker, what, amount, _now())
         state = self.state
         if not here or state is None:
             return
@@ -125,7 +125,7 @@ class Turns:
 
     def queued(self, worker: str) -> None:
         """A worker waits for this coordinator."""
-        self._pace.queue(worker)
+        self._progress.queue(worker)
 
     def look(self) -> None:
         """Notice workers that come no further, though they are heard. To be called now and then."""
@@ -133,7 +133,7 @@ class Turns:
         if state is None or state.phase is not RoundPhase.OPEN:
             return
         reason = f"has come no further in round {state.number} for {self._stall:g} s"
-        for worker in self._pace.standing(self._stall, _now()):
+        for worker in self._progress.standing(self._stall, _now()):
             if worker in state.missing and worker not in state.lost:
                 self.note(Stalled(worker, reason))
 

@@ -24,7 +24,7 @@ class _Turn:
     """Whether it waits for the coordinator: that is not its standstill."""
 
 
-class Pace:
+class WorkerProgress:
     """Of all workers of the open round. Noted at every heartbeat and chunk, so this is no state machine."""
 
     def __init__(self) -> None:

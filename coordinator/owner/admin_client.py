@@ -10,7 +10,7 @@ from grpc import StatusCode, aio
 from common.address import Address
 from common.run_status import Event, RunStatus
 from common.transport import admin_wire
-from common.transport.rpc import call, domain_error, new_channel
+from common.transport.rpc import call, domain_error, new_channel, readable
 from common.trust.tls import Tls
 
 _CALL_SECONDS = 10.0
@@ -52,7 +52,7 @@ class Admin:
         """What has happened and what happens, until the coordinator ends."""
         try:
             async for message in self._stub.WatchEvents(admin_pb2.WatchEventsRequest(after=after)):
-                yield admin_wire.event_from_pb(message)
+                yield admin_wire.event_from_pb(readable(message))
         except aio.AioRpcError as error:
             raise domain_error(error) from None
 

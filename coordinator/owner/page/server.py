@@ -7,15 +7,12 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib.resources import files
-from socketserver import ThreadingMixIn
-from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from common.address import Address, require_loopback
-from common.errors import AddressError
+from common.observability.http_server import HttpServer
 from common.run_status import Event, RunStatus
 
 log = logging.getLogger(__name__)
@@ -59,22 +56,13 @@ class Page:
         self._status, self._events = status, events
         # A page of another site must not read this one under a name of its own that leads to loopback.
         self._hosts = (*_LOCAL, str(address).rpartition(":")[0]) if address.loopback else None
-        try:
-            self._server = make_server(address.host, address.port, self._answer, _Server, _Handler)
-        except OSError as error:
-            raise AddressError(
-                f"cannot serve the page on {address}: {error.strerror or error}; choose another port"
-            ) from error
-        self.port = self._server.server_port
-        self._thread = Thread(target=self._server.serve_forever, name="page", daemon=True)
-        self._thread.start()
+        self._server = HttpServer(address, self._answer)
+        self.port = self._server.port
         log.info("status page on http://%s/", Address(address.host, self.port))
 
     def close(self) -> None:
         """Stop serving. Not from the event loop's thread while a request waits for it."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
 
     def _answer(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         code, kind, content = self._content(environ)
@@ -146,16 +134,3 @@ def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
 
 def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """A browser holds several connections open."""
-
-    daemon_threads = True
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = 30
-
-    def log_message(self, format: str, *args: Any) -> None:
-        log.debug(format, *args)

@@ -10,7 +10,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common import errors
 from common.address import Address, require_loopback
-from common.errors import AddressError, BadUpdate, FedPftError, PeerError, RunFailed, Unreachable
+from common.errors import (
+    AddressError,
+    BadUpdate,
+    FedPftError,
+    PeerError,
+    RunFailed,
+    Unreachable,
+    WrongService,
+)
 from common.transport.rpc import STATUS, answers, call, domain_error, new_channel, new_server
 
 DOMAIN = [
@@ -104,9 +112,9 @@ async def test_a_server_that_is_not_there_is_unreachable() -> None:
     await channel.close()
 
 
-async def test_a_method_that_is_not_there_is_the_peers_error(failing: Failure) -> None:
+async def test_a_method_that_is_not_there_is_another_services(failing: Failure) -> None:
     _, stub = failing
-    with pytest.raises(PeerError, match="UNIMPLEMENTED"):
+    with pytest.raises(WrongService, match="another service answers"):
         await call(stub.StopRun(admin_pb2.StopRunRequest(), timeout=5))
 
 
@@ -137,6 +145,8 @@ async def test_port_zero_takes_a_free_port_for_each_server() -> None:
         ("coordinator.example.org:65535", "coordinator.example.org", 65535),
         ("[::1]:7070", "::1", 7070),
         ("[2001:db8::1]:1", "2001:db8::1", 1),
+        ("[fe80::1%eth0]:1", "fe80::1%eth0", 1),
+        ("worker_1.compose:1", "worker_1.compose", 1),
     ],
 )
 def test_an_address_is_read_and_written_alike(text: str, host: str, port: int) -> None:
@@ -145,14 +155,69 @@ def test_an_address_is_read_and_written_alike(text: str, host: str, port: int) -
 
 
 @pytest.mark.parametrize(
-    "text", ["", "7070", ":7070", "host", "host:", "host:x", "host:-1", "host:65536", "[::1]"]
+    "text",
+    [
+        "",
+        "7070",
+        ":7070",
+        "host",
+        "host:",
+        "host:x",
+        "host:-1",
+        "host:65536",
+        "host:٧٠٧٠",
+        "[::1]",
+        "::1:7070",
+        "[127.0.0.1]:7070",
+        "[host]:7070",
+        "[::1:7070",
+        "1.2.3:7070",
+        "256.1.1.1:7070",
+        "127.0.0.01:7070",
+        "user@host:7070",
+        "a host:7070",
+        " host:7070",
+        "host :7070",
+        "host,other:7070",
+        "-host:7070",
+        "a..b:7070",
+        "http://host:7070",
+        "https://host:7070/metrics",
+        "dns:///host:7070",
+        "ipv4:1.2.3.4:7070",
+        "unix:/tmp/socket:7070",
+        "host:70 70",
+        "host:7070/",
+        "host:7070\n",
+    ],
 )
 def test_what_is_not_host_and_port_is_an_address_error(text: str) -> None:
-    with pytest.raises(AddressError, match=r"is not HOST:PORT, such as 127\.0\.0\.1:7070"):
-        Address.parse(text)
+    for read in (Address.parse, Address.of_peer):
+        with pytest.raises(AddressError, match=r"not HOST:PORT, such as 127\.0\.0\.1:7070") as caught:
+            read(text)
+        assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1"])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("0.0.0.0:7070", "to connect, name one of them, such as 127.0.0.1:7070 on the same host"),
+        ("[::]:7070", "to connect, name one of them, such as [::1]:7070 on the same host"),
+        ("host:0", "port 0 is for listening on a free one"),
+    ],
+)
+def test_what_is_for_listening_alone_is_not_connected_to(text: str, says: str) -> None:
+    assert str(Address.parse(text)) == text
+    with pytest.raises(AddressError) as caught:
+        Address.of_peer(text)
+    assert says in str(caught.value)
+
+
+def test_a_name_beyond_ascii_is_the_one_that_the_dns_knows() -> None:
+    assert str(Address.parse("bücher.example:7070")) == "xn--bcher-kva.example:7070"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "LocalHost", "localhost.", "::1"])
 def test_loopback_needs_no_permission(host: str) -> None:
     assert Address(host, 1).loopback
     require_loopback(Address(host, 1), insecure=False)

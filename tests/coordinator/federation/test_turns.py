@@ -8,27 +8,27 @@ import pytest
 from common.records import Activity, Progress
 from coordinator.federation.rounds import Outcome, Over, RoundPhase, RoundState
 from coordinator.federation.turns import Turns
-from coordinator.federation.worker_progress import Pace
+from coordinator.federation.worker_progress import WorkerProgress
 
 TRAINING = Progress(Activity.TRAINING, round=1, step=3, steps=9, attempt=1)
 
 
 @pytest.fixture
-def pace() -> Pace:
+def pace() -> WorkerProgress:
     """Of one worker, from second 0."""
-    pace = Pace()
+    pace = WorkerProgress()
     pace.begin(["w"], 0.0)
     return pace
 
 
-def test_further_is_more_than_before_of_the_same(pace: Pace) -> None:
+def test_further_is_more_than_before_of_the_same(pace: WorkerProgress) -> None:
     assert pace.advance("w", "training", 1, 1.0) == (True, True)
     assert pace.advance("w", "training", 1, 2.0) == (False, False)
     assert pace.advance("w", "a file", 1, 3.0) == (True, True)
     assert pace.advance("a stranger", "training", 1, 3.0) == (False, False)
 
 
-def test_another_process_is_further_only_beyond_those_before_it(pace: Pace) -> None:
+def test_another_process_is_further_only_beyond_those_before_it(pace: WorkerProgress) -> None:
     pace.advance("w", "training", 5, 1.0)
     assert pace.is_further("w")
     pace.restart("w", 2.0)
@@ -42,7 +42,9 @@ def test_another_process_is_further_only_beyond_those_before_it(pace: Pace) -> N
     assert pace.advance("w", "training", 8, 7.0) == (True, False)
 
 
-def test_who_stands_still_is_who_came_no_further_and_does_not_wait_for_the_coordinator(pace: Pace) -> None:
+def test_who_stands_still_is_who_came_no_further_and_does_not_wait_for_the_coordinator(
+    pace: WorkerProgress,
+) -> None:
     assert pace.standing(5.0, 4.9) == []
     assert pace.standing(5.0, 5.0) == ["w"]
     pace.queue("w")
