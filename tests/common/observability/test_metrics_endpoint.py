@@ -39,7 +39,7 @@ def test_a_closed_endpoint_frees_its_port(registry: CollectorRegistry) -> None:
 
 def test_a_taken_port_is_an_address_error(registry: CollectorRegistry) -> None:
     first = MetricsEndpoint(registry, Address("127.0.0.1", 0))
-    with pytest.raises(AddressError, match=f"cannot serve metrics on 127.0.0.1:{first.port}.*another port"):
+    with pytest.raises(AddressError, match=f"127.0.0.1:{first.port}: .*another port"):
         MetricsEndpoint(registry, Address("127.0.0.1", first.port))
     first.close()
 
