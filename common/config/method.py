@@ -14,7 +14,7 @@ from common.config.choices import (
     Saliency,
     ServerOptimizer,
 )
-from common.config.section import Positive, Rate, Section, Share
+from common.config.section import Positive, Rate, Section, Sent, Share
 from common.records import AdapterTargets
 
 
@@ -98,7 +98,7 @@ class AdapterSection(Section):
     targets: AdapterTargets = AdapterTargets.ATTENTION
     """"attention": LoRA on query, key, value and output of every layer; "attention+ffn": on the FFN's kept
     neurons as well; "none": the head alone."""
-    rank: Positive = 8
+    rank: Sent = 8
     """Rank of LoRA."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """LoRA's scale is alpha / rank."""
@@ -109,9 +109,9 @@ class AdapterSection(Section):
 class TrainingSection(Section):
     """How workers train in a round."""
 
-    epochs: Positive = 1
+    epochs: Sent = 1
     """Passes over the private data."""
-    batch_size: Positive = 16
+    batch_size: Sent = 16
     """Examples per step."""
     learning_rate: Rate = 2e-3
     """AdamW's learning rate for LoRA."""

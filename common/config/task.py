@@ -33,7 +33,7 @@ class TaskSection(Section):
     """Names of the classes, as they stand in the label column; order is class index. None for causal-lm."""
     pairs: bool = False
     """Whether every example is a pair of texts."""
-    max_length: int = Field(default=128, ge=8)
+    max_length: int = Field(default=128, ge=8, lt=2**32)
     """Longer texts are cut to this many tokens; for causal-lm texts are joined and cut into such pieces."""
 
     @model_validator(mode="after")

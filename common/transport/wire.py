@@ -40,6 +40,7 @@ from common.trust.identity import NAME
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(NAME)
 _MOST_TOLD = 300
+_MOST_U32 = 2**32 - 1
 
 Member = TypeVar("Member", bound=StrEnum)
 
@@ -269,8 +270,9 @@ def progress_to_pb(p: Progress) -> types_pb2.Progress:
     return types_pb2.Progress(
         activity=activity,
         round=p.round,
-        step=p.step,
-        steps=p.steps,
+        # What a message can hold: a figure for people must not end who tells it.
+        step=min(p.step, _MOST_U32),
+        steps=min(p.steps, _MOST_U32),
         loss=p.loss,
         trouble=p.trouble,
         attempt=p.attempt,

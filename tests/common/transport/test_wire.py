@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import BadMessage
+from common.errors import BadMessage, ConfigError
 from common.records import (
     Activity,
     AdapterSpec,
@@ -46,6 +47,8 @@ from common.run_status import (
     WorkerStatus,
 )
 from common.transport import admin_wire, wire
+from coordinator.storage.store import Store
+from tests.contexts import context
 
 LORA = AdapterSpec(AdapterTargets.ATTENTION, 8, 32.0, 0.1)
 NEVER_SENT = (ArtifactKind.PLAN, ArtifactKind.UPDATE, ArtifactKind.SERVER_STATE)
@@ -301,6 +304,21 @@ def test_figures_that_are_not_finite_are_no_fault_of_the_protocol(value: float) 
     assert wire.header_to_pb(wire.header_from_pb(message)).SerializeToString() == message.SerializeToString()
     progress = wire.progress_to_pb(Progress(Activity.TRAINING, 1, 1, 2, value))
     assert str(wire.progress_from_pb(progress).loss) == str(value)
+
+
+def test_more_steps_than_a_message_can_hold_are_told_as_the_most() -> None:
+    told = wire.progress_from_pb(wire.progress_to_pb(Progress(Activity.TRAINING, 1, 3, 10**12)))
+    assert (told.step, told.steps) == (3, 2**32 - 1)
+
+
+@pytest.mark.parametrize("key", ["adapter.rank", "training.epochs", "training.batch_size", "task.max_length"])
+def test_what_a_run_can_be_set_to_can_be_sent(tmp_path: Path, key: str) -> None:
+    store = Store(tmp_path)
+    run = wire.run_spec_to_pb(context(store, {key: 2**32 - 1}).spec)
+    assert str(2**32 - 1) in str(run)
+    with pytest.raises(ConfigError, match=key):
+        context(store, {key: 2**32})
+    store.close()
 
 
 def test_what_a_worker_says_for_people_is_one_short_line() -> None:
