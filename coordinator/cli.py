@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from common.errors import StoreError
 from common.observability.console import plain_errors, run_async
 from common.observability.logs import LogFormat
 
 if TYPE_CHECKING:
-    from coordinator.owner.admin_client import Admin
+    from common.address import Address
+    from common.trust.tls import Tls
 
 app = typer.Typer(add_completion=False)
 
@@ -168,17 +170,16 @@ AdminTls = Annotated[
 AllowPlainText = Annotated[bool, typer.Option("--insecure", help="Allow plain text to another machine.")]
 
 
-def _admin(coordinator: str, tls: Path | None, insecure: bool) -> "Admin":
-    """A connection to the coordinator. Raises AddressError, CertificateError."""
+def _reached(coordinator: str, tls: Path | None, insecure: bool) -> "tuple[Address, Tls | None]":
+    """Where the coordinator is, and what to show it. Raises AddressError, CertificateError."""
     from common.address import Address, require_loopback
     from common.trust.identity import Role
     from common.trust.tls import open_tls
-    from coordinator.owner.admin_client import Admin
 
     address = Address.of_peer(coordinator)
     if tls is None:
         require_loopback(address, insecure)
-    return Admin(address, open_tls(tls, Role.ADMIN))
+    return address, open_tls(tls, Role.ADMIN)
 
 
 def status(
@@ -194,11 +195,19 @@ def status(
     """Show where a run stands and what it waits for."""
     import asyncio
 
+    with plain_errors():
+        if run is None:
+            reached = _reached(coordinator, tls, insecure)
+        else:
+            _require_run(run)
+
+    # It brings torch, which takes seconds.
     from common.records import RunStatus
+    from coordinator.owner.admin_client import Admin
     from coordinator.owner.status_view import follow, show
 
     async def main() -> RunStatus:
-        async with _admin(coordinator, tls, insecure) as admin:
+        async with Admin(*reached) as admin:
             if watch and not as_json:
                 return await follow(admin)
             return await admin.status()
@@ -216,6 +225,12 @@ def status(
             show(current)
 
 
+def _require_run(directory: Path) -> None:
+    """Before what takes seconds to import. Raises StoreError."""
+    if not (directory / "run.sqlite").is_file():
+        raise StoreError(f"{directory} holds no run: there is no run.sqlite in it")
+
+
 def stop(
     coordinator: CoordinatorAddress = "127.0.0.1:7070",
     tls: AdminTls = None,
@@ -225,10 +240,13 @@ def stop(
     import asyncio
 
     async def main() -> None:
-        async with _admin(coordinator, tls, insecure) as admin:
+        async with Admin(*reached) as admin:
             await admin.stop()
 
     with plain_errors():
+        from coordinator.owner.admin_client import Admin
+
+        reached = _reached(coordinator, tls, insecure)
         asyncio.run(main())
         typer.echo("the coordinator stops; the same command starts it again")
 
@@ -267,6 +285,7 @@ def export(
 ) -> None:
     """Export a run's result as a standard PEFT adapter, or merged into the foundation model."""
     with plain_errors():
+        _require_run(run)
         from coordinator.owner.export import export as write
 
         for path in write(run, out, merge, model):

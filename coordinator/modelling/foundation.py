@@ -7,12 +7,14 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from common.config.model_path import names_directory
 from common.data.images import ImageProcessor
 from common.data.processors import Processor, load_processor
 from common.errors import ModelError
 from common.model.families import family_named, family_of
 from common.model.tasks import auto_class, plain, require_task
 from common.records import TaskKind
+from coordinator.modelling.hub import asked_of_hub
 
 # The new head is reported missing, and weights "load" with a progress bar: noise in a service's log.
 logging.set_verbosity_error()
@@ -64,10 +66,11 @@ def _config(path: str) -> PretrainedConfig:
             raise ModelError(f"model {path}: config.json is not valid JSON: {error}") from error
         # Asked first: transformers would otherwise refuse types it does not know in its own words.
         family_named(str(model_type))
-    elif folder.is_absolute() or path.startswith("."):
+    elif names_directory(path):
         raise ModelError(f"model {path}: no such directory")
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path)
+        load = AutoConfig.from_pretrained
+        config: PretrainedConfig = load(path) if folder.is_dir() else asked_of_hub(path, load)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model {path}: no such directory, and not to be had from the hub: {_first_line(error)}"
