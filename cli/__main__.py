@@ -2,6 +2,7 @@
 
 import sys
 
+from common.runtime.home import provide_home
 from common.runtime.signals import listen
 
 # What runs until it is told to end.
@@ -11,6 +12,7 @@ SERVICES = (["coordinator"], ["worker"], ["certs", "serve"])
 def main() -> None:
     """Entry point: signals count before the rest is imported, which takes seconds."""
     listen(service=any(sys.argv[1 : 1 + len(name)] == name for name in SERVICES))
+    provide_home()
     from cli.main import main as run
 
     run()

@@ -13,6 +13,7 @@ from common.address import Address
 from common.data.examples import Columns
 from common.errors import ConfigError
 from common.observability.console import EXIT_USAGE, plain_errors
+from common.runtime.home import known_home
 
 if TYPE_CHECKING:
     from worker.data import Source
@@ -41,9 +42,9 @@ def doctor(
     pair_column: Annotated[str | None, typer.Option(help="Column of the second text of pairs.")] = None,
     image_column: Annotated[str, typer.Option(help="Column that holds the image.")] = "image",
     label_column: Annotated[str, typer.Option(help='Column that holds the label; "" for none.')] = "label",
-    folder: Annotated[Path, typer.Option(help="The worker's folder for downloads.")] = Path(
-        "~/.cache/fedpft"
-    ),
+    folder: Annotated[
+        Path | None, typer.Option(help="The worker's folder for downloads. [default: ~/.cache/fedpft]")
+    ] = None,
     device: Annotated[str, typer.Option(help="The worker's torch device.")] = "cpu",
 ) -> None:
     """Check versions, network, TLS, clock, disk, device and data of a worker's or the coordinator's host.
@@ -66,7 +67,8 @@ def doctor(
             columns = Columns(text_column, pair_column, label_column or None, image_column)
             address = Address.of_peer(str(coordinator))
             source = Source(data, columns, preset, data_root)
-            findings = _of_worker(address, tls, name, source, folder.expanduser(), device)
+            folder = folder or (known_home() or Path()) / ".cache" / "fedpft"
+            findings = _of_worker(address, tls, name, source, folder, device)
         console, wrong = Console(), 0
         for finding in findings:
             mark = "[green]ok[/]  " if finding.ok else "[red]wrong[/]"

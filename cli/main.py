@@ -12,7 +12,8 @@ from cli.demo_files import demo_files
 from cli.doctor import doctor
 from cli.experiment import experiment
 from cli.report import report
-from coordinator.cli import build, coordinator, export, init, rewind, status, stop
+from coordinator.cli import build, coordinator, init
+from coordinator.owner.commands import export, rewind, status, stop
 from worker.cli import worker
 
 # What `fedpft --help` and docs/configuration.md group the commands by; in each group, the most used first.

@@ -1,11 +1,13 @@
 """`fedpft-coordinator`, and `python -m coordinator`."""
 
+from common.runtime.home import provide_home
 from common.runtime.signals import listen
 
 
 def main() -> None:
     """Entry point: signals count before the rest is imported, which takes seconds."""
     listen(service=True)
+    provide_home()
     from coordinator.cli import main as run
 
     run()

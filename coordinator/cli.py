@@ -1,20 +1,14 @@
-"""`fedpft coordinator` (also `fedpft-coordinator`), and the owner's init, build, status, stop and export."""
+"""`fedpft coordinator` (also `fedpft-coordinator`), and what comes before it: init and build."""
 
-import json
-import math
 import os
 import signal
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from common.observability.console import plain_errors, run_async
 from common.observability.logs import LogFormat
-
-if TYPE_CHECKING:
-    from coordinator.owner.admin_client import Admin
 
 app = typer.Typer(add_completion=False)
 
@@ -174,156 +168,6 @@ def build(
         from coordinator.modelling.prebuild import build_ahead
 
         build_ahead(loaded, out)
-
-
-CoordinatorAddress = Annotated[
-    str, typer.Option("--coordinator", metavar="HOST:PORT", help="Address of a running coordinator.")
-]
-AdminTls = Annotated[
-    Path | None,
-    typer.Option(
-        "--tls",
-        envvar="FEDPFT_TLS",
-        help="Folder with tls.crt, tls.key and ca.crt, as `fedpft certs issue --role admin` writes it. "
-        "[default: plain text]",
-    ),
-]
-AllowPlainText = Annotated[bool, typer.Option("--insecure", help="Allow plain text to another machine.")]
-
-
-def _admin(coordinator: str, tls: Path | None, insecure: bool) -> "Admin":
-    """A connection to the coordinator. Raises AddressError, CertificateError."""
-    from common.address import Address, require_loopback
-    from common.trust.identity import Role
-    from common.trust.tls import open_tls
-    from coordinator.owner.admin_client import Admin
-
-    address = Address.of_peer(coordinator)
-    if tls is None:
-        require_loopback(address, insecure)
-    return Admin(address, open_tls(tls, Role.ADMIN))
-
-
-def status(
-    coordinator: CoordinatorAddress = "127.0.0.1:7070",
-    run: Annotated[
-        Path | None, typer.Option(help="Read a run's directory instead; works after its end.")
-    ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Stay and follow the run.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
-    tls: AdminTls = None,
-    insecure: AllowPlainText = False,
-) -> None:
-    """Show where a run stands and what it waits for."""
-    import asyncio
-
-    from common.errors import RunFailed
-    from common.records import Phase
-    from common.run_status import RunStatus
-    from coordinator.owner.status_view import follow, show
-
-    async def main() -> RunStatus:
-        async with _admin(coordinator, tls, insecure) as admin:
-            if watch and not as_json:
-                return await follow(admin)
-            return await admin.status()
-
-    with plain_errors():
-        if run is not None:
-            from coordinator.campaign.status import open_run, stored_status
-
-            current = stored_status(*open_run(run))
-        else:
-            current = asyncio.run(main())
-        if as_json:
-            typer.echo(json.dumps(_jsonable(asdict(current)), indent=2))
-        else:
-            show(current)
-        if watch and not as_json and current.phase is not Phase.FINISHED:
-            # So that `status --watch && export` exports what is whole.
-            gone = "the coordinator went away before the run was over; above is the last that it told"
-            raise RunFailed(f"the run is {current.phase}" if current.phase.over else gone)
-
-
-def _jsonable(value: Any) -> Any:
-    """JSON has no number that is none."""
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case dict():
-            return {key: _jsonable(each) for key, each in value.items()}
-        case list() | tuple():
-            return [_jsonable(each) for each in value]
-    return value
-
-
-def stop(
-    coordinator: CoordinatorAddress = "127.0.0.1:7070",
-    tls: AdminTls = None,
-    insecure: AllowPlainText = False,
-) -> None:
-    """End a running coordinator in order; started again, it goes on from the last committed step."""
-    import asyncio
-
-    async def main() -> None:
-        async with _admin(coordinator, tls, insecure) as admin:
-            await admin.stop()
-
-    with plain_errors():
-        asyncio.run(main())
-        typer.echo("the coordinator stops; the same command starts it again")
-
-
-def rewind(
-    run: Annotated[Path, typer.Argument(help="The run's directory.")],
-    number: Annotated[int, typer.Option("--round", min=0, help="The round to go back to; 0 is the start.")],
-) -> None:
-    """Forget all rounds after one, after a bad one; started again, the coordinator goes on from there."""
-    with plain_errors():
-        from common.storage.files import locked
-        from coordinator.storage.event_log import EventLog
-        from coordinator.storage.rewinding import rewind as rewind_to
-        from coordinator.storage.store import Store
-
-        Store.existing(run).close()
-        store = Store(run)
-        try:
-            with locked(run, "fedpft rewind"):
-                rewind_to(store, number)
-                EventLog(store).record("run_rewound", f"the owner went back to round {number}", number)
-        finally:
-            store.close()
-        typer.echo(f"{run} is after round {number} again; start the coordinator to go on")
-
-
-def export(
-    run: Annotated[Path, typer.Argument(help="The run's directory.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    merge: Annotated[
-        bool,
-        typer.Option("--merge", help="Write a plain transformers model instead of a PEFT adapter."),
-    ] = False,
-    model: Annotated[
-        str | None, typer.Option(help="Where the foundation model is now. [default: where the run had it]")
-    ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="DTYPE",
-            help="Of the weights: float32, bfloat16, float16; auto: the FM's own with --merge, else float32.",
-        ),
-    ] = "auto",
-) -> None:
-    """Export a run's result as a standard PEFT adapter, or merged into the foundation model."""
-    with plain_errors():
-        from common.errors import ConfigError
-        from coordinator.owner.export import ExportDtype
-        from coordinator.owner.export import export as write
-
-        if dtype not in list(ExportDtype):
-            raise ConfigError(f"--dtype must be {', '.join(ExportDtype)}, got {dtype}")
-        for path in write(run, out, merge, ExportDtype(dtype), model):
-            typer.echo(str(path))
 
 
 def main() -> None:

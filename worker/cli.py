@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from common.errors import ConfigError, DataError
 from common.observability.console import plain_errors, run_async
 from common.observability.logs import LogFormat
+from common.runtime.home import known_home
 
 app = typer.Typer(add_completion=False)
 
@@ -86,31 +88,46 @@ def worker(
     ] = None,
 ) -> None:
     """Join a run and fine-tune its sub-FM on private data, until the run is over."""
-    # torch takes seconds to import; --help should not.
-    from common.data.examples import Columns
+    from common.address import Address, require_loopback
+    from common.data.presets import find_preset
     from common.observability.logs import set_up_logging
+    from common.transport.wire import worker_name
     from common.trust.identity import Role
     from common.trust.tls import open_tls
-    from worker.data import Source
-    from worker.process import WorkerOptions, work
 
     if (data is None) == (preset is None):
         raise typer.BadParameter("give exactly one of --data and --preset")
-    columns = Columns(text_column, pair_column, label_column or None, image_column)
-
     with plain_errors():
+        address = Address.of_peer(coordinator)
+        serving = Address.parse(metrics) if metrics else None
         opened = open_tls(tls, Role.WORKER)
-    if name is None and opened is not None:
-        name = opened.identity.name
-    name = name or socket.gethostname().partition(".")[0]
+        if not insecure:
+            for plain in (address if opened is None else None, serving):
+                if plain is not None:
+                    require_loopback(plain, insecure)
+        if name is None and opened is not None:
+            name = opened.identity.name
+        name = worker_name(name or socket.gethostname().partition(".")[0])
+        folder = folder or _default_folder(name)
+        if preset is not None:
+            find_preset(preset)
+        elif data is not None and not data.exists():
+            raise DataError(f"{data}: no such data file or folder")
     set_up_logging("worker", verbose=verbose, worker=name, form=log_format)
+
+    # torch takes seconds to import; --help and a mistake in an option should not.
+    from common.data.examples import Columns
+    from worker.data import Source
+    from worker.process import WorkerOptions, work
+
+    columns = Columns(text_column, pair_column, label_column or None, image_column)
     run_async(
         work(
             WorkerOptions(
                 coordinator=coordinator,
                 data=Source(data, columns, preset, data_root),
                 name=name,
-                folder=folder or Path.home() / ".cache" / "fedpft" / name,
+                folder=folder,
                 join_timeout=join_timeout,
                 metrics=metrics,
                 insecure=insecure,
@@ -122,6 +139,14 @@ def worker(
             )
         )
     )
+
+
+def _default_folder(name: str) -> Path:
+    """Raises ConfigError where this user has no home directory."""
+    home = known_home()
+    if home is None:
+        raise ConfigError("this user has no home directory; name a folder that is kept: --folder DIR")
+    return home / ".cache" / "fedpft" / name
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from common.config.model_path import names_directory
 from common.config.run import RunConfig
 from common.config.section import Section
 from common.config.task import DataSection, PublicData, TestData
@@ -79,7 +80,7 @@ def _anchored(config: RunConfig, folder: Path) -> RunConfig:
         return section and section.model_copy(update={"path": anchored(section.path)})
 
     model, sub_fm = config.model, config.sub_fm
-    if (folder / model.path).is_dir():
+    if names_directory(model.path, folder):
         model = model.model_copy(update={"path": str(folder / model.path)})
     return config.model_copy(
         update={

@@ -3,27 +3,40 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from common.address import Address
 from common.config.section import Positive, Section
+from common.errors import AddressError
 from common.trust.identity import NAME
 
 WorkerName = Annotated[str, Field(pattern=NAME)]
 
 
+def _address(text: str) -> str:
+    try:
+        Address.parse(text)
+    except AddressError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+Listen = Annotated[str, AfterValidator(_address)]
+
+
 class ServerSection(Section):
     """Where the coordinator listens."""
 
-    listen: str = "127.0.0.1:7070"
+    listen: Listen = "127.0.0.1:7070"
     """HOST:PORT for workers and `fedpft status`; port 0 takes a free one."""
-    metrics: str | None = "127.0.0.1:7071"
+    metrics: Listen | None = "127.0.0.1:7071"
     """HOST:PORT of the Prometheus metrics; port 0 takes a free one, unset serves none."""
     insecure: bool = False
     """Allow plain text on addresses other machines can reach, of the metrics also beside [tls]."""
-    page: str | None = None
+    page: Listen | None = None
     """HOST:PORT of a read-only web page that shows the run; plain text, so that addresses that other machines
     can reach need insecure."""
-    health: str | None = None
+    health: Listen | None = None
     """HOST:PORT of gRPC's health service alone, in plain text also beside [tls], for probes of containers."""
     linger_seconds: Annotated[float, Field(ge=0)] = 0.0
     """After the run's end go on serving its status and metrics this long, for what scrapes and watches."""

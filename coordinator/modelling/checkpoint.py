@@ -7,8 +7,10 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils.hub import cached_file
 
-from common.errors import ModelError
+from common.config.model_path import names_directory
+from common.errors import ModelError, Stopped
 from common.model.families import family_named
+from coordinator.modelling.hub import asked_of_hub
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -36,10 +38,13 @@ def read_config(path: str) -> PretrainedConfig:
         family_named(_model_type(folder))
     elif folder.exists():
         raise ModelError(f"model {path}: this is a file; model.path must name the model's directory")
-    elif folder.is_absolute() or path.startswith("."):
+    elif names_directory(path):
         raise ModelError(f"model {path}: no such directory")
+    load = AutoConfig.from_pretrained
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path)
+        config: PretrainedConfig = load(path) if folder.is_dir() else asked_of_hub(path, load)
+    except (ModelError, Stopped):
+        raise
     except Exception as error:
         # Of no one class: whatever transformers and what it is built on make of a wrong value.
         if folder.is_dir():
