@@ -35,7 +35,10 @@ def coordinator(
 
     Started again with the same configuration, it goes on where the run was.
     """
-    with plain_errors():
+    from common.observability.logs import set_up_logging
+
+    set_up_logging("coordinator", verbose=verbose, form=log_format)
+    with plain_errors(logged=True):
         from common.config.file import load_config
 
         loaded = load_config(config)
@@ -43,10 +46,7 @@ def coordinator(
             server = loaded.server.model_copy(update={"insecure": True})
             loaded = loaded.model_copy(update={"server": server})
         # torch takes seconds to import; --help and a mistake in the file should not.
-        from common.observability.logs import set_up_logging
         from coordinator.process import serve
-
-        set_up_logging("coordinator", verbose=verbose, form=log_format)
 
     async def main() -> signal.Signals | None:
         return (await serve(loaded)).by
@@ -214,9 +214,10 @@ def status(
 
     with plain_errors():
         if run is not None:
-            from coordinator.campaign.status import open_run, stored_status
+            from coordinator.campaign.liveness import resting_status
+            from coordinator.campaign.status import open_run
 
-            current = stored_status(*open_run(run))
+            current = resting_status(*open_run(run))
         else:
             current = asyncio.run(main())
         if as_json:
