@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.processes import Child
 from common.trust.authority import Authority
 from common.trust.identity import Identity, Role
-from coordinator.process import ENDPOINT_FILE
+from coordinator.campaign.liveness import ENDPOINT_FILE
 from experiments.packaged import packaged_model
 
 # Of MiniLM's sub-FM, a quarter of whose FFN neurons are left: what a unit of LoRA's rank on attention and

@@ -2,6 +2,7 @@
 
 import sys
 
+from common.observability.terminal import show_anyway
 from common.runtime.home import provide_home
 from common.runtime.signals import listen
 
@@ -13,6 +14,7 @@ def main() -> None:
     """Entry point: signals count before the rest is imported, which takes seconds."""
     listen(service=any(sys.argv[1 : 1 + len(name)] == name for name in SERVICES))
     provide_home()
+    show_anyway()
     from cli.main import main as run
 
     run()

@@ -118,6 +118,13 @@ def show_worker(sent: "DataOwnerAudit", console: Console) -> None:
     if count:
         first, last = (datetime.fromtimestamp(t).isoformat(" ", "seconds") for t in (sent.first, sent.last))
         console.print(f"from {first} to {last}; the log is unbroken")
+    if sent.earlier_messages:
+        console.print(
+            f"{sent.earlier_messages:,} messages of {sent.earlier_bytes:,} bytes in all were sent "
+            "before that; the files that list them were deleted, as the oldest of many are",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def _table(*columns: str, left: int) -> Table:

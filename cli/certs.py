@@ -136,7 +136,7 @@ def serve(
             await serving
         return ended[0] if ended else None
 
-    with plain_errors():
+    with plain_errors(logged=True):
         address = Address.parse(bind)
         own = Authority(authority)
     run_async(main())

@@ -54,7 +54,7 @@ class Processes:
             if process.returncode is not None:
                 raise self._failure(name, process.returncode)
             if path.exists():
-                found: dict[str, Any] = json.loads(path.read_text())
+                found: dict[str, Any] = json.loads(path.read_bytes())
                 if found["pid"] == process.pid:
                     return found
             await asyncio.sleep(0.05)
@@ -72,7 +72,7 @@ class Processes:
                 group.create_task(one(name, process))
 
     def _failure(self, name: str, code: int) -> RunFailed:
-        lines = self._log(name).read_text(errors="replace").strip().splitlines()
+        lines = self._log(name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         last = lines[-1].removeprefix("error: ") if lines else "no output"
         return RunFailed(f"{name} ended with {code}: {last} (all of it in {self._log(name)})")
 

@@ -128,10 +128,10 @@ def require_loopback(address: Address, insecure: bool) -> None:
         log.warning("%s is in plain text: whoever reaches it can read and change everything", address)
 
 
-def listening_socket(address: Address) -> socket.socket:
+def listening_socket(address: Address, purpose: str = "listen") -> socket.socket:
     """A socket that listens there; at "0.0.0.0" and "[::]" on all addresses of both kinds, as gRPC does.
 
-    Raises AddressError when the address is taken or not this machine's.
+    Raises AddressError, with what it is for, when the address is taken or not this machine's.
     """
     try:
         if address.unspecified and socket.has_dualstack_ipv6():
@@ -143,7 +143,7 @@ def listening_socket(address: Address) -> socket.socket:
         (family, _, _, _, where), *_ = _resolved(replace(address, host=host), socket.AI_PASSIVE)
         return socket.create_server(where, family=family, backlog=_MOST_WAITING)
     except OSError as error:
-        raise AddressError(f"cannot listen on {address}: {_problem(error, address)}") from error
+        raise AddressError(f"cannot {purpose} on {address}: {_problem(error, address)}") from error
 
 
 def require_free(address: Address) -> None:

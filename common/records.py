@@ -63,11 +63,13 @@ class Phase(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     STOPPED = "stopped"
+    DIED = "died"
+    """As others find it: its process ended, but not in order."""
 
     @property
     def over(self) -> bool:
         """Whether this process does nothing more for the run."""
-        return self in (Phase.FINISHED, Phase.FAILED, Phase.STOPPED)
+        return self in (Phase.FINISHED, Phase.FAILED, Phase.STOPPED, Phase.DIED)
 
 
 class Activity(StrEnum):

@@ -1,5 +1,6 @@
 """`fedpft-coordinator`, and `python -m coordinator`."""
 
+from common.observability.terminal import show_anyway
 from common.runtime.home import provide_home
 from common.runtime.signals import listen
 
@@ -8,6 +9,7 @@ def main() -> None:
     """Entry point: signals count before the rest is imported, which takes seconds."""
     listen(service=True)
     provide_home()
+    show_anyway()
     from coordinator.cli import main as run
 
     run()

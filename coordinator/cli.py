@@ -29,7 +29,10 @@ def coordinator(
 
     Started again with the same configuration, it goes on where the run was.
     """
-    with plain_errors():
+    from common.observability.logs import set_up_logging
+
+    set_up_logging("coordinator", verbose=verbose, form=log_format)
+    with plain_errors(logged=True):
         from common.config.file import load_config
 
         loaded = load_config(config)
@@ -37,10 +40,7 @@ def coordinator(
             server = loaded.server.model_copy(update={"insecure": True})
             loaded = loaded.model_copy(update={"server": server})
         # torch takes seconds to import; --help and a mistake in the file should not.
-        from common.observability.logs import set_up_logging
         from coordinator.process import serve
-
-        set_up_logging("coordinator", verbose=verbose, form=log_format)
 
     async def main() -> signal.Signals | None:
         return (await serve(loaded)).by

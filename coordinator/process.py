@@ -36,6 +36,7 @@ from common.transport.decoding import Decoding
 from common.transport.rpc import new_server
 from common.trust.identity import Role
 from common.trust.tls import Tls, TlsFiles
+from coordinator.campaign.liveness import ENDPOINT_FILE, tell_death
 from coordinator.campaign.loop import Campaign
 from coordinator.campaign.progress import RunProgress
 from coordinator.campaign.status import live_status
@@ -61,8 +62,6 @@ log = logging.getLogger(__name__)
 _FAREWELL_SECONDS = 10.0
 # Calls under way get this long when the server stops.
 _GRACE_SECONDS = 1.0
-
-ENDPOINT_FILE = "endpoint.json"
 
 
 @dataclass
@@ -199,6 +198,8 @@ class _Service:
 
     def _recover(self) -> None:
         """Find out what an earlier process left, and whether it is whole. Raises StoreError."""
+        if death := tell_death(self._store.directory):
+            self._run.events.record("run_crashed", f"going on: {death}", self._run.traffic.round)
         retention.sweep(self._store)
         for number, worker in retention.verify(self._store):
             self._run.events.record(
@@ -241,6 +242,9 @@ class _Service:
                     worker,
                 )
             self._inbox.turns.look()
+            with contextlib.suppress(OSError):
+                # Should this process die, others see until when it lived.
+                os.utime(self._store.directory / ENDPOINT_FILE)
             self._run.metrics.workers_are([s.progress.activity for s in sessions.all()])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(1.0, sessions.heartbeat_seconds)):

@@ -188,7 +188,7 @@ def _named(on_progress: OnProgress, what: str) -> Callable[[int, int], None]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

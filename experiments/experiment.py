@@ -154,7 +154,11 @@ def _machine() -> str:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.partition(":")[2] for line in info.read_text().splitlines() if "model name" in line]
+        names = [
+            line.partition(":")[2]
+            for line in info.read_text(encoding="utf-8", errors="replace").splitlines()
+            if "model name" in line
+        ]
         model = names[0].strip() if names else model
     return f"{os.cpu_count()} × {model}, {platform.system()}"
 

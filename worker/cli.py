@@ -97,7 +97,8 @@ def worker(
 
     if (data is None) == (preset is None):
         raise typer.BadParameter("give exactly one of --data and --preset")
-    with plain_errors():
+    set_up_logging("worker", verbose=verbose, worker=name or "", form=log_format)
+    with plain_errors(logged=True):
         address = Address.of_peer(coordinator)
         serving = Address.parse(metrics) if metrics else None
         opened = open_tls(tls, Role.WORKER)

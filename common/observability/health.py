@@ -30,7 +30,7 @@ def problem(target: str) -> str | None:
         if target.startswith("http://"):
             return _over_http(target)
         if target.endswith(".toml"):
-            target = probed(tomllib.loads(Path(target).read_text()))
+            target = probed(tomllib.loads(Path(target).read_text(encoding="utf-8")))
         return _over_grpc(Address.parse(target).from_here)
     except (FedPftError, OSError, ValueError) as error:
         return " ".join(str(error).split())

@@ -16,13 +16,14 @@ Application = Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]
 
 
 class HttpServer:
-    """Answers by a WSGI application while the process does something else. `port` is where it listens.
+    """Answers by a WSGI application while the process does something else. `port` is where it listens; `what`
+    it serves is for the error's message.
 
     Raises AddressError when it cannot listen there.
     """
 
-    def __init__(self, address: Address, application: Application) -> None:
-        self._server = _Server(address, application)
+    def __init__(self, address: Address, application: Application, what: str) -> None:
+        self._server = _Server(address, application, what)
         self.port = self._server.server_port
         self._thread = Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True)
         self._thread.start()
@@ -39,10 +40,10 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
 
-    def __init__(self, address: Address, application: Application) -> None:
+    def __init__(self, address: Address, application: Application, what: str) -> None:
         super().__init__((address.host, address.port), _Handler, bind_and_activate=False)
         self.socket.close()
-        self.socket = listening_socket(address)
+        self.socket = listening_socket(address, f"serve {what}")
         # As the library's own `server_bind`, which would ask the DNS for this host's name.
         self.server_name, self.server_port = address.host, self.socket.getsockname()[1]
         self.setup_environ()

@@ -29,6 +29,12 @@ class About:
 
 # As logging itself, one for the process: lines come from any thread.
 _about = About()
+_form = LogFormat.HUMAN
+
+
+def as_json() -> bool:
+    """Whether this process's lines are JSON."""
+    return _form is LogFormat.JSON
 
 
 def log_about(*, run: str | None = None, round: int | None = None, trace: str | None = None) -> None:
@@ -53,13 +59,14 @@ def set_up_logging(
 
     Unless `form` says how, lines are for people on a terminal and JSON elsewhere.
     """
-    global _about
+    global _about, _form
     _about = About(service, worker=worker)
     stream = stream or sys.stderr
     if form is None:
         form = LogFormat.HUMAN if stream.isatty() else LogFormat.JSON
+    _form = form
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_JsonLine() if form is LogFormat.JSON else _HumanLine())
+    handler.setFormatter(_JsonLine(stream) if form is LogFormat.JSON else _HumanLine())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -88,6 +95,11 @@ class _JsonLine(logging.Formatter):
     Where they apply: event, trace_id, exception.
     """
 
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._unicode = encoding.lower().startswith("utf")
+
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, Any] = {
@@ -107,4 +119,5 @@ class _JsonLine(logging.Formatter):
             line["trace_id"] = _about.trace
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        # An ASCII terminal would make of the rest what is no JSON.
+        return json.dumps(line, ensure_ascii=not self._unicode)

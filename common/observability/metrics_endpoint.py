@@ -21,7 +21,7 @@ class MetricsEndpoint:
         self._server: HttpServer | None = None
         if address is None:
             return
-        self._server = HttpServer(address, make_wsgi_app(registry))
+        self._server = HttpServer(address, make_wsgi_app(registry), "metrics")
         self.port = self._server.port
         log.info("metrics on http://%s/metrics", Address(address.host, self.port))
 

@@ -110,6 +110,20 @@ def locked(folder: Path, owner: str, instead: str = "choose another folder") -> 
         yield
 
 
+def holder(folder: Path) -> str | None:
+    """Who holds `folder` by `locked`, such as "a coordinator, process 12"; None when nobody does."""
+    try:
+        with (folder / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+    except BlockingIOError:
+        with suppress(OSError):
+            return (folder / "lock").read_text(encoding="utf-8", errors="replace").strip() or "a process"
+        return "a process"
+    except OSError:
+        return None
+
+
 def digest_of(paths: Iterable[Path]) -> str:
     """SHA-256 over the contents of files, and below folders their names: a moved folder has the same.
 

@@ -78,9 +78,10 @@ def status(
 
     with plain_errors():
         if run is not None:
-            from coordinator.campaign.status import open_run, stored_status
+            from coordinator.campaign.liveness import resting_status
+            from coordinator.campaign.status import open_run
 
-            current = stored_status(*open_run(run))
+            current = resting_status(*open_run(run))
         else:
             current = asyncio.run(main())
         if as_json:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,6 +15,7 @@ from common.records import Activity, Phase
 from common.run_status import RunStatus, WorkerStatus
 from coordinator.campaign.status import reading
 from coordinator.owner.admin_client import Admin
+from coordinator.storage.event_levels import level_of
 
 _REFRESH_SECONDS = 0.5
 
@@ -61,7 +63,12 @@ async def follow(admin: Admin, console: Console | None = None) -> RunStatus:
 async def _print_events(admin: Admin, console: Console) -> None:
     async for event in admin.events():
         if event.kind != "phase_entered":
-            console.print(f"  {event.text}", style="dim", highlight=False)
+            console.print(f"  {event.text}", style=_style(event.kind), highlight=False)
+
+
+def _style(kind: str) -> str:
+    level = level_of(kind)
+    return "bold red" if level >= logging.ERROR else "yellow" if level >= logging.WARNING else "dim"
 
 
 def render(status: RunStatus) -> RenderableType:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from common.errors import StoreError
 from common.run_status import Event
 from common.runtime.notifier import Notifier
+from coordinator.storage.event_levels import level_of
 from coordinator.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ class EventLog:
     def record(self, kind: str, text: str, round: int = 0, worker: str = "", **values: float) -> None:
         """Something happened; `text` is one line for people, `values` its figures."""
         self._last += 1
-        log.info("%s", text, extra={"event": kind, "round": round, "worker": worker})
+        log.log(level_of(kind), "%s", text, extra={"event": kind, "round": round, "worker": worker})
         try:
             self._store.events.add(Event(self._last, time.time(), kind, text, round, worker, values))
         except StoreError as error:

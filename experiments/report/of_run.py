@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from common.config.run import RunConfig
-from common.records import TaskKind
-from common.run_status import Evaluation, Traffic
+from common.records import Phase, TaskKind
+from common.run_status import Evaluation, RunStatus, Traffic
+from coordinator.campaign.liveness import resting_status
 from coordinator.campaign.status import open_run
 from coordinator.storage.store import Store
 from experiments.report.document import Cell, Column, Document, Plot, PlotKind, Section, Series, Table
@@ -23,7 +24,7 @@ def document(directory: Path) -> Document:
     """A report of a run that is over or still going on. Raises StoreError when there is none."""
     store, config = open_run(directory)
     try:
-        latest, outcome = store.latest_adapter(), store.outcome()
+        latest = store.latest_adapter()
         done = latest[0] if latest else 0
         evaluations = store.evaluations()
         sections = [
@@ -34,15 +35,23 @@ def document(directory: Path) -> Document:
             *_seconds(store),
             *_sizes(store),
         ]
-        lead = [f"{done} of {config.rounds.count} rounds are done; the run {_state(outcome)}."]
+        state = _state(resting_status(store, config))
+        lead = [f"{done} of {config.rounds.count} rounds are done; the run {state}."]
         lead += _found(config, evaluations)
         return Document(f"Run {store.run_id()}", tuple(lead), tuple(sections), _facts(store, config))
     finally:
         store.close()
 
 
-def _state(outcome: str | None) -> str:
-    return f"has {outcome}" if outcome else "is not over"
+def _state(status: RunStatus) -> str:
+    match status.phase:
+        case Phase.FINISHED | Phase.FAILED:
+            return f"has {status.phase}"
+        case Phase.STOPPED:
+            return "is stopped and can go on"
+        case Phase.DIED:
+            return f"waits for {status.waiting_for}"
+    return "is under way"
 
 
 def _score(evaluation: Evaluation, config: RunConfig) -> float:

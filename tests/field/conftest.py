@@ -1,4 +1,4 @@
-"""What people's own models, data and machines do: many cases, each a second or more, so not of the fast tier."""
+"""What people's own models, data and machines do: many cases, each a second or more; not the fast tier."""
 
 from pathlib import Path
 

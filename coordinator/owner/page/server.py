@@ -56,7 +56,7 @@ class Page:
         self._status, self._events = status, events
         # A page of another site must not read this one under a name of its own that leads to loopback.
         self._hosts = (*_LOCAL, str(address).rpartition(":")[0]) if address.loopback else None
-        self._server = HttpServer(address, self._answer)
+        self._server = HttpServer(address, self._answer, "the page")
         self.port = self._server.port
         log.info("status page on http://%s/", Address(address.host, self.port))
 

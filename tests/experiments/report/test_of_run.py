@@ -83,7 +83,7 @@ def test_a_run_that_has_only_begun_is_reported_too(tmp_path: Path, model_folder:
     store.open_run("abc", identity(config))
     store.close()
     found = document(tmp_path / "run")
-    assert found.lead[0].startswith("0 of 5 rounds are done; the run is not over")
+    assert found.lead[0].startswith("0 of 5 rounds are done; the run is stopped and can go on")
     assert found.sections == () and found.facts["adapter, SHA-256"] == "none yet"
 
 

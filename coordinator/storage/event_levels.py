@@ -1,0 +1,38 @@
+"""How serious each kind of event is, for logs and for those who watch."""
+
+import logging
+
+# A test holds the table complete: every kind that is recorded anywhere.
+LEVELS: dict[str, int] = {
+    "phase_entered": logging.INFO,
+    "aligned": logging.INFO,
+    "sub_model_ready": logging.INFO,
+    "run_resumed": logging.INFO,
+    "run_rewound": logging.WARNING,
+    "run_crashed": logging.ERROR,
+    "round_opened": logging.INFO,
+    "round_short": logging.WARNING,
+    "round_closed": logging.INFO,
+    "gradient_gap": logging.INFO,
+    "evaluated": logging.INFO,
+    "run_finished": logging.INFO,
+    "run_failed": logging.ERROR,
+    "run_stopped": logging.INFO,
+    "worker_joined": logging.INFO,
+    "worker_lost": logging.WARNING,
+    "worker_returned": logging.INFO,
+    "worker_left": logging.INFO,
+    "worker_cannot": logging.WARNING,
+    "worker_given_up": logging.WARNING,
+    "name_contested": logging.WARNING,
+    "update_received": logging.INFO,
+    "update_set_aside": logging.WARNING,
+    "update_refused": logging.WARNING,
+    "update_damaged": logging.WARNING,
+    "workers_dismissed": logging.INFO,
+}
+
+
+def level_of(kind: str) -> int:
+    """A kind of another version may be anything."""
+    return LEVELS.get(kind, logging.WARNING)
