@@ -180,8 +180,7 @@ class JoinRequest:
     protocol_max: int
     software: str
     examples: int
-    process: str = ""
-    """Drawn at random by the worker's process; "" of one that does not say."""
+    process: str = ""  # Drawn at random when it began; "" of one that does not say.
 
 
 @dataclass(frozen=True)
@@ -231,10 +230,7 @@ Task = TrainTask | WaitTask | StopTask
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a worker has come with its task; loss in nats.
-
-    `trouble` says why nothing will come of its turn in the round, in the try `attempt`.
-    """
+    """How far a worker has come with its task; loss in nats. `trouble`: why nothing will come of a try."""
 
     activity: Activity = Activity.IDLE
     round: int = 0
