@@ -40,6 +40,11 @@ _SIGNS: list[tuple[str, type[FedPftError], str]] = [
         "the certificate at {where} is not valid yet; set this host's clock",
     ),
     (
+        "unsuitable certificate purpose",
+        WrongService,
+        "the certificate at {where} is no coordinator's; see who answers there",
+    ),
+    (
         "CERTIFICATE_VERIFY_FAILED",
         Unreachable,
         "the authority in ca.crt did not issue the certificate at {where}; take the ca.crt of the other side",

@@ -247,7 +247,7 @@ WRONG = {
         ("status", "--watch", "--coordinator"),
         ("stop", "--coordinator"),
         ("doctor", "--coordinator"),
-        ("worker", "--data", "private.csv", "--coordinator"),
+        ("worker", "--log", "human", "--data", "private.csv", "--coordinator"),
         ("certs", "invite", "--role", "worker", "--name", "a", "--at"),
     ],
     ids=" ".join,
@@ -307,5 +307,8 @@ def test_what_is_wrong_is_said_before_torch_is_imported(
     config = tmp_path / "run.toml"
     config.write_text(template({"model.path": "m", "task.labels": ("a", "b"), "server.page": "::1:0"}))
     places = {"data": str(write_table(tmp_path / "data.csv", 4)), "config": str(config)}
-    _, line = program(module, *(a.format(**places) for a in arguments))
+    given = [a.format(**places) for a in arguments]
+    if {module, given[0]} & {"worker", "coordinator"}:
+        given += ["--log", "human"]
+    _, line = program(module, *given)
     assert line.startswith("error: ") and says in line, line

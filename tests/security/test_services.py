@@ -63,8 +63,8 @@ def test_a_run_with_certificates_from_start_to_end(
         plain = running.start_worker(5, address, "--join-timeout", "0.1")
         for process in (stranger, posing, plain):
             assert process.wait(60) == 2
-        assert "error: this run does not admit worker 'worker-3'" in running.log("worker-3")
-        assert "error: the certificate is worker/worker-1's" in running.log("worker-4")
+        assert "this run does not admit worker 'worker-3'" in running.log("worker-3")
+        assert "the certificate is worker/worker-1's" in running.log("worker-4")
         assert "gave no usable answer" in running.log("worker-5")
         for number in (3, 4, 5):
             assert "Traceback" not in running.log(f"worker-{number}")
@@ -142,4 +142,4 @@ def test_who_speaks_plain_text_is_told_of_in_one_line(certificates: Certificates
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: it speaks plain text, not TLS\n"
+    assert done.stderr.startswith(f"error: {address} speaks plain text, not TLS; set [tls] there")

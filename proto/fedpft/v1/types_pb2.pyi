@@ -169,6 +169,8 @@ class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType
     """The run ended with an error."""
     PHASE_STOPPED: _Phase.ValueType  # 9
     """The run was stopped by the owner and can go on later."""
+    PHASE_DIED: _Phase.ValueType  # 10
+    """Its process ended, but not in order: as its directory tells it, never the process itself."""
 
 class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
     """Where a run stands."""
@@ -193,6 +195,8 @@ PHASE_FAILED: Phase.ValueType  # 8
 """The run ended with an error."""
 PHASE_STOPPED: Phase.ValueType  # 9
 """The run was stopped by the owner and can go on later."""
+PHASE_DIED: Phase.ValueType  # 10
+"""Its process ended, but not in order: as its directory tells it, never the process itself."""
 Global___Phase: _TypeAlias = Phase  # noqa: Y015
 
 class _Activity:
