@@ -9,6 +9,7 @@ from common.config.task import DataSource, TestData
 from common.data.presets import preset_files
 from common.errors import ConfigError, DataError, ModelError
 from common.storage.files import digest_of, sha256_of
+from coordinator.modelling.data import examples_of
 from coordinator.modelling.foundation import hub_revision
 from coordinator.storage.store import Store
 
@@ -50,9 +51,9 @@ def content_of(config: RunConfig, names: Iterable[str] | None = None) -> dict[st
     data, sub_fm = config.data, config.sub_fm.path
     parts = {MODEL: lambda: _model(config.model.path)}
     if data.public is not None:
-        parts["the public data"] = lambda: _data(data.public, data.root)
+        parts["the public data"] = lambda: _data(data.public, config)
     if data.test is not None:
-        parts["the test data"] = lambda: _data(data.test, data.root)
+        parts["the test data"] = lambda: _data(data.test, config)
     if sub_fm is not None:
         parts["the built sub-FM"] = lambda: _files(sub_fm, ("*.json", "*.safetensors"))
     wanted = parts.keys() if names is None else names
@@ -74,13 +75,16 @@ def _files(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
         raise ModelError(f"{folder} cannot be read: {error.strerror or error}") from error
 
 
-def _data(source: DataSource | None, root: Path | None) -> dict[str, str]:
+def _data(source: DataSource | None, config: RunConfig) -> dict[str, str]:
     assert source is not None
     try:
         if source.preset is not None:
-            files = preset_files(source.preset, root, test=isinstance(source, TestData))
+            files = preset_files(source.preset, config.data.root, test=isinstance(source, TestData))
             return {source.preset: digest_of(files)}
         assert source.path is not None
+        if not source.path.exists():
+            # As whoever reads it says.
+            examples_of(source, config)
         # Without its name: a file that was renamed is the same data.
         return {"": digest_of([source.path])}
     except OSError as error:

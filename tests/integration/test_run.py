@@ -218,7 +218,7 @@ def test_a_planted_leak_makes_the_audit_fail(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished.run, run)
-    opened = Store.existing(run)
+    opened = Store(run)
     plan = _plan(opened)
     neurons = plan.layers[1].neurons
     assert neurons is not None
