@@ -135,7 +135,8 @@ class Metrics:
         )
         self._current: Phase | None = None
         self._since = 0.0
-        for phase in Phase:
+        # A process that died tells nothing; that it did is told by those who look at what it left.
+        for phase in (each for each in Phase if each is not Phase.DIED):
             self._phase.labels(phase).set(0)
             self._phase_seconds.labels(phase)
         for result in ("accepted", "duplicate", *(kind.__name__ for kind in _REFUSALS)):

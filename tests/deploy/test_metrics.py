@@ -64,7 +64,7 @@ def values(folder: Path) -> dict[tuple[str, str], set[str]]:
     content = {*PUBLISHED, ArtifactKind.UPDATE, "control"}
     refused = {error.__name__ for error in (LateUpdate, StaleRound, UnknownRound, NotSelected, BadUpdate)}
     return {
-        ("fedpft_phase", "phase"): set(Phase),
+        ("fedpft_phase", "phase"): set(Phase) - {Phase.DIED},
         ("fedpft_workers", "state"): set(Activity),
         ("fedpft_worker_activity", "activity"): set(Activity),
         ("fedpft_turns_without_update_total", "reason"): set(Outcome),
