@@ -24,6 +24,7 @@ from common.address import Address, listening_socket
 from common.errors import AddressError
 from common.observability.health import problem
 from common.observability.metrics_endpoint import open_metrics
+from common.records import JoinRequest
 from common.transport.rpc import new_server
 from common.trust.authority import Authority
 from common.trust.certificates import CERTIFICATE
@@ -112,8 +113,7 @@ async def test_a_worker_reaches_the_coordinator(host: str) -> None:
     async with coordinator(host) as port:
         for by in HOSTS[host]:
             endpoint = Endpoint(Address.of_peer(f"{by}:{port}"), patience=0.1)
-            joining: Any = None
-            client = CoordinatorClient(endpoint, joining, Metrics())
+            client = CoordinatorClient(endpoint, JoinRequest("w", 1, 2, "test", 1), Metrics())
             stub: Any = client._connection.stub
             with pytest.raises(aio.AioRpcError, match="UNIMPLEMENTED"):
                 from fedpft.v1 import federation_pb2
