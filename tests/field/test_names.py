@@ -82,7 +82,7 @@ def test_a_second_host_with_the_same_name_is_refused_again_and_again_and_the_run
         refused += 1
     look()
     line = federation.log("twin").strip().splitlines()[-1]
-    assert f"error: a worker named '{NAME}' is at work in this run" in line
+    assert f"a worker named '{NAME}' is at work in this run" in line
     assert "its own --name and its own --folder" in line
     (shown,) = [w.progress.trouble for w in seen[-1].workers if w.worker == NAME]
     assert "two workers work under this name" in shown
