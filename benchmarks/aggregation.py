@@ -36,7 +36,7 @@ from common.storage.schema import check_finite
 from common.storage.tensor_header import in_file_order
 from common.storage.tensors import TensorFile, to_bytes
 from coordinator.algorithms.aggregation import Settings, Update, each_aggregated
-from coordinator.modelling.models import passing
+from coordinator.modelling.round_files import passing
 from coordinator.storage.store import Store
 
 COUNTS = (2, 8, 32)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,10 @@ def coordinator(
         LogFormat | None,
         typer.Option("--log", help="How lines look. [default: human on a terminal, else JSON]"),
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Try at once, although the last three tries failed in the same way."),
+    ] = False,
 ) -> None:
     """Run the coordinator: build the sub-FM, serve workers, end with a tuned foundation model.
 
@@ -42,8 +47,9 @@ def coordinator(
         # torch takes seconds to import; --help and a mistake in the file should not.
         from coordinator.process import serve
 
+    # A supervisor starts it for ever; a person at a terminal knows why.
     async def main() -> signal.Signals | None:
-        return (await serve(loaded)).by
+        return (await serve(loaded, again or sys.stdin.isatty())).by
 
     run_async(main())
 

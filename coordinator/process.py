@@ -36,7 +36,7 @@ from common.transport.decoding import Decoding
 from common.transport.rpc import new_server
 from common.trust.identity import Role
 from common.trust.tls import Tls, TlsFiles
-from coordinator.campaign.liveness import ENDPOINT_FILE, tell_death
+from coordinator.campaign.liveness import ENDPOINT_FILE, require_no_repetition, tell_death
 from coordinator.campaign.loop import Campaign
 from coordinator.campaign.progress import RunProgress
 from coordinator.campaign.status import live_status
@@ -72,8 +72,8 @@ class Ending:
     asked: bool = False
 
 
-async def serve(config: RunConfig) -> Ending:
-    """Run the coordinator until the run ends or a signal comes.
+async def serve(config: RunConfig, again: bool = False) -> Ending:
+    """Run the coordinator until the run ends or a signal comes; `again`: although it failed so before.
 
     Raises AddressError, CertificateError, StoreError, ModelError, DataError, RunFailed.
     """
@@ -97,6 +97,8 @@ async def serve(config: RunConfig) -> Ending:
         if store.outcome() == Phase.FINISHED and store.dismissed():
             log.info("the run in %s is finished; nothing to do", config.run.directory)
             return Ending()
+        if not again:
+            require_no_repetition(store)
         # Before anybody is let in: what is read from now on is what the run was begun with.
         await asyncio.to_thread(require_same, store, config)
         resources.enter_context(exporting("fedpft-coordinator"))

@@ -227,7 +227,7 @@ def _figures(
             "trained_examples": sum(u.examples for us in updates for u in us) * config.training.epochs,
             "losses": losses,
             "gaps": [asdict(gap) for gap in store.gaps()],
-            "alignments": store.alignments(),
+            "alignments": store.alignments.all(),
             "hidden_error": hidden_error,
         }
     finally:

@@ -15,6 +15,7 @@ from common.config.run import RunConfig
 from common.data.batches import Dataset
 from common.data.examples import Examples
 from common.errors import CannotTrain, RunFailed
+from common.listing import first_workers
 from common.model.update import update_tensors
 from common.records import ArtifactKind, ArtifactRef, Phase, StopTask
 from common.run_status import Evaluation
@@ -118,7 +119,7 @@ class ClientGathering(Gathering):
         updates = store.updates(number)
         if len(updates) < config.rounds.minimum:
             store.close_try(number, attempt, RoundPhase.SHORT)
-            missing = ", ".join(f"{name} ({reason})" for name, reason in cannot.items())
+            missing = first_workers(f"{name} ({reason})" for name, reason in cannot.items())
             raise RunFailed(
                 f"round {number} missed its minimum of {config.rounds.minimum} updates; missing: {missing}"
             )

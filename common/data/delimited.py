@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TextIO
 
 from common.data.content import open_text
-from common.data.rows import Places, Table, counted, first_few, require_columns
+from common.data.rows import Places, Table, counted, require_columns
 from common.errors import DataError
+from common.listing import first_few
 
 # Python's own limit is 131,072 characters; a text may be longer. The largest C long of any platform.
 csv.field_size_limit(2**31 - 1)

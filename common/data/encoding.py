@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from common.data.batches import Batch, CausalDataset, Dataset, Row, TextDataset, chosen
 from common.data.examples import Examples
 from common.data.images import ImageProcessor, decode
-from common.data.rows import counted, first_few
+from common.data.rows import counted
 from common.errors import DataError, ModelError
+from common.listing import first_few
 from common.records import TaskKind
 from common.runtime.stopping import between_pieces
 

@@ -13,9 +13,10 @@ from common.data.columnar import parquet_columns, read_images
 from common.data.content import opened, require_utf8_name
 from common.data.folders import images_of, look_into, shards_of
 from common.data.labels import likely, taken_for_one
-from common.data.rows import Places, counted, cut, first_few
+from common.data.rows import Places, counted, cut
 from common.data.tables import TABLE_ENDINGS, read_table
 from common.errors import DataError
+from common.listing import first_few
 from common.records import TaskKind
 
 _LABELS_NAMED = 20

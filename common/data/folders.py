@@ -10,9 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 from common.data.content import opened, require_utf8_name
-from common.data.rows import counted, first_few
+from common.data.rows import counted
 from common.data.tables import TABLE_ENDINGS
 from common.errors import DataError
+from common.listing import first_few
 
 Image.init()
 # What people keep pictures in. Pillow knows more, some of which runs other programs; and not every build

@@ -6,8 +6,9 @@ import numpy
 
 from common.data.examples import Examples
 from common.data.images import inspect
-from common.data.rows import counted, first_few, shown
+from common.data.rows import counted, shown
 from common.errors import DataError
+from common.listing import first_few
 
 
 def inspected(examples: Examples, *, thorough: bool = False) -> Examples:

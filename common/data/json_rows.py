@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from common.data.content import open_text
-from common.data.rows import Places, Table, first_few, require_columns, shown
+from common.data.rows import Places, Table, require_columns, shown
 from common.errors import DataError
+from common.listing import first_few
 
 
 def read_json(path: Path, names: Sequence[str]) -> Table:

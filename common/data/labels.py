@@ -4,7 +4,8 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 
-from common.data.rows import cut, first_few
+from common.data.rows import cut
+from common.listing import first_few
 
 _NAMED = 4
 # What is longer is a text, whose column was named by mistake.

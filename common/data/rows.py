@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Self
 
 from common.errors import DataError
+from common.listing import first_few
 
-# Of many rows or files alike, so many are named.
-_NAMED = 3
 _COLUMNS_NAMED = 20
 _SHOWN = 60
 
@@ -72,13 +71,6 @@ def shown(name: str) -> str:
     """The same, in quotation marks where its ends could not be seen."""
     short = cut(name)
     return short if short == short.strip() and short.isprintable() and short else repr(short)
-
-
-def first_few(names: Sequence[object], most: int = _NAMED) -> str:
-    """The first names of many, with the number of the others."""
-    told = ", ".join(str(name) for name in names[:most])
-    more = len(names) - most
-    return f"{told} and {more:,} more" if more > 0 else told
 
 
 def counted(number: int, what: str) -> str:

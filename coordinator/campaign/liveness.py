@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config.run import RunConfig
+from common.errors import StoreError
 from common.records import Phase
 from common.run_status import RunStatus
 from common.storage.files import holder
@@ -16,6 +17,19 @@ from coordinator.storage.store import Store
 
 # There while a coordinator serves; its time is that of the last sign of life.
 ENDPOINT_FILE = "endpoint.json"
+_FAILED = "run_failed"
+# Events after which a failure is another one, whatever it says.
+_STEPS_FORWARD = (
+    "sub_model_ready",
+    "update_received",
+    "round_closed",
+    "gradient_gap",
+    "aligned",
+    "evaluated",
+    "run_rewound",
+)
+_MOST_FAILURES = 3
+_FORGOTTEN_SECONDS = 3600.0
 
 
 def resting_status(store: Store, config: RunConfig) -> RunStatus:
@@ -46,6 +60,23 @@ def tell_death(directory: Path) -> str | None:
     """What to say of the process before this one, if it died."""
     died = time_of_death(directory)
     return None if died is None else _death(died)
+
+
+def require_no_repetition(store: Store) -> None:
+    """What ends a run in the same way again and again is not tried for ever by whatever restarts its process.
+
+    Raises StoreError when its last three failures were one, with nothing done between them, and the last
+    of them less than an hour ago.
+    """
+    last = store.events.last_of((*_STEPS_FORWARD, _FAILED), _MOST_FAILURES)
+    same = {(event.kind, event.text) for event in last}
+    if len(last) < _MOST_FAILURES or len(same) > 1 or last[0].kind != _FAILED:
+        return
+    if time.time() - last[0].time < _FORGOTTEN_SECONDS:
+        raise StoreError(
+            f"{store.directory}: the run has {last[0].text} ({_MOST_FAILURES} times on end in the same way); "
+            "it is not tried again for an hour. When what is to blame is mended, add --again to the command"
+        )
 
 
 def _death(died: float) -> str:

@@ -191,14 +191,14 @@ class Campaign:
 
     async def _realign(self, models: Models, number: int, updates: list[StoredUpdate]) -> None:
         """Neuron-level alignment, when it is due and not done."""
-        if not self._realigns_after(number) or self._store.aligned_after(number):
+        if not self._realigns_after(number) or self._store.alignments.done_after(number):
             return
         self._progress.enter(Phase.ALIGNING, "re-aligning the sub-FM's neurons")
         patch, before, after = await self._timed(
             "re-aligning", models.align_neurons, updates, number, self._progress.on_step
         )
         reach(Point.STEP, "re-aligned")
-        self._store.commit_alignment(number, patch, before, after)
+        self._store.alignments.commit(number, patch, before, after)
         self._aligned(number, before, after)
 
     async def _evaluate(self, models: Models, number: int) -> None:

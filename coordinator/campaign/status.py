@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.config.run import RunConfig
+from common.listing import first_workers
 from common.records import Activity, Phase, Progress, TaskKind
 from common.run_status import Evaluation, RunStatus, Traffic, WorkerStatus
 from coordinator.campaign.progress import RunProgress
@@ -116,4 +117,4 @@ def awaited_updates(state: RoundState, now: float) -> str:
     more = (state.needed or len(state.selected)) - len(state.received)
     some = f"{more} more update(s), of " if more < len(names) else "updates of "
     without = [f"{worker} ({over.reason})" for worker, over in sorted(state.outcomes(now).items())]
-    return f"{some}{', '.join(names)}{'; not of ' if without else ''}{', '.join(without)}"
+    return f"{some}{first_workers(names)}{'; not of ' if without else ''}{first_workers(without)}"

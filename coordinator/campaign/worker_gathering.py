@@ -3,6 +3,7 @@
 import asyncio
 
 from common.errors import RunFailed
+from common.listing import first_workers
 from common.model.update import update_schema
 from common.observability import tracing
 from common.records import ArtifactRef, Phase, StopTask, TrainTask, WaitTask
@@ -48,7 +49,7 @@ class WorkerGathering(Gathering):
                 failed = frozenset(w for w, over in state.over.items() if over.outcome.final)
             else:
                 reported = 0
-                missing = ", ".join(sorted(frozenset(self._store.workers()) - frozenset(selected)))
+                missing = first_workers(sorted(frozenset(self._store.workers()) - frozenset(selected)))
             self._run.metrics.tries.labels("short").inc()
             self._events.record(
                 "round_short",
@@ -64,7 +65,7 @@ class WorkerGathering(Gathering):
     def _who_is_missing(self, state: RoundState) -> str:
         """The workers that brought no update, and why, where that is known."""
         outcomes = state.outcomes(asyncio.get_running_loop().time())
-        return ", ".join(
+        return first_workers(
             f"{worker} ({outcomes[worker].reason})" if worker in outcomes else worker
             for worker in sorted(state.selected - state.received)
         )
@@ -118,9 +119,9 @@ class WorkerGathering(Gathering):
         here = len(set(present) - failed)
         waiting = f"{needed - here} more worker(s): {here} of {needed} are here"
         if doubtful := sorted(failed & set(present)):
-            waiting += f", without {', '.join(doubtful)} that failed in the last try"
+            waiting += f", without {first_workers(doubtful)} that failed in the last try"
         if known := sorted(set(self._store.workers()) - set(present)):
-            waiting += f"; not here: {', '.join(known[:10])}{' …' if len(known) > 10 else ''}"
+            waiting += f"; not here: {first_workers(known)}"
         if waiting != self._progress.waiting_for:
             self._progress.enter(Phase.WAITING, waiting)
             # Without the number that are here: it changes with each that comes, and all would be told.
@@ -168,9 +169,9 @@ class WorkerGathering(Gathering):
             self._sessions.assign(worker, Assignment(task, closes_at))
             if not self._sessions.is_present(worker):
                 self._inbox.note(Lost(worker))
-        self._progress.enter(Phase.TRAINING, f"updates of {', '.join(selected)}")
+        self._progress.enter(Phase.TRAINING, f"updates of {first_workers(selected)}")
         self._events.record(
-            "round_opened", f"round {number} of {rounds.count}: {', '.join(selected)}", number
+            "round_opened", f"round {number} of {rounds.count}: {first_workers(selected)}", number
         )
         reach(Point.STEP, "round-opened")
         state = await self._inbox.collect()

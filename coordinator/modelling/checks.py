@@ -26,6 +26,7 @@ from common.transport.wire import run_spec_to_pb, sub_model_to_pb
 from coordinator.context import labels_apart, run_spec
 from coordinator.modelling.checkpoint import reason
 from coordinator.modelling.foundation import Foundation, wire_config
+from coordinator.storage.alignments import MOST_PATCHES
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def _check_messages(model: PreTrainedModel, config: RunConfig) -> None:
     file = ArtifactRef(ArtifactKind.SUB_MODEL, "0" * 64, 2**40)
     widths = (2**17,) * model.config.num_hidden_layers
     reference = SubModelRef(wire_config(model.config), widths, file, (), (file,) * 3)
-    patches = _PATCH_BYTES * config.rounds.count if config.realigns else 0
+    patches = _PATCH_BYTES * MOST_PATCHES if config.realigns else 0
     largest = max(run_spec_to_pb(spec).ByteSize(), sub_model_to_pb(reference).ByteSize() + patches)
     if largest > (most := MAX_MESSAGE_BYTES - _ROOM_BYTES):
         raise ConfigError(

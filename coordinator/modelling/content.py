@@ -8,6 +8,7 @@ from common.config.run import RunConfig
 from common.config.task import DataSource, TestData
 from common.data.presets import preset_files
 from common.errors import ConfigError, DataError, ModelError
+from common.listing import first_few
 from common.storage.files import digest_of, sha256_of
 from coordinator.modelling.data import examples_of
 from coordinator.modelling.foundation import hub_revision
@@ -98,5 +99,5 @@ def _difference(name: str, begun: Mapping[str, str] | None, found: Mapping[str, 
     if begun is None or found is None:
         return f"{name} {'is new' if begun is None else 'is not there any more'}"
     files = sorted(key for key in begun.keys() | found.keys() if begun.get(key) != found.get(key) and key)
-    told = f" ({', '.join(files[:3])}{', …' if len(files) > 3 else ''})" if files else ""
+    told = f" ({first_few(files, 3)})" if files else ""
     return f"{name} has another content{told}"

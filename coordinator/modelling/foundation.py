@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 from common.data.images import ImageProcessor
 from common.data.processors import Processor, load_processor
 from common.errors import ModelError
+from common.listing import first_few
 from common.model.families import family_of
 from common.model.tasks import auto_class, plain, require_task
 from common.model.wire_config import CLASSES, FEW
@@ -81,7 +82,7 @@ def _classifier(
     if brings_output(model, brought):
         # As many classes by chance.
         draw_output(model, seed)
-        told = ", ".join(published[i] for i in sorted(published)[:8])
+        told = first_few(published[i] for i in sorted(published))
         log.info(
             "model %s: its published head is for %s, not for the task's classes; it starts anew "
             "(if they are the same, name them in id2label of its config.json)",

@@ -1,37 +1,31 @@
 """The coordinator's two models and what is computed on them. Blocking: runs in the compute thread."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.config.choices import AggregationRule, Construction, LoraAveraging
+from common.config.choices import Construction
 from common.config.run import RunConfig
 from common.config.task import DataSource
 from common.data.batches import Dataset
 from common.data.encoding import encode
 from common.data.examples import Examples
 from common.data.processors import processor_files
-from common.errors import StoreError
 from common.model.adapter import Adapted
-from common.model.apoz import ZeroCounts, from_tensors, merge
 from common.model.ffn import ffns_of, is_smooth
 from common.model.layers import layers_of
-from common.model.submodel import SubModelPlan, apply_patch, build, make_patch, own_weights
-from common.model.update import APOZ, DELTA, Prefixed
+from common.model.submodel import SubModelPlan, apply_patch, build, own_weights
 from common.records import ArtifactKind, ArtifactRef, SubModelRef, ZeroRule
 from common.run_status import Evaluation, GradientGap, ModelFacts
 from common.runtime import seeds
-from common.runtime.compute import one_thread
-from common.storage.tensor_header import in_file_order
 from common.storage.tensors import TensorFile
-from coordinator.algorithms import aggregation, alignment, compression, distillation, gradient_gap
-from coordinator.algorithms.aggregation import Update
+from coordinator.algorithms import alignment, compression, distillation, gradient_gap
 from coordinator.algorithms.plugging import plug
 from coordinator.context import adapter_spec
+from coordinator.modelling import round_files
 from coordinator.modelling.building import (
     CHECKPOINT_FILE,
     OnProgress,
@@ -43,6 +37,7 @@ from coordinator.modelling.checks import check_run, check_sub_model
 from coordinator.modelling.data import read_source
 from coordinator.modelling.evaluation import score
 from coordinator.modelling.foundation import load_foundation, wire_config
+from coordinator.storage.alignments import StoredPatch
 from coordinator.storage.store import Store, StoredUpdate
 
 
@@ -197,44 +192,8 @@ class Models:
     def aggregate(
         self, adapter: ArtifactRef, updates: Sequence[StoredUpdate], state: ArtifactRef | None
     ) -> tuple[ArtifactRef, ArtifactRef | None]:
-        """The next adapter and the server optimiser's next state (FedPFT, Algorithm 1, server update).
-
-        The adapter is read, computed and written tensor by tensor: by the mean, memory grows neither with
-        its size nor with the number of updates. A server optimiser's state is held whole.
-        """
-        files = len(updates) + 1
-        start = self._file(adapter, files)
-        changes = [Update(u.worker, u.examples, Prefixed(self._file(u, files), DELTA)) for u in updates]
-        a = self._config.aggregation
-        if a.lora is LoraAveraging.EXACT:
-            spec = self._spec
-            following = aggregation.exact(start, changes, spec.alpha / spec.rank)
-            return self._store.artifacts.add_tensors(ArtifactKind.ADAPTER, following), None
-        settings = aggregation.Settings(
-            a.rule,
-            a.trim,
-            a.byzantine,
-            a.optimizer,
-            a.learning_rate,
-            a.momentum,
-            a.second_momentum,
-            a.tau,
-        )
-        remembered: dict[str, Tensor] = {}
-
-        def tensors() -> Iterator[tuple[str, Tensor]]:
-            before = self.tensors(state) if state else {}
-            order = in_file_order(schema)
-            for one in aggregation.each_aggregated(start, changes, before, settings, order):
-                remembered.update(one.state)
-                yield one.name, one.tensor
-
-        schema = start.schema()
-        with passing(a.rule):
-            result = self._store.artifacts.add_each(ArtifactKind.ADAPTER, schema, tensors())
-        if not remembered:
-            return result, None
-        return result, self._store.artifacts.add_tensors(ArtifactKind.SERVER_STATE, remembered)
+        """The next adapter and the server optimiser's next state."""
+        return round_files.aggregate(self._store, self._config, adapter, updates, state)
 
     def inspect(self, adapter: ArtifactRef) -> str | None:
         """What would be wrong with this adapter, or None: its values, the FM's answers to a batch of data."""
@@ -281,11 +240,11 @@ class Models:
 
     def align_neurons(
         self, updates: Sequence[StoredUpdate], round_number: int, on_progress: OnProgress
-    ) -> tuple[ArtifactRef, float, float]:
+    ) -> tuple[StoredPatch, float, float]:
         """Neuron-level alignment by the workers' APoZ; returns patch, error before and after."""
         settings = self._config.realignment
         neurons = alignment.chosen_neurons(
-            self._merged_counts(updates),
+            round_files.zero_counts(self._store, updates),
             settings.proportion,
             settings.choice,
             seeds.derive(self._seed, "choice", round_number),
@@ -303,8 +262,7 @@ class Models:
             on_step=lambda step, steps, loss: on_progress(step, steps),
         )
         after = self._builder.hidden_error(self._plan, student)
-        patch = make_patch(ffns_of(student), neurons)
-        return self._store.artifacts.add_tensors(ArtifactKind.NEURON_PATCH, patch), before, after
+        return round_files.write_patch(self._store, ffns_of(student), neurons), before, after
 
     def evaluate(self, round_number: int, on_progress: OnProgress, fm_only: bool = False) -> list[Evaluation]:
         """Score the FM with the adapter plugged in, and, unless `fm_only`, the sub-FM."""
@@ -324,20 +282,8 @@ class Models:
         """What an artifact holds."""
         return self._file(artifact).load()
 
-    def _file(self, content: ArtifactRef | StoredUpdate, beside: int = 1) -> TensorFile:
-        return TensorFile(self._store.artifacts.path(content.sha256), beside)
-
-    def _merged_counts(self, updates: Sequence[StoredUpdate]) -> Mapping[int, ZeroCounts]:
-        counts = [from_tensors(Prefixed(self._file(u), APOZ)) for u in updates]
-        counted = [c for c in counts if c]
-        if not counted:
-            raise StoreError("no update of this round carries APoZ counts")
-        return {layer: merge([c[layer] for c in counted]) for layer in counted[0]}
-
-
-def passing(rule: AggregationRule) -> AbstractContextManager[None]:
-    """How many threads a rule is computed by: the mean does nothing but pass over memory."""
-    return one_thread() if rule is AggregationRule.MEAN else nullcontext()
+    def _file(self, artifact: ArtifactRef) -> TensorFile:
+        return round_files.opened(self._store, artifact)
 
 
 def _parameters(*modules: torch.nn.Module) -> int:

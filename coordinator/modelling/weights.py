@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from common.errors import ModelError
+from common.listing import first_few
 from common.model.adapter import heads_of, may_lack
 from common.model.families import Family
 from common.records import TaskKind
@@ -72,8 +73,8 @@ def _wanting(path: str, wanting: set[str], brought: Brought, layers: int) -> str
     if shaped and not cause:
         file, model = brought.mismatched[shaped[0]]
         return (
-            f"model {path}: {_some(shaped)}: config.json and weights do not fit: {list(file)} in the file, "
-            f"{list(model)} by config.json; take both from the same model"
+            f"model {path}: {first_few(shaped, _SHOWN)}: config.json and weights do not fit: "
+            f"{list(file)} in the file, {list(model)} by config.json; take both from the same model"
         )
     lost = sorted({int(m[1]) for m in map(_IN_LAYER.fullmatch, wanting) if m})
     if not cause:
@@ -84,7 +85,7 @@ def _wanting(path: str, wanting: set[str], brought: Brought, layers: int) -> str
             else "the file is another model's than config.json, or not complete"
         )
     names = sorted(wanting, key=lambda name: (_IN_LAYER.fullmatch(name) is None, name))
-    return f"model {path}: the weights lack {_some(names)}, which would be random; {cause}"
+    return f"model {path}: the weights lack {first_few(names, _SHOWN)}, which would be random; {cause}"
 
 
 def _left_over(path: str, left: list[str], layers: int) -> str:
@@ -97,7 +98,7 @@ def _left_over(path: str, left: list[str], layers: int) -> str:
         cause = _MERGE
     else:
         cause = "config.json has no place for them; take it and the weights from the same model"
-    return f"model {path}: {_some(left)} would be left out; {cause}"
+    return f"model {path}: {first_few(left, _SHOWN)} would be left out; {cause}"
 
 
 _MERGE = (
@@ -125,12 +126,7 @@ def _wrapped(brought: Brought) -> str:
     )
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
 def left_unread(brought: Brought) -> str:
     """What of the file the task has no use for, as part of a line; "" when nothing."""
     names = sorted(name for name in brought.unexpected if not _NEVER_READ.fullmatch(name))
-    return _some(names) if names else ""
+    return first_few(names, _SHOWN) if names else ""

@@ -1,5 +1,6 @@
 """SQLite under the store: one connection, transactions that are durable when they return."""
 
+import math
 import shutil
 import sqlite3
 import tempfile
@@ -37,6 +38,8 @@ CREATE TABLE IF NOT EXISTS alignments (
     round INTEGER PRIMARY KEY, patch TEXT NOT NULL REFERENCES artifacts,
     error_before REAL NOT NULL, error_after REAL NOT NULL
 );
+-- Of these, those whose patch holds what all before it changed, too.
+CREATE TABLE IF NOT EXISTS whole_patches (round INTEGER PRIMARY KEY);
 -- The adapter after each round; round 0 is the first.
 CREATE TABLE IF NOT EXISTS adapters (
     round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES artifacts, created REAL NOT NULL
@@ -195,6 +198,11 @@ class Database:
             case _:
                 told = str(error)
         return StoreError(f"{self._path}: {told}")
+
+
+def as_kept(figure: float) -> float | str:
+    """A figure as the database holds it: SQLite knows no NaN, and infinities only by name."""
+    return figure if math.isfinite(figure) else str(figure)
 
 
 def _readable(path: Path) -> sqlite3.Connection:

@@ -16,7 +16,7 @@ LEAST_ADAPTERS = 2
 def collect(store: Store, adapters: int = LEAST_ADAPTERS) -> int:
     """Delete artifacts that nothing needs any more; returns how many bytes that freed.
 
-    Needed are the sub-FM with all patches, the newest `adapters` with the server optimiser's states, and
+    Needed are the sub-FM with its patches, the newest `adapters` with the server optimiser's states, and
     the updates of the last round and of later ones: an alignment after it reads their APoZ counts.
     Raises StoreError.
     """
@@ -83,12 +83,14 @@ def _needed(store: Store, kept: int = LEAST_ADAPTERS) -> Iterator[tuple[Artifact
         reference, plan, _ = stored
         yield reference.base, "the sub-FM"
         yield plan, "the sub-FM's plan"
-        for patch in reference.patches:
-            yield patch, "an alignment of the sub-FM"
         for file in reference.processor:
             yield file, "the tokenizer or image processor"
     adapters = store.adapters()
     last = max(adapters, default=0)
+    # Whoever goes back to the oldest of these rounds needs the sub-FM as it was then.
+    oldest = min(sorted(adapters)[-kept:], default=0)
+    for patch in dict.fromkeys((*store.alignments.patches(oldest), *store.alignments.patches())):
+        yield patch, "an alignment of the sub-FM"
     for number in sorted(adapters)[-kept:]:
         yield store.artifacts.get(adapters[number]), f"the adapter after round {number}"
         # An older one is of use with its adapter only; when states are not kept for that, not at all.

@@ -8,6 +8,7 @@ _BY_ROUND = (
     "adapters",
     "server_states",
     "alignments",
+    "whole_patches",
     "gradient_gaps",
     "evaluations",
     "tries",

@@ -1,7 +1,6 @@
 """What was decided in a run, in SQLite (WAL); what is large lies beside it as artifacts."""
 
 import json
-import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass
@@ -11,8 +10,9 @@ from typing import Any
 from common.errors import StoreError
 from common.records import ArtifactKind, ArtifactRef, SubModelRef
 from common.run_status import Evaluation, GradientGap, LayerGap, ModelFacts
+from coordinator.storage.alignments import Alignments
 from coordinator.storage.artifacts import Artifacts
-from coordinator.storage.database import Database, Row
+from coordinator.storage.database import Database, Row, as_kept
 from coordinator.storage.differences import differences
 from coordinator.storage.events import Events
 from coordinator.storage.traffic_table import TrafficTable
@@ -43,6 +43,7 @@ class Store:
         self.artifacts = Artifacts(directory, self.database)
         self.events = Events(self.database)
         self.traffic = TrafficTable(self.database)
+        self.alignments = Alignments(self.database, self.artifacts)
 
     @classmethod
     def existing(cls, directory: Path) -> "Store":
@@ -129,37 +130,21 @@ class Store:
         )
 
     def sub_model(self) -> tuple[SubModelRef, ArtifactRef, ModelFacts] | None:
-        """The sub-FM with all patches so far, its plan and sizes; None before it is built."""
+        """The sub-FM with the patches that it needs, its plan and sizes; None before it is built."""
         row = self._row("SELECT reference, plan, facts FROM sub_model")
         if row is None:
             return None
         fields = json.loads(row[0])
-        patches = self._rows("SELECT patch FROM alignments ORDER BY round")
         reference = SubModelRef(
             config_json=fields["config_json"],
             ffn_widths=tuple(fields["ffn_widths"]),
             base=_ref(fields["base"]),
-            patches=tuple(self.artifacts.get(patch) for (patch,) in patches),
+            patches=self.alignments.patches(),
             processor=tuple(_ref(p) for p in fields["processor"]),
             # Runs of earlier versions did not tune any.
             new_modules=tuple(fields.get("new_modules", ())),
         )
         return reference, self.artifacts.get(row[1]), ModelFacts(**json.loads(row[2]))
-
-    def commit_alignment(self, round_number: int, patch: ArtifactRef, before: float, after: float) -> None:
-        """Record a neuron-level alignment, with the hidden-state error before and after."""
-        row = (round_number, patch.sha256, _kept(before), _kept(after))
-        self._write("alignment", "INSERT INTO alignments VALUES (?, ?, ?, ?)", *row)
-
-    def alignments(self) -> list[tuple[int, float, float]]:
-        """Neuron-level alignments: the round that each followed, the hidden-state error before and after."""
-        rows = self._rows("SELECT round, error_before, error_after FROM alignments ORDER BY round")
-        return [(number, float(before), float(after)) for number, before, after in rows]
-
-    def aligned_after(self, round_number: int) -> bool:
-        """Whether the alignment that follows this round is committed."""
-        row = self._row("SELECT 1 FROM alignments WHERE round = ?", round_number)
-        return row is not None
 
     # --- rounds ---
 
@@ -281,7 +266,7 @@ class Store:
 
     def commit_evaluation(self, *evaluations: Evaluation) -> None:
         """Record scores, all or none."""
-        rows = [(e.round, e.model, _kept(e.accuracy), _kept(e.loss)) for e in evaluations]
+        rows = [(e.round, e.model, as_kept(e.accuracy), as_kept(e.loss)) for e in evaluations]
         with self.database.transaction("evaluation") as db:
             db.executemany("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?)", rows)
 
@@ -316,11 +301,6 @@ class Store:
 
     def _value(self, query: str) -> object:
         return self.database.value(query)
-
-
-def _kept(figure: float) -> float | str:
-    """A figure as the database holds it: SQLite knows no NaN, and infinities only by name."""
-    return figure if math.isfinite(figure) else str(figure)
 
 
 def _ref(fields: dict[str, Any]) -> ArtifactRef:

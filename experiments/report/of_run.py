@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from common.config.run import RunConfig
+from common.listing import first_few
 from common.records import Phase, TaskKind
 from common.run_status import Evaluation, RunStatus, Traffic
 from coordinator.campaign.liveness import resting_status
@@ -137,7 +138,7 @@ def _losses(store: Store, done: int) -> list[Section]:
 
 
 def _drift(store: Store) -> list[Section]:
-    gaps, alignments = store.gaps(), store.alignments()
+    gaps, alignments = store.gaps(), store.alignments.all()
     parts: list[Table | Plot] = []
     if gaps:
         x = tuple(float(gap.round) for gap in gaps)
@@ -253,10 +254,11 @@ def _facts(store: Store, config: RunConfig) -> dict[str, str]:
     latest = store.latest_adapter()
     return {
         "model": Path(config.model.path).name,
-        "task": f"{config.task.kind}; {', '.join(config.task.labels)}"
+        "task": f"{config.task.kind}; {first_few(config.task.labels, 100)}"
         if config.task.labels
         else str(config.task.kind),
-        "workers": ", ".join(f"{name} ({count:,})" for name, count in store.workers().items()) or "simulated",
+        "workers": first_few((f"{name} ({count:,})" for name, count in store.workers().items()), 100)
+        or "simulated",
         "seed": str(config.run.seed),
         "settings that differ from the defaults": "; ".join(changed) or "none",
         "adapter, SHA-256": latest[1].sha256 if latest else "none yet",

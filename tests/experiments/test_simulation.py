@@ -173,7 +173,7 @@ def test_drift_asks_for_alignments_only_above_its_limit(tmp_path: Path, model_fo
         settings = {"realignment.every": 0, "realignment.drift": limit}
         settings |= {"rounds.count": 3, "gradient_gap.batches": 1}
         store = Store.existing(run(tmp_path / str(limit), model_folder, settings))
-        aligned.append([n for n in (1, 2, 3) if store.aligned_after(n)])
+        aligned.append([n for n in (1, 2, 3) if store.alignments.done_after(n)])
         assert [gap.round for gap in store.gaps()] == [0, 1, 2, 3]
         store.close()
     # Never after the last round.

@@ -1,5 +1,7 @@
 """One worker's finite but absurd numbers cost the run neither its adapter nor its way back."""
 
+import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +12,17 @@ import torch
 from typer.testing import CliRunner
 
 from cli.main import app
+from common.config.file import load_config
 from common.data.examples import Columns, read_examples
 from common.errors import RunFailed, StoreError
 from common.records import ArtifactKind
-from common.run_status import Evaluation
+from common.run_status import Evaluation, Event
 from common.storage.tensors import TensorFile
+from coordinator.context import identity
 from coordinator.storage.store import Store
 from experiments.clients import ClientTask, LocalClients
 from experiments.simulation import simulate
-from tests.conftest import write_model, write_table
+from tests.conftest import LABELS, write_model, write_table
 from tests.field.test_identity import config_of
 from worker.train import LocalUpdate
 
@@ -150,3 +154,56 @@ def test_a_spoiled_adapter_of_an_older_version_is_not_exported(folder: Path, mer
     assert result.exit_code == 2
     assert "is not finite" in result.output and "rewind" in result.output
     assert not (folder / "out").exists()
+
+
+def failed(folder: Path, texts: Sequence[str], ago: float = 0.0, between: str = "") -> Path:
+    """A run that failed in this way each time that its supervisor started it; its configuration."""
+    values = {
+        "run.directory": str(folder / "run"),
+        "model.path": str(folder / "gone"),
+        "task.labels": list(LABELS),
+        "data.public.path": str(folder / "public.csv"),
+        "rounds.workers": 3,
+        "server.listen": "127.0.0.1:0",
+        "server.metrics": "127.0.0.1:0",
+    }
+    file = folder / "run.toml"
+    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    config = load_config(file)
+    store = Store(config.run.directory)
+    store.open_run("run", identity(config))
+    for text in texts:
+        for kind, told in ((between, ""), ("phase_entered", "phase: failed"), ("run_failed", text)):
+            if kind:
+                number = store.events.last() + 1
+                store.events.add(Event(number, time.time() - ago, kind, told, 1, "", {}))
+    store.close()
+    return file
+
+
+SAME = ["failed: worker b spoils the round"] * 3
+
+
+@pytest.mark.parametrize(
+    ("texts", "ago", "between", "options", "refused"),
+    [
+        (SAME, 0.0, "", [], True),
+        (SAME, 0.0, "worker_joined", [], True),
+        (SAME, 0.0, "", ["--again"], False),
+        (SAME, 3700.0, "", [], False),
+        (SAME, 0.0, "update_received", [], False),
+        (SAME[:2], 0.0, "", [], False),
+        ([*SAME[:2], "failed: of something else"], 0.0, "", [], False),
+    ],
+    ids=["same", "workers come", "again", "long ago", "came further", "twice", "another"],
+)
+def test_a_failure_that_repeats_is_not_started_again_for_ever(
+    folder: Path, texts: list[str], ago: float, between: str, options: list[str], refused: bool
+) -> None:
+    config = failed(folder, texts, ago, between)
+    result = CliRunner().invoke(app, ["coordinator", "--config", str(config), *options])
+    assert result.exit_code == 2
+    said = " ".join(result.output.split())
+    # Otherwise it goes on, to a model that is not there.
+    assert ("worker b spoils the round (3 times on end in the same way)" in said) is refused, said
+    assert ("--again" in said) is refused

@@ -10,6 +10,7 @@ from common.errors import StoreError
 from common.records import ArtifactKind, ArtifactRef, SubModelRef
 from common.run_status import ModelFacts
 from coordinator.storage import retention
+from coordinator.storage.alignments import StoredPatch
 from coordinator.storage.store import Store, StoredUpdate
 
 
@@ -36,7 +37,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
         adapter = store.artifacts.add_tensors(ArtifactKind.ADAPTER, tensor(10 + number))
         state = store.artifacts.add_tensors(ArtifactKind.SERVER_STATE, tensor(20 + number))
         store.commit_adapter(number, adapter, state)
-    store.commit_alignment(1, store.artifacts.add_tensors(ArtifactKind.NEURON_PATCH, tensor(30)), 2.0, 1.0)
+    patch = store.artifacts.add_tensors(ArtifactKind.NEURON_PATCH, tensor(30))
+    store.alignments.commit(1, StoredPatch(patch), 2.0, 1.0)
     yield store
     store.close()
 

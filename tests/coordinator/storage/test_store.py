@@ -12,6 +12,7 @@ from common.errors import StoreError, UnknownArtifact
 from common.records import ArtifactKind, ArtifactRef, SubModelRef
 from common.run_status import Evaluation, Event, GradientGap, LayerGap, ModelFacts, Traffic
 from common.storage.tensors import TensorFile
+from coordinator.storage.alignments import StoredPatch
 from coordinator.storage.store import Store, StoredUpdate
 
 
@@ -102,11 +103,11 @@ def test_the_sub_fm_is_found_again_with_its_processor_and_patches(store: Store) 
     patches = tuple(
         store.artifacts.add(ArtifactKind.NEURON_PATCH, content) for content in (b"later", b"earlier")
     )
-    store.commit_alignment(4, patches[0], 0.5, 0.25)
-    store.commit_alignment(2, patches[1], 0.5, 0.25)
+    store.alignments.commit(4, StoredPatch(patches[0]), 0.5, 0.25)
+    store.alignments.commit(2, StoredPatch(patches[1]), 0.5, 0.25)
     again = reopened(store)
     assert again.sub_model() == (replace(reference, patches=patches[::-1]), plan, facts)
-    assert [again.aligned_after(number) for number in range(1, 5)] == [False, True, False, True]
+    assert [again.alignments.done_after(number) for number in range(1, 5)] == [False, True, False, True]
     again.close()
 
 

@@ -69,7 +69,7 @@ def test_a_run_is_reported_by_command(run: Path, tmp_path: Path) -> None:
     assert [(int(r[0]), r[1], float(r[3])) for r in rows("updates")] == updates
     assert rows("traffic") == [["worker-1", "0", "2.0", "0.0"], ["worker-1", "1", "0.5", "0.25"]]
     assert [row[:2] for row in rows("seconds")] == [["building", "4.0"], ["training", "6.0"]]
-    assert [int(row[0]) for row in rows("alignments")] == [n for n, _, _ in store.alignments()] == [1]
+    assert [int(row[0]) for row in rows("alignments")] == [n for n, _, _ in store.alignments.all()] == [1]
     store.close()
 
 
