@@ -202,7 +202,6 @@ def _figures(
         stored = store.sub_model()
         assert stored is not None
         reference, _, facts = stored
-        patches = reference.patches
         rounds = range(1, config.rounds.count + 1)
         updates = [store.updates(number) for number in rounds]
         adapters, received = (
@@ -221,7 +220,7 @@ def _figures(
                 "once": reference.base.size + sum(artifact.size for artifact in reference.processor),
                 "down": sum(adapters) / len(adapters),
                 "up": sum(received) / len(received),
-                "patches": sum(patch.size for patch in patches),
+            "patches": sum(store.artifacts.sizes(ArtifactKind.NEURON_PATCH)),
             },
             "seconds": dict(outcome.seconds) | ({"building": building} if building else {}),
             "trained_examples": sum(u.examples for us in updates for u in us) * config.training.epochs,
