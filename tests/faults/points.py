@@ -93,7 +93,7 @@ COORDINATOR_AGAIN = [
         "transaction-made/event": 20,
         "chunk-received/upload": 3,
         "chunk-sent/sub_model": 4,
-        "chunk-sent/adapter": 10,
+        "chunk-sent/adapter": 7,
         "reply-ready/SubmitUpdate": 4,
         "call-ended/SubmitUpdate": 2,
         "step/aggregated": 2,
