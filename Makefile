@@ -10,7 +10,7 @@ BUF := npx --yes --package=@bufbuild/buf@1.75.0 -- buf
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-all test-field test-slow test-containers test-hosts test-faults test-security fuzz bench bench-flower lint types imports proto proto-check proto-landed proto-lint docs docs-check dependencies clean
+.PHONY: help demo test test-all test-slow test-containers test-hosts test-faults test-security fuzz bench bench-flower lint types imports proto proto-check proto-landed proto-lint docs docs-check dependencies clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^##@ / { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,14 +37,11 @@ demo: $(VENV)/demo-installed ## Run the whole method on this machine, on a real 
 test: $(VENV)/installed ## Whether the whole works: all unit tests, and real runs of every kind; 4 minutes
 	$(BIN)/pytest
 
-test-all: $(VENV)/installed ## The same, and what takes long; 10 minutes
+test-all: $(VENV)/installed ## The same, and what takes long; 15 minutes
 	$(BIN)/pytest -m '$(EVERYDAY)'
 
-test-slow: $(VENV)/installed ## What test-all runs beyond test; 6 minutes
+test-slow: $(VENV)/installed ## What test-all runs beyond test; 10 minutes
 	$(BIN)/pytest -m 'slow and $(EVERYDAY)'
-
-test-field: $(VENV)/installed ## What people's own models, data and machines do to it
-	$(BIN)/pytest tests/field -m field
 
 test-security: $(VENV)/installed ## Every call by every kind of caller, TLS, revocation, bad workers, 10,000 bad streams
 	FEDPFT_FLOOD_STREAMS=10000 $(BIN)/pytest tests/security tests/experiments/test_bad_clients.py -m '' -q

@@ -12,6 +12,8 @@ from rich.table import Table
 
 from common.observability.console import EXIT_FAILED, plain_errors
 
+_NAMES = {"fm": "tuned FM", "corrected": "corrected FM", "sub_fm": "sub-FM alone, as workers have it"}
+
 if TYPE_CHECKING:
     from coordinator.owner.audit import OwnerAudit
     from worker.sent_log import DataOwnerAudit
@@ -80,7 +82,7 @@ def show_run(found: "OwnerAudit", console: Console) -> None:
     console.print(files)
     console.print()
     for evaluation in found.evaluations:
-        name = "tuned FM" if evaluation.model == "fm" else "sub-FM alone, as workers have it"
+        name = _NAMES[evaluation.model]
         console.print(f"after round {evaluation.round}, accuracy of the {name}: {evaluation.accuracy:.4f}")
     for looked in found.looked:
         for finding in looked.findings[:10]:

@@ -38,7 +38,7 @@ def figures(method: str, data: str, folder: Path, model: Path, seconds: float, m
         measure: {
             "fm_before": scores[0, "fm"],
             "sub_fm": scores[status.round, "sub_fm"],
-            "fm_after": scores[status.round, "fm"],
+            "fm_after": scores.get((status.round, "corrected"), scores[status.round, "fm"]),
         },
         f"{measure}_by_round": {
             model: [scores[number, model] for number in range(status.round + 1)] for model in ("fm", "sub_fm")

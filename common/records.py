@@ -26,6 +26,7 @@ class ArtifactKind(StrEnum):
     PLAN = "plan"
     UPDATE = "update"
     SERVER_STATE = "server_state"
+    CORRECTED = "corrected"
 
 
 class TaskKind(StrEnum):
@@ -60,6 +61,7 @@ class Phase(StrEnum):
     TRAINING = "training"
     AGGREGATING = "aggregating"
     EVALUATING = "evaluating"
+    CORRECTING = "correcting"
     FINISHED = "finished"
     FAILED = "failed"
     STOPPED = "stopped"

@@ -1,5 +1,6 @@
 """What people are told of a run: where it stands, scores, gaps, bytes, events. Plain, as `records`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.records import Phase, Progress, TaskKind
@@ -25,14 +26,24 @@ class WorkerStatus:
     traffic: tuple[Traffic, ...] = ()
 
 
+# What is scored: the FM with the adapter plugged in, the sub-FM with it, the FM after a correction.
+SCORED = {"fm": "FM", "sub_fm": "sub-FM", "corrected": "corrected FM"}
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """A score on the owner's test data. `model` is "fm" (adapter plugged in) or "sub_fm"."""
+    """A score on the owner's test data. `model` is one of `SCORED`."""
 
     round: int
     model: str
     accuracy: float
     loss: float
+
+
+def reported(evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    """The last score of the tuned FM: corrected, where that was done. None where nothing was scored."""
+    own = [e for e in evaluations if e.model in ("fm", "corrected")]
+    return max(own, key=lambda e: (e.round, e.model == "corrected"), default=None)
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,12 @@ class Metrics:
             ["when"],
             registry=r,
         )
+        self._divergence = Gauge(
+            "fedpft_correction_divergence_nats",
+            "KL divergence of the FM's predictions from the correction's teacher, on held-out public data",
+            ["when"],
+            registry=r,
+        )
         self._drift = Gauge(
             "fedpft_drift_ratio",
             "1 - cosine * norm ratio between the sub-FM's and the FM's adapter gradients, on public data",
@@ -179,6 +185,11 @@ class Metrics:
         """A model was scored."""
         self._accuracy.labels(evaluation.model).set(evaluation.accuracy)
         self._loss.labels(evaluation.model).set(evaluation.loss)
+
+    def corrected(self, before: float, after: float) -> None:
+        """The FM was corrected; KL divergences from the teacher in nats."""
+        self._divergence.labels("before").set(before)
+        self._divergence.labels("after").set(after)
 
     def gap_measured(self, gap: GradientGap) -> None:
         """The gradient gap after a round."""

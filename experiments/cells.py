@@ -19,7 +19,7 @@ from common.data.encoding import encode
 from common.data.examples import Columns, read_examples
 from common.errors import ConfigError
 from common.records import ArtifactKind
-from common.run_status import Evaluation
+from common.run_status import Evaluation, reported
 from common.runtime import seeds
 from common.storage.files import write_atomically
 from coordinator.modelling.building import ABOUT_FILE, Recipe, SubModelBuilder
@@ -210,6 +210,7 @@ def _figures(
         )
         latest = store.latest_adapter()
         assert latest is not None
+        correction = store.corrections.of(latest[0])
         losses = [sum(u.loss * u.examples for u in us) / sum(u.examples for u in us) for us in updates]
         return {
             "scores": [asdict(e) for e in outcome.evaluations],
@@ -220,13 +221,14 @@ def _figures(
                 "once": reference.base.size + sum(artifact.size for artifact in reference.processor),
                 "down": sum(adapters) / len(adapters),
                 "up": sum(received) / len(received),
-            "patches": sum(store.artifacts.sizes(ArtifactKind.NEURON_PATCH)),
+                "patches": sum(store.artifacts.sizes(ArtifactKind.NEURON_PATCH)),
             },
             "seconds": dict(outcome.seconds) | ({"building": building} if building else {}),
             "trained_examples": sum(u.examples for us in updates for u in us) * config.training.epochs,
             "losses": losses,
             "gaps": [asdict(gap) for gap in store.gaps()],
             "alignments": store.alignments.all(),
+            "correction": None if correction is None else [correction.before, correction.after],
             "hidden_error": hidden_error,
         }
     finally:
@@ -234,5 +236,7 @@ def _figures(
 
 
 def _final(evaluations: tuple[Evaluation, ...]) -> Evaluation:
-    """The last score of the FM with the adapter plugged in."""
-    return max((e for e in evaluations if e.model == "fm"), key=lambda e: e.round)
+    """The last score of the tuned FM."""
+    last = reported(evaluations)
+    assert last is not None
+    return last

@@ -28,6 +28,18 @@ def until(
     raise AssertionError(f"no progress for {patience} s, waiting for: {what}\n{told()}")
 
 
+def within(seconds: float, what: str) -> Iterator[None]:
+    """Yield again and again, for the caller to look whether `what` has come; here the time is the claim.
+
+    An AssertionError when it is over.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
 def sizes(files: Iterable[Path]) -> tuple[int, ...]:
     """Bytes in each file, 0 for one that is not there: they grow as long as something is written."""
     return tuple(map(_size, files))

@@ -61,6 +61,15 @@ class ServerOptimizer(StrEnum):
     YOGI = "yogi"
 
 
+class CorrectionTeacher(StrEnum):
+    """Whose predictions the correction brings the FM to: of sub-FM and FM, of the sub-FM; or, as a control
+    that knows nothing of the sub-FM, of the FM after the last two rounds."""
+
+    MEAN = "mean"
+    SUB_FM = "sub-fm"
+    ROUNDS = "rounds"
+
+
 class LoraAveraging(StrEnum):
     """What is averaged of LoRA: A and B; B alone, A being frozen (FFA-LoRA); their product (FedEx-LoRA)."""
 

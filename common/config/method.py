@@ -9,6 +9,7 @@ from common.config.choices import (
     AggregationRule,
     AlignmentMethod,
     Construction,
+    CorrectionTeacher,
     LoraAveraging,
     NeuronChoice,
     Saliency,
@@ -152,6 +153,33 @@ class AggregationSection(Section):
     lora: LoraAveraging = LoraAveraging.FACTORS
     """What is averaged of LoRA: its "factors" A and B (the paper); B alone, "freeze-a" (FFA-LoRA, half
     the upload); or the product, "exact" (FedEx-LoRA, with larger downloads)."""
+
+
+class CorrectionSection(Section):
+    """After the last round, what the sub-FM has learnt is distilled into the FM's adapter, on public data.
+    Workers have no part in it."""
+
+    steps: int = Field(default=0, ge=0)
+    """Optimiser steps; 0 leaves the FM as it is with the last adapter plugged in."""
+    teacher: CorrectionTeacher = CorrectionTeacher.MEAN
+    """Whose predictions the FM learns: the "mean" of tuned sub-FM and tuned FM, the "sub-fm" alone, or, as a
+    control, the mean of the FM after the last two "rounds"."""
+    batch_size: Positive = 16
+    """Texts or images per step."""
+    learning_rate: Rate = 1e-3
+    """AdamW's peak learning rate for LoRA; cosine decay after warm-up."""
+    head_learning_rate: Rate = 2e-3
+    """AdamW's peak learning rate for the head."""
+    warmup: Share = 0.06
+    """Share of the steps in which the learning rates rise."""
+    held_out: Positive = 256
+    """Public texts or images kept aside, a tenth of them at most: on these the distance (KL divergence, nats)
+    of the FM's predictions to the teacher's is measured."""
+    least_gain: Share = 0.1
+    """That distance must fall by this share. Otherwise the correction is left out: the public data say
+    nothing of the task."""
+    checkpoint_every: Positive = 50
+    """A broken-off correction goes on from the last multiple of so many steps."""
 
 
 class GradientGapSection(Section):

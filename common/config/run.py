@@ -8,6 +8,7 @@ from common.config.choices import (
     AggregationRule,
     AlignmentMethod,
     Construction,
+    CorrectionTeacher,
     LoraAveraging,
     ServerOptimizer,
 )
@@ -15,6 +16,7 @@ from common.config.method import (
     AdapterSection,
     AggregationSection,
     AlignmentSection,
+    CorrectionSection,
     GradientGapSection,
     RealignmentSection,
     RoundsSection,
@@ -50,6 +52,8 @@ class RunConfig(Section):
     """How workers train in a round."""
     aggregation: AggregationSection = AggregationSection()
     """How updates become the next adapter."""
+    correction: CorrectionSection = CorrectionSection()
+    """After the last round, what the sub-FM has learnt is distilled into the FM's adapter, on public data."""
     gradient_gap: GradientGapSection = GradientGapSection()
     """How far apart the FM's and the sub-FM's gradients are, after each round, on public data."""
     rounds: RoundsSection = RoundsSection()
@@ -76,6 +80,11 @@ class RunConfig(Section):
             raise ValueError(
                 f'data.public.path (or preset) must be set for sub_fm.saliency = "{self.sub_fm.saliency}"'
             )
+        if self.correction.steps and self.data.public is None:
+            raise ValueError("data.public.path (or preset) must be set for correction.steps > 0")
+        exact = self.aggregation.lora is LoraAveraging.EXACT
+        if exact and self.correction.steps and self.correction.teacher is CorrectionTeacher.ROUNDS:
+            raise ValueError('correction.teacher must not be "rounds" for aggregation.lora = "exact"')
         if self.realignment.drift is not None and self.gradient_gap.batches == 0:
             raise ValueError("realignment.drift needs gradient_gap.batches >= 1")
         if self.rounds.minimum > (self.rounds.sample or self.rounds.workers):

@@ -88,6 +88,27 @@ class Dataset(ABC):
 
 
 @dataclass(frozen=True)
+class Subset(Dataset):
+    """Some rows of a dataset, in the order given."""
+
+    whole: Dataset
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> Sequence[int] | None:
+        """Tokens of every row."""
+        lengths = self.whole.lengths
+        return None if lengths is None else [lengths[i] for i in self.rows]
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The chosen rows."""
+        return self.whole.batch([self.rows[i] for i in indices])
+
+
+@dataclass(frozen=True)
 class _TokenRows(Dataset):
     """Rows of tokens, padded to the longest of their batch."""
 

@@ -48,12 +48,14 @@ def restore(
     # AdamW goes on to change them in place.
     order = {parameter: name for name, parameter in trained.items()}
     present = optimizer.state_dict()
+    # The state is numbered through all groups, as state_dict() does it.
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     present["state"] = {
         index: {
             "step": tensors[f"{_ADAMW_STEP}.{order[parameter]}"].clone(),
             **{moment: tensors[f"{moment}.{order[parameter]}"].clone() for moment in _MOMENTS},
         }
-        for index, parameter in enumerate(optimizer.param_groups[0]["params"])
+        for index, parameter in enumerate(parameters)
     }
     optimizer.load_state_dict(present)
     return int(tensors[_STEP])

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from common.errors import RunFailed, StoreError
 from common.records import ArtifactKind, ArtifactRef, Phase, StopTask, SubModelRef
+from common.run_status import SCORED, Evaluation
 from common.runtime.fault_points import Point, reach
 from coordinator.campaign import schedule
 from coordinator.campaign.gathering import Gathering, update_norms
@@ -20,8 +21,10 @@ from coordinator.campaign.schedule import Scoring
 from coordinator.campaign.status import reading
 from coordinator.context import RunContext
 from coordinator.modelling.building import CHECKPOINT_FILE
+from coordinator.modelling.correcting import CORRECTION_FILE
 from coordinator.modelling.models import Models
 from coordinator.storage import retention
+from coordinator.storage.corrections import StoredCorrection
 from coordinator.storage.store import StoredUpdate
 
 T = TypeVar("T")
@@ -59,6 +62,10 @@ class Campaign:
                 await self._realign(models, number, updates)
                 await self._evaluate(models, number)
                 done = number
+                await self._clear_up()
+        if self._config.correction.steps and models.correctable:
+            with self._progress.traced("correction", done):
+                await self._correct(models, done, adapter)
                 await self._clear_up()
         self._finish(adapter)
 
@@ -208,19 +215,52 @@ class Campaign:
             return
         if any(e.round == number for e in self._store.evaluations()):
             return
+        await self._score(models.evaluate, number, self._scoring.fm_only(number, count))
+
+    async def _score(self, score: Callable[..., list[Evaluation]], *arguments: object) -> None:
         self._progress.enter(Phase.EVALUATING, "the evaluation")
-        fm_only = self._scoring.fm_only(number, count)
-        evaluations = await self._timed("scoring", models.evaluate, number, self._progress.on_step, fm_only)
+        evaluations = await self._timed("scoring", score, *arguments, self._progress.on_step)
         reach(Point.STEP, "evaluated")
         self._store.commit_evaluation(*evaluations)
         for evaluation in evaluations:
             self._run.metrics.evaluated(evaluation)
         measure, shown = reading(evaluations, self._config.task.kind)
-        beside = "" if fm_only else f", of the sub-FM {shown['sub_fm']}"
         figures = {f"{e.model}_accuracy": e.accuracy for e in evaluations}
         figures |= {f"{e.model}_loss": e.loss for e in evaluations}
-        text = f"round {number}: {measure} of the FM {shown['fm']}{beside}"
-        self._events.record("evaluated", text, number, "", **figures)
+        number = evaluations[0].round
+        told = ", ".join(f"of the {SCORED[model]} {value}" for model, value in shown.items())
+        self._events.record("evaluated", f"round {number}: {measure} {told}", number, "", **figures)
+
+    async def _correct(self, models: Models, number: int, adapter: ArtifactRef) -> None:
+        """Distil what the sub-FM has learnt into the FM, and score that, when it is not done."""
+        if (correction := self._store.corrections.of(number)) is None:
+            correction = await self._corrected(models, number, adapter)
+        done = any(e.model == "corrected" and e.round == number for e in self._store.evaluations())
+        if correction.adapter is not None and models.scored and not done:
+            await self._score(models.evaluate_corrected, correction.adapter, number)
+
+    async def _corrected(self, models: Models, number: int, adapter: ArtifactRef) -> StoredCorrection:
+        self._progress.enter(Phase.CORRECTING, "the correction")
+        before = self._store.adapter_after(number - 1)
+        found = await self._timed("correcting", models.correct, adapter, before, self._progress.on_step)
+        reach(Point.STEP, "corrected")
+        file = None
+        if found.adapter is not None:
+            file = self._store.artifacts.add_tensors(ArtifactKind.CORRECTED, found.adapter)
+        correction = StoredCorrection(file, found.before, found.after)
+        self._store.corrections.commit(number, correction)
+        (self._store.directory / CORRECTION_FILE).unlink(missing_ok=True)
+        self._run.metrics.corrected(found.before, found.after)
+        text = (
+            f"divergence from its teacher on held-out public data {found.before:.4f} → {found.after:.4f} nats"
+        )
+        figures = {"divergence_before": found.before, "divergence_after": found.after}
+        if file is not None:
+            self._events.record("corrected", f"the FM is corrected: {text}", number, "", **figures)
+        else:
+            told = f"{text}: the correction helps too little, and is left out"
+            self._events.record("correction_left_out", told, number, "", **figures)
+        return correction
 
     async def _clear_up(self) -> None:
         """Delete what nothing needs any more, and say what the rest takes."""

@@ -33,7 +33,7 @@ _ERROR_BATCHES, _ERROR_BATCH_SIZE = 4, 16
 
 PLAN_FILE, LAYERS_FILE, ABOUT_FILE = "plan.safetensors", "layers.safetensors", "build.json"
 CHECKPOINT_FILE = "alignment-checkpoint.safetensors"
-_ORIGIN = "origin"
+ORIGIN = "origin"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class SubModelBuilder:
                 distillation_settings(a, a.steps),
                 on_step=lambda step, steps, loss: on_progress(step, steps),
                 accelerator=self.accelerator,
-                on_checkpoint=None if checkpoint is None else partial(_keep, checkpoint, origin),
+                on_checkpoint=None if checkpoint is None else partial(keep_checkpoint, checkpoint, origin),
                 checkpoint_every=a.checkpoint_every,
                 resume=resume,
             )
@@ -189,14 +189,15 @@ class SubModelBuilder:
         write_atomically(folder / ABOUT_FILE, json.dumps(about, indent=2).encode())
 
 
-def _keep(checkpoint: Path, origin: Tensor, state: Mapping[str, Tensor]) -> None:
-    write_atomically(checkpoint, to_bytes({**state, _ORIGIN: origin}))
+def keep_checkpoint(checkpoint: Path, origin: Tensor, state: Mapping[str, Tensor]) -> None:
+    """Write how far a distillation has come; `origin`, uint8 [32], tells it from others."""
+    write_atomically(checkpoint, to_bytes({**state, ORIGIN: origin}))
 
 
 def _left_at(checkpoint: Path, origin: Tensor) -> dict[str, Tensor]:
     """Where a distillation broke off. Raises StoreError when that was another one."""
     state = TensorFile(checkpoint).load()
-    found = state.pop(_ORIGIN, None)
+    found = state.pop(ORIGIN, None)
     if found is None or not torch.equal(found, origin):
         raise StoreError(
             f"{checkpoint} is of an alignment with other settings or another model; "

@@ -34,6 +34,7 @@ from coordinator.modelling.building import (
     distillation_settings,
 )
 from coordinator.modelling.checks import check_run, check_sub_model
+from coordinator.modelling.correcting import CORRECTION_FILE, Corrected, Corrector
 from coordinator.modelling.data import read_source
 from coordinator.modelling.evaluation import score
 from coordinator.modelling.foundation import load_foundation, wire_config
@@ -219,8 +220,7 @@ class Models:
             return
         assert self._adapter is not None
         tensors = self._file(self._adapter)
-        plugged = plug(tensors, self._plan, self._fm.config, self._fresh, self._fm_widths)
-        self._tuned_fm.load(plugged)
+        self._tuned_fm.load(self._in_fm(tensors))
         self._tuned_sub_fm.load(tensors)
         self._plugged = self._adapter
 
@@ -264,7 +264,7 @@ class Models:
         after = self._builder.hidden_error(self._plan, student)
         return round_files.write_patch(self._store, ffns_of(student), neurons), before, after
 
-    def evaluate(self, round_number: int, on_progress: OnProgress, fm_only: bool = False) -> list[Evaluation]:
+    def evaluate(self, round_number: int, fm_only: bool, on_progress: OnProgress) -> list[Evaluation]:
         """Score the FM with the adapter plugged in, and, unless `fm_only`, the sub-FM."""
         assert self._test is not None
         self._plug()
@@ -276,7 +276,37 @@ class Models:
         sub_fm = score(self._tuned_sub_fm.model, self._test, self._kind, on_progress)
         return [fm, Evaluation(round_number, "sub_fm", *sub_fm)]
 
+    # --- after the last round ---
+
+    @property
+    def correctable(self) -> bool:
+        """Whether there is a sub-FM to learn from, or a control that needs none, and data to do it on."""
+        return self._public is not None
+
+    def correct(self, adapter: ArtifactRef, before: ArtifactRef | None, on_progress: OnProgress) -> Corrected:
+        """The FM's corrected adapter, if that helped; `before` is the adapter of the round before."""
+        assert self._public is not None
+        self._plug()
+        self._plugged = None
+        section = self._config.correction
+        corrector = Corrector(self._tuned_fm, self._tuned_sub_fm, self._public, section, self._seed)
+        previous = None if before is None else self._in_fm(self._file(before))
+        return corrector.correct(adapter, previous, self._store.directory / CORRECTION_FILE, on_progress)
+
+    def evaluate_corrected(
+        self, adapter: ArtifactRef, round_number: int, on_progress: OnProgress
+    ) -> list[Evaluation]:
+        """Score the FM with its corrected adapter."""
+        assert self._test is not None
+        self._plugged = None
+        self._tuned_fm.load(self.tensors(adapter))
+        figures = score(self._tuned_fm.model, self._test, self._kind, on_progress)
+        return [Evaluation(round_number, "corrected", *figures)]
+
     # --- parts ---
+
+    def _in_fm(self, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return plug(adapter, self._plan, self._fm.config, self._fresh, self._fm_widths)
 
     def tensors(self, artifact: ArtifactRef) -> dict[str, Tensor]:
         """What an artifact holds."""

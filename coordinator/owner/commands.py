@@ -171,6 +171,9 @@ def export(
             help="Of the weights: float32, bfloat16, float16; auto: the FM's own with --merge, else float32.",
         ),
     ] = "auto",
+    uncorrected: Annotated[
+        bool, typer.Option("--uncorrected", help="Leave out the correction that followed the last round.")
+    ] = False,
 ) -> None:
     """Export a run's result as a standard PEFT adapter, or merged into the foundation model."""
     with plain_errors():
@@ -181,5 +184,5 @@ def export(
 
         if dtype not in list(ExportDtype):
             raise ConfigError(f"--dtype must be {', '.join(ExportDtype)}, got {dtype}")
-        for path in write(run, out, merge, ExportDtype(dtype), model):
+        for path in write(run, out, merge, ExportDtype(dtype), model, not uncorrected):
             typer.echo(str(path))

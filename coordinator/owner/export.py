@@ -1,6 +1,7 @@
 """A finished run → what plain transformers and peft load."""
 
 import json
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,11 @@ def export(
     merge: bool,
     dtype: ExportDtype = ExportDtype.AUTO,
     model: str | None = None,
+    corrected: bool = True,
 ) -> list[Path]:
     """Write the newest adapter of the run in `directory` to the folder `out`; returns the files.
+
+    It is the corrected one, where there is one, unless `corrected` is false.
 
     Without `merge` a PEFT adapter: adapter_config.json, adapter_model.safetensors, and the configuration
     of the model that it belongs into. With it a plain transformers model. Beside either the FM's own
@@ -90,7 +94,9 @@ def export(
     latest = store.latest_adapter()
     if latest is None or latest[0] == 0:
         raise StoreError(f"{directory}: no round is done yet, there is nothing to export")
-    tensors = TensorFile(store.artifacts.path(latest[1].sha256)).load()
+    correction = store.corrections.of(latest[0]) if corrected else None
+    own = None if correction is None else correction.adapter
+    tensors = TensorFile(store.artifacts.path((own or latest[1]).sha256)).load()
     if odd := next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None):
         raise StoreError(
             f"{directory}: tensor {odd} of the adapter after round {latest[0]} is not finite; "
@@ -112,7 +118,8 @@ def export(
     # The FM's own untrained adapter is the same as in the run: it is drawn from the seed.
     tuned = Adapted(fm, kind, spec, seeds.derive(config.run.seed, "adapter"), reference.new_modules)
     widths = tuple(ffn.width for ffn in ffns_of(fm))
-    tensors = plug(tensors, plan, fm.config, tuned.tensors(), widths)
+    if own is None:
+        tensors = plug(tensors, plan, fm.config, tuned.tensors(), widths)
     out.mkdir(parents=True, exist_ok=True)
     kept = torch.float32 if dtype is ExportDtype.AUTO else getattr(torch, dtype)
     if merge:
@@ -140,7 +147,11 @@ def export(
         other_dtype=loaded.dtype is not torch.float32,
         left_padded=left_padded,
     )
-    card = model_card(config, stored_status(store, config), fields, how)
+    status = stored_status(store, config)
+    if not corrected:
+        evaluations = tuple(e for e in status.evaluations if e.model != "corrected")
+        status = replace(status, evaluations=evaluations)
+    card = model_card(config, status, fields, how)
     write_atomically(out / "README.md", card.encode())
     store.close()
     return sorted(out.iterdir())

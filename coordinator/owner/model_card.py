@@ -10,7 +10,7 @@ from typing import Any
 from common.config.run import RunConfig
 from common.config.task import TaskSection
 from common.records import TaskKind
-from common.run_status import RunStatus
+from common.run_status import RunStatus, reported
 from coordinator.campaign.status import reading
 from coordinator.modelling.checkpoint import own_file
 
@@ -130,13 +130,21 @@ def _use(task: TaskSection) -> list[str]:
     return lines
 
 
+def _scores(status: RunStatus) -> tuple[str, str, str]:
+    """What was measured, before the first round and of the model that is exported."""
+    first = next((e for e in status.evaluations if e.model == "fm"), None)
+    last = reported(status.evaluations)
+    if first is None or last is None:
+        return "score", "not measured", "not measured"
+    measure, values = reading([first], status.task)
+    return measure, values["fm"], reading([last], status.task)[1][last.model]
+
+
 def model_card(config: RunConfig, status: RunStatus, fields: Mapping[str, Any], how: Loading) -> str:
     """The export's README.md; `fields` are those of its config.json."""
     task, labels = config.task, list(config.task.labels)
     name = model_name(config.model.path, str(fields.get("model_type", "")))
-    scores = [reading([e], task.kind) for e in status.evaluations if e.model == "fm"]
-    measure = scores[0][0] if scores else "score"
-    before, after = (scores[i][1]["fm"] if scores else "not measured" for i in (0, -1))
+    measure, before, after = _scores(status)
     header = {
         "base_model": name,
         "library_name": "transformers" if how.merged else "peft",

@@ -121,7 +121,9 @@ def _accuracies(status: RunStatus) -> Table:
     table.add_column(by_round[rounds[0]][0])
     for number in rounds:
         table.add_column("start" if number == 0 else f"round {number}", justify="right")
-    for model, title in (("fm", "FM, adapter plugged in"), ("sub_fm", "sub-FM")):
+    titles = {"fm": "FM, adapter plugged in", "sub_fm": "sub-FM", "corrected": "FM, corrected"}
+    scored = {e.model for e in status.evaluations}
+    for model, title in ((each, title) for each, title in titles.items() if each in scored):
         table.add_row(title, *(by_round[n][1].get(model, "") for n in rounds))
     if status.gaps:
         drifts = {gap.round: f"{gap.drift:.3f}" for gap in status.gaps}

@@ -40,6 +40,12 @@ CREATE TABLE IF NOT EXISTS alignments (
 );
 -- Of these, those whose patch holds what all before it changed, too.
 CREATE TABLE IF NOT EXISTS whole_patches (round INTEGER PRIMARY KEY);
+-- Corrections, by the round whose FM they corrected: the FM's adapter, none where it was left out, and the
+-- divergence from the teacher on held-out public data.
+CREATE TABLE IF NOT EXISTS corrections (
+    round INTEGER PRIMARY KEY, adapter TEXT REFERENCES artifacts,
+    divergence_before REAL NOT NULL, divergence_after REAL NOT NULL
+);
 -- The adapter after each round; round 0 is the first.
 CREATE TABLE IF NOT EXISTS adapters (
     round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES artifacts, created REAL NOT NULL

@@ -10,9 +10,10 @@ def differences(old: dict[str, object], new: dict[str, object]) -> list[str]:
 
 
 def _different(old: dict[str, object], new: dict[str, object], within: str = "") -> list[str]:
-    """Dotted keys with different values. A table's key that only `new` has came with a later version."""
+    """Dotted keys with different values. A table or its key that only `new` has came with a later version."""
     found = []
-    for key in sorted(old.keys() | (set() if within else new.keys())):
+    later = {key for key in new.keys() - old.keys() if within or isinstance(new[key], dict)}
+    for key in sorted((old.keys() | new.keys()) - later):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             found += _different(a, b, f"{within}{key}.")

@@ -10,6 +10,8 @@ LEVELS: dict[str, int] = {
     "run_resumed": logging.INFO,
     "run_rewound": logging.WARNING,
     "run_crashed": logging.ERROR,
+    "corrected": logging.INFO,
+    "correction_left_out": logging.WARNING,
     "round_opened": logging.INFO,
     "round_short": logging.WARNING,
     "round_closed": logging.INFO,

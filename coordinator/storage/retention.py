@@ -96,6 +96,8 @@ def _needed(store: Store, kept: int = LEAST_ADAPTERS) -> Iterator[tuple[Artifact
         # An older one is of use with its adapter only; when states are not kept for that, not at all.
         if (number == last or kept > LEAST_ADAPTERS) and (state := store.server_state(number)):
             yield state, f"the server optimiser's state after round {number}"
+    if (correction := store.corrections.of(last)) and correction.adapter:
+        yield correction.adapter, "the corrected adapter"
     for number in (last, last + 1):
         for update in store.updates(number):
             yield store.artifacts.get(update.sha256), f"the update of {update.worker} for round {number}"

@@ -9,6 +9,7 @@ _BY_ROUND = (
     "server_states",
     "alignments",
     "whole_patches",
+    "corrections",
     "gradient_gaps",
     "evaluations",
     "tries",

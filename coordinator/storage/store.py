@@ -12,6 +12,7 @@ from common.records import ArtifactKind, ArtifactRef, SubModelRef
 from common.run_status import Evaluation, GradientGap, LayerGap, ModelFacts
 from coordinator.storage.alignments import Alignments
 from coordinator.storage.artifacts import Artifacts
+from coordinator.storage.corrections import Corrections
 from coordinator.storage.database import Database, Row, as_kept
 from coordinator.storage.differences import differences
 from coordinator.storage.events import Events
@@ -43,6 +44,7 @@ class Store:
         self.artifacts = Artifacts(directory, self.database)
         self.events = Events(self.database)
         self.traffic = TrafficTable(self.database)
+        self.corrections = Corrections(self.database, self.artifacts)
         self.alignments = Alignments(self.database, self.artifacts)
 
     @classmethod
@@ -176,6 +178,12 @@ class Store:
         """The last round done and its adapter; None before the first adapter."""
         row = self._row("SELECT round, sha256 FROM adapters ORDER BY round DESC LIMIT 1")
         return None if row is None else (row[0], self.artifacts.get(row[1]))
+
+    def adapter_after(self, round_number: int) -> ArtifactRef | None:
+        """The adapter after a round; None where its file is not kept."""
+        row = self._row("SELECT sha256 FROM adapters WHERE round = ?", round_number)
+        held = {artifact.sha256: artifact for artifact in self.artifacts.held()}
+        return None if row is None else held.get(row[0])
 
     def adapters(self) -> dict[int, str]:
         """Digest of the adapter after each round, oldest first."""

@@ -11,14 +11,14 @@ from pydantic import BaseModel
 from common.config.run import RunConfig
 from common.listing import first_few
 from common.records import Phase, TaskKind
-from common.run_status import Evaluation, RunStatus, Traffic
+from common.run_status import Evaluation, RunStatus, Traffic, reported
 from coordinator.campaign.liveness import resting_status
 from coordinator.campaign.status import open_run
 from coordinator.storage.store import Store
 from experiments.report.document import Cell, Column, Document, Plot, PlotKind, Section, Series, Table
 
 _MEGA = 1e6
-_MODELS = {"fm": "FM, adapter plugged in", "sub_fm": "sub-FM"}
+_MODELS = {"fm": "FM, adapter plugged in", "sub_fm": "sub-FM", "corrected": "FM, corrected"}
 
 
 def document(directory: Path) -> Document:
@@ -69,6 +69,8 @@ def _measure(config: RunConfig) -> tuple[str, str]:
 
 def _found(config: RunConfig, evaluations: tuple[Evaluation, ...]) -> list[str]:
     own = {e.round: _score(e, config) for e in evaluations if e.model == "fm"}
+    if (tuned := reported(evaluations)) is not None and tuned.model == "corrected":
+        own[tuned.round] = _score(tuned, config)
     if not own:
         return ["Nothing has been scored: the run has no test data, or has not come that far."]
     name, unit = _measure(config)

@@ -13,7 +13,7 @@ from common.records import ArtifactKind
 from common.storage.tensors import TensorFile
 from coordinator.storage.store import Store
 from experiments.clients import Clients, LocalClients, Trained
-from experiments.simulation import simulate
+from experiments.simulation import OnProgress, simulate
 from tests.conftest import LABELS, write_model, write_table
 from tests.integration.federation import federation
 
@@ -56,7 +56,13 @@ def digest(directory: Path) -> str:
         store.close()
 
 
-def run(folder: Path, model: Path, settings: dict[str, Any], trained_by: Clients | None = None) -> Path:
+def run(
+    folder: Path,
+    model: Path,
+    settings: dict[str, Any],
+    trained_by: Clients | None = None,
+    on_progress: OnProgress = lambda what, step, steps: None,
+) -> Path:
     """Two rounds of three clients with an alignment between; returns the run's directory."""
     values: dict[str, Any] = {
         "run.directory": folder / "run",
@@ -74,7 +80,7 @@ def run(folder: Path, model: Path, settings: dict[str, Any], trained_by: Clients
         "gradient_gap.batches": 0,
         "compute.threads": 1,
     }
-    simulate(parse_config(values | settings, "test"), data(folder), trained_by=trained_by)
+    simulate(parse_config(values | settings, "test"), data(folder), on_progress, trained_by=trained_by)
     return folder / "run"
 
 

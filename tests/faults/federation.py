@@ -43,6 +43,10 @@ SETTINGS: dict[str, Any] = {
     "training.batch_size": 4,
     "aggregation.optimizer": "momentum",
     "aggregation.momentum": 0.5,
+    "correction.steps": 2,
+    "correction.batch_size": 4,
+    "correction.checkpoint_every": 1,
+    "correction.least_gain": 0.0,
     "gradient_gap.batches": 1,
     "gradient_gap.batch_size": 4,
     "rounds.kept": 2,
@@ -231,8 +235,11 @@ class Federation:
             files = {path.name for path in (self.run / "artifacts").glob("*/*")}
             assert files == held, "files and what the database names differ"
             assert not store.artifacts.spooled(), "the spool is not empty"
+            correction = store.corrections.of(latest[0])
+            assert correction is not None and correction.adapter is not None
             return Outcome(
                 latest[1].sha256,
+                correction.adapter.sha256,
                 latest[0],
                 tuple((e.round, e.model, e.accuracy, e.loss) for e in store.evaluations()),
                 tuple(gap.drift for gap in store.gaps()),
@@ -259,6 +266,7 @@ class Outcome:
     """All that a run decides. Two runs with the same updates must not differ in any of it."""
 
     adapter: str
+    corrected: str
     rounds: int
     scores: tuple[tuple[int, str, float, float], ...]
     drifts: tuple[float, ...]

@@ -16,7 +16,7 @@ _CALLED = (Point.CALL_MADE, Point.REPLY_RECEIVED)
 
 _CALLS = ("Join", "WatchTasks", "Heartbeat", "DownloadArtifact", "OfferUpdate", "SubmitUpdate", "Leave")
 _SERVED = ("sub_model", "tokenizer", "tokenizer_config", "adapter", "neuron_patch")
-_ARTIFACTS = (*_SERVED, "plan", "server_state")
+_ARTIFACTS = (*_SERVED, "plan", "server_state", "corrected")
 
 
 def _names(points: Iterable[Point], subjects: Iterable[str]) -> list[str]:
@@ -31,11 +31,12 @@ CoordinatorPoint = StrEnum(
     "CoordinatorPoint",
     _members(
         _names(_DURABLE, (*_ARTIFACTS, "upload", "update")),
-        _names(_DURABLE, ("alignment-checkpoint.safetensors", "endpoint.json")),
+        _names(_DURABLE, ("alignment-checkpoint.safetensors", "correction-checkpoint.safetensors")),
+        _names(_DURABLE, ("endpoint.json",)),
         # Written aside, to see whether a worker can read them.
         _names(_DURABLE, ("tokenizer.json", "tokenizer_config.json")),
         _names(_DECIDED, (f"artifact-{kind}" for kind in _ARTIFACTS)),
-        _names(_DECIDED, ("run", "content", "sub-model", "adapter", "gap", "evaluation")),
+        _names(_DECIDED, ("run", "content", "sub-model", "adapter", "gap", "correction", "evaluation")),
         _names(
             _DECIDED,
             (
@@ -56,7 +57,8 @@ CoordinatorPoint = StrEnum(
         _names([Point.CHUNK_RECEIVED], ["upload"]),
         _names([Point.FILE_REMOVED], ["update", "adapter", "server_state"]),
         _names([Point.STEP], ["cut", "aligned", "round-opened", "round-closed", "aggregated", "plugged-in"]),
-        _names([Point.STEP], ["gap-measured", "re-aligned", "evaluated", "finishing", "farewell"]),
+        _names([Point.STEP], ["gap-measured", "re-aligned", "evaluated", "corrected"]),
+        _names([Point.STEP], ["finishing", "farewell"]),
     ),
 )
 

@@ -56,7 +56,7 @@ def test_a_worker_of_a_user_without_a_home(tmp_path: Path, home: str | None) -> 
     data = str(write_table(tmp_path / "private.csv", 4))
     options = ["--coordinator", "127.0.0.1:9", "--data", data, "--name", "w", "--join-timeout", "0"]
     code, out = as_nobody(tmp_path, "worker", *options, home=home)
-    assert code == 2 and "error: this user has no home directory; name a folder that is kept: --folder" in out
+    assert code == 2 and "this user has no home directory; name a folder that is kept: --folder" in out
     code, out = as_nobody(tmp_path, "worker", *options, "--folder", str(tmp_path / "w"), home=home)
     assert code == 2 and "nothing listens at 127.0.0.1:9" in out
 
@@ -72,6 +72,8 @@ def test_the_owners_commands_of_a_user_without_a_home(tmp_path: Path, model_fold
         str(tmp_path / "built"),
         "--steps",
         "1",
+        "--max-length",
+        "64",
     ]
     code, out = as_nobody(tmp_path, "cli", "build", *built)
     assert code == 0, out

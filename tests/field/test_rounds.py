@@ -211,7 +211,7 @@ def test_a_try_that_a_failing_worker_made_short_is_repeated_with_one_that_comes_
         time.sleep(0.02)
     federation.workers = (*workers, "worker-3")
     federation.start(GOOD)
-    federation.supervise(60)
+    federation.supervise()
     with federation.store() as store:
         assert store.outcome() == Phase.FINISHED, federation.logs()
     (short,) = events(federation, "round_short")

@@ -18,7 +18,8 @@ from common.errors import Stopped
 from common.records import TaskKind
 from common.runtime.stopping import stoppable
 from tests.conftest import write_table
-from tests.integration.federation import ROOT, until
+from tests.integration.federation import ROOT
+from tests.waiting import within
 
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 Process = subprocess.Popen[str]
@@ -178,7 +179,7 @@ def test_a_service_that_has_just_been_started(
     arguments = worker_options if module == "worker" else ["--config", config]
     process = start(started, "-m", module, *arguments)
     begun = time.monotonic()
-    for _ in until(20, "a handler is there"):
+    for _ in within(20, "a handler is there"):
         if catches(process, TERM):
             break
     # Python itself takes about as long to start; what is imported later takes seconds.
@@ -204,7 +205,7 @@ def test_sigterm_is_success_for_services_alone(
     started: list[Process], command: tuple[str, ...], code: int, tmp_path: Path
 ) -> None:
     process = start(started, "-m", "cli", *command)
-    for _ in until(20, "a handler is there"):
+    for _ in within(20, "a handler is there"):
         if catches(process, TERM):
             break
     process.send_signal(TERM)
@@ -382,6 +383,6 @@ def test_a_process_does_not_outlive_who_started_it(
     child = psutil.Process(int(process.stdout.readline()))
     time.sleep(after)
     process.send_signal(number)
-    for _ in until(8, f"the worker ends; {(tmp_path / 'logs' / 'worker.log').read_text()}"):
+    for _ in within(8, f"the worker ends; {(tmp_path / 'logs' / 'worker.log').read_text()}"):
         if not child.is_running() or child.status() == psutil.STATUS_ZOMBIE:
             break

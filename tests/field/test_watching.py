@@ -24,7 +24,8 @@ from coordinator.storage.event_levels import LEVELS, level_of
 from coordinator.storage.event_log import EventLog
 from coordinator.storage.store import Store
 from tests.conftest import write_table
-from tests.integration.federation import ROOT, Federation, federation, until
+from tests.integration.federation import ROOT, Federation, federation
+from tests.waiting import within
 
 # --- events ---
 
@@ -197,7 +198,7 @@ def test_who_looks_does_not_hold_the_run(run: Path) -> None:
 def test_a_run_that_was_killed_says_so_until_and_after_it_goes_on(tmp_path: Path, model_folder: Path) -> None:
     with federation(tmp_path, model_folder, rounds__workers=1, rounds__minimum=1) as running:
         running.start_coordinator()
-        for _ in until(60, "it waits for workers"):
+        for _ in within(60, "it waits for workers"):
             if "the run waits" in running.log("coordinator") or "phase: waiting" in running.log(
                 "coordinator"
             ):
@@ -301,7 +302,7 @@ def test_no_two_services_of_a_host_have_one_port() -> None:
     import inspect
 
     from cli.certs import serve
-    from coordinator.cli import status
+    from coordinator.owner.commands import status
 
     defaults = ServerSection()
     ports = [str(address).rpartition(":")[2] for address in (defaults.listen, defaults.metrics)]

@@ -132,7 +132,9 @@ async def test_another_server_asked_by_tls(
 ) -> None:
     address = listener(behave)
     error = await said(address, Certificates(tmp_path).worker())
-    assert words in str(error) and str(address) in str(error)
+    # Which of the two is seen first when the connection goes is chance.
+    likely = (words, "closes connections as they open") if words == "TLS handshake" else (words,)
+    assert any(word in str(error) for word in likely) and str(address) in str(error)
 
 
 @pytest.mark.parametrize("tls", [False, True])

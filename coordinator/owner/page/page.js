@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const PRESENT = new Set(["idle", "downloading", "training", "uploading"]);
-const MODELS = ["fm", "sub_fm"];
+const MODELS = ["fm", "sub_fm", "corrected"];
 const SHOWN_EVENTS = 200;
 let after = 0;
 
@@ -111,7 +111,8 @@ function draw(run) {
   $("rounds").value = run.phase === "finished" ? run.rounds : Math.max(0, run.round - 1);
   const language = run.task === "causal-lm";
   const value = language ? (e) => (e.loss === null ? null : Math.exp(Math.min(e.loss, 50))) : (e) => e.accuracy;
-  const readings = seriesOf(run.evaluations, value), newest = readings.fm.at(-1);
+  const readings = seriesOf(run.evaluations, value), newest = readings.corrected.at(-1) ?? readings.fm.at(-1);
+  for (const each of document.querySelectorAll(".legend .corrected")) each.hidden = readings.corrected.length === 0;
   $("reading-name").textContent = `${language ? "perplexity" : "accuracy"} of the FM`;
   $("reading").textContent = newest === undefined ? "–" : language ? newest.value.toFixed(2) : `${(100 * newest.value).toFixed(1)} %`;
   $("present").textContent = `${run.workers.filter((w) => PRESENT.has(w.activity)).length} of ${run.workers.length}`;

@@ -171,6 +171,8 @@ class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType
     """The run was stopped by the owner and can go on later."""
     PHASE_DIED: _Phase.ValueType  # 10
     """Its process ended, but not in order: as its directory tells it, never the process itself."""
+    PHASE_CORRECTING: _Phase.ValueType  # 11
+    """Distilling what the sub-FM has learnt into the FM, after the last round."""
 
 class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
     """Where a run stands."""
@@ -197,6 +199,8 @@ PHASE_STOPPED: Phase.ValueType  # 9
 """The run was stopped by the owner and can go on later."""
 PHASE_DIED: Phase.ValueType  # 10
 """Its process ended, but not in order: as its directory tells it, never the process itself."""
+PHASE_CORRECTING: Phase.ValueType  # 11
+"""Distilling what the sub-FM has learnt into the FM, after the last round."""
 Global___Phase: _TypeAlias = Phase  # noqa: Y015
 
 class _Activity:
