@@ -12,6 +12,7 @@ from prometheus_client import generate_latest
 
 from common.errors import BadUpdate, LateUpdate, NotSelected, StaleRound, UnknownRound
 from common.records import Activity, ArtifactKind, Phase
+from common.run_status import SCORED
 from coordinator.federation.authorization import PUBLISHED
 from coordinator.federation.rounds import Outcome
 from coordinator.metrics import Metrics as CoordinatorMetrics
@@ -75,9 +76,10 @@ def values(folder: Path) -> dict[tuple[str, str], set[str]]:
         ("fedpft_transfer_bytes_total", "kind"): content | {"up", "down"},
         ("fedpft_worker_transfer_bytes_total", "direction"): {"up", "down"},
         ("fedpft_disk_bytes", "what"): held,
-        ("fedpft_accuracy_ratio", "model"): {"fm", "sub_fm"},
-        ("fedpft_evaluation_loss_nats", "model"): {"fm", "sub_fm"},
+        ("fedpft_accuracy_ratio", "model"): set(SCORED),
+        ("fedpft_evaluation_loss_nats", "model"): set(SCORED),
         ("fedpft_alignment_error_ratio", "when"): {"before", "after"},
+        ("fedpft_correction_divergence_nats", "when"): {"before", "after"},
         ("fedpft_gradient_gap_ratio", "of"): {"gradient", "output", "weight"},
     }
 

@@ -55,6 +55,7 @@ function chart(svg, series, rounds, low, high, label) {
   }
   for (const model of [...MODELS].reverse()) {
     const points = series[model];
+    if (points.length === 0) continue;
     svg.append(drawn("polyline", { class: `line ${model}`, points: points.map((p) => `${x(p.round)},${y(p.value)}`).join(" ") }));
     for (const point of points) {
       const dot = drawn("circle", { cx: x(point.round), cy: y(point.value), r: 3.5, class: model });
@@ -62,7 +63,7 @@ function chart(svg, series, rounds, low, high, label) {
       svg.append(dot);
     }
   }
-  svg.setAttribute("aria-label", MODELS.map((m) => `${m}: ${series[m].map((p) => p.value.toFixed(3)).join(", ")}`).join("; "));
+  svg.setAttribute("aria-label", MODELS.filter((m) => series[m].length).map((m) => `${m}: ${series[m].map((p) => p.value.toFixed(3)).join(", ")}`).join("; "));
 }
 
 function seriesOf(evaluations, value) {
