@@ -220,7 +220,7 @@ def _figures(
                 "once": reference.base.size + sum(artifact.size for artifact in reference.processor),
                 "down": sum(adapters) / len(adapters),
                 "up": sum(received) / len(received),
-            "patches": sum(store.artifacts.sizes(ArtifactKind.NEURON_PATCH)),
+                "patches": sum(store.artifacts.sizes(ArtifactKind.NEURON_PATCH)),
             },
             "seconds": dict(outcome.seconds) | ({"building": building} if building else {}),
             "trained_examples": sum(u.examples for us in updates for u in us) * config.training.epochs,

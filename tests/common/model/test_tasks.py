@@ -159,12 +159,18 @@ def test_a_family_is_built_for_its_tasks_and_refused_for_others(model_type: str,
 @pytest.mark.parametrize(
     ("config", "kind", "told"),
     [
-        (BertConfig(), CAUSAL, "a bert model cannot do causal-lm; it can do: text-classification"),
+        (
+            BertConfig(),
+            CAUSAL,
+            "a bert model cannot do causal-lm; it can do: text-classification, text-multi-label, "
+            "text-regression, token-classification",
+        ),
         (ViTConfig(), TEXT, "a vit model cannot do text-classification; it can do: image-classification"),
         (
             GPT2Config(),
             IMAGES,
-            "a gpt2 model cannot do image-classification; it can do: text-classification, causal-lm",
+            "a gpt2 model cannot do image-classification; it can do: text-classification, text-multi-label, "
+            "text-regression, token-classification, causal-lm",
         ),
     ],
 )
