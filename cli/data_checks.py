@@ -11,13 +11,15 @@ from pathlib import Path
 from cli.checks import Finding
 from common.address import Address
 from common.config.run import RunConfig
-from common.data.batches import TextDataset
+from common.data.answers import names_in
+from common.data.batches import TaggedDataset, TextDataset
 from common.data.encoding import encode
 from common.data.examples import Examples
 from common.data.inspection import classes_of, inspected
 from common.data.processors import load_processor
 from common.errors import DataError, FedPftError, PeerError, Unreachable
 from common.records import RunSpec, TaskKind
+from common.task_forms import FORMS
 from common.trust.identity import Role
 from common.trust.tls import open_tls
 from worker.connection import Endpoint
@@ -35,7 +37,7 @@ def data(what: str, read: Callable[[], Examples], fix: str) -> tuple[Finding, Ex
         examples = inspected(read(), thorough=True)
     except FedPftError as error:
         return Finding(what, str(error), fix), None
-    classes = f": {classes_of(examples)}" if examples.label_names else ""
+    classes = f": {classes_of(examples)}" if examples.labelled else ""
     return Finding(what, f"{len(examples):,} examples{classes}", notes=examples.notes), examples
 
 
@@ -50,13 +52,16 @@ def read_by_model(config: RunConfig, found: Mapping[str, Examples]) -> Finding:
     try:
         processor = load_processor(config.model.path, task.kind)
         for name, examples in found.items():
-            labels = None if examples.label_names is None else task.labels
+            labels = task.labels if examples.labelled else None
             dataset = encode(processor, examples, task.kind, task.max_length, labels)
             dataset.batch([0])
-            if isinstance(dataset, TextDataset) and (share := _unknown(dataset)) > _MUCH_UNKNOWN:
+            if (
+                isinstance(dataset, TextDataset | TaggedDataset)
+                and (share := _unknown(dataset)) > _MUCH_UNKNOWN
+            ):
                 notes.append(f"{name}: {100 * share:.0f} % of the tokens are unknown to the model")
             cut = sum(length >= task.max_length for length in dataset.lengths or ())
-            if cut and task.kind is TaskKind.TEXT_CLASSIFICATION:
+            if cut and task.kind is not TaskKind.CAUSAL_LM:
                 texts = f"{cut:,} of {len(dataset):,} texts"
                 notes.append(f"{name}: {texts} reach task.max_length = {task.max_length}, and are cut there")
     except DataError as error:
@@ -66,7 +71,7 @@ def read_by_model(config: RunConfig, found: Mapping[str, Examples]) -> Finding:
     return Finding(what, f"reads {' and '.join(found)}", notes=tuple(notes))
 
 
-def _unknown(dataset: TextDataset) -> float:
+def _unknown(dataset: TextDataset | TaggedDataset) -> float:
     """The share of unknown tokens among those that are text."""
     unknown = dataset.tokenizer.unk_token_id
     marks = set(dataset.tokenizer.all_special_ids) - {unknown}
@@ -96,7 +101,7 @@ def run_of(address: Address, tls: Path | None, name: str | None) -> tuple[Findin
 def fits(run: RunSpec, examples: Examples) -> Iterator[Finding]:
     """Whether the data are of the run's form, and their labels its classes."""
     what, told = "data for the run", run.task.labels
-    if not told and run.task.kind is not TaskKind.CAUSAL_LM:
+    if not told and FORMS[run.task.kind].named:
         yield Finding(what, "the run has too many classes to be told of them before joining")
         return
     try:
@@ -106,6 +111,7 @@ def fits(run: RunSpec, examples: Examples) -> Iterator[Finding]:
             what, str(error), "correct the labels in the file, or the options that name its columns"
         )
         return
-    missing = [label for label in told if label not in set(examples.label_names or ())]
+    there = set(names_in(examples, run.task.kind))
+    missing = [label for label in told if label not in there]
     notes = (f"no example of {len(missing):,} of the run's {len(told):,} classes",) if missing else ()
     yield Finding(what, "their form and labels are the run's", notes=notes)

@@ -33,7 +33,10 @@ def datasets() -> None:
 
 def split(
     source: Annotated[
-        str, typer.Argument(help="A table, a folder of images, or a preset such as sst2 or mnli:train.")
+        str,
+        typer.Argument(
+            help="A table, CoNLL columns, a folder of images, or a preset such as sst2 or mnli:train."
+        ),
     ],
     parts: Annotated[int, typer.Option(min=1, help="How many files to write: one for each worker.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write part-1.parquet, … in.")],
@@ -56,14 +59,17 @@ def split(
     image_column: Annotated[str, typer.Option(help="Column of the image.")] = "image",
     unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Read no labels.")] = False,
 ) -> None:
-    """Split a data set into a Parquet file for each worker: text[, pair], label or image, label."""
+    """Split a data set into a Parquet file for each worker.
+
+    Its columns are text[, pair] and label, image and label, or tokens and tags.
+    """
     with plain_errors():
         import numpy
 
         from common.data.examples import Columns, write_examples
         from common.errors import DataError
         from common.runtime import seeds
-        from experiments.splitting import split_indices
+        from experiments.splitting import require_classes, split_indices
 
         if dirichlet is not None and unlabelled:
             raise DataError("--dirichlet shares out classes; it does not go with --unlabelled")
@@ -78,6 +84,8 @@ def split(
             if limit > len(examples):
                 raise DataError(f"{source} has {len(examples):,} examples, fewer than --limit {limit:,}")
             examples = examples.take(sorted(random.permutation(len(examples))[:limit].tolist()))
+        if dirichlet is not None:
+            require_classes(examples)
         names = examples.label_names or [""] * len(examples)
         for number, indices in enumerate(split_indices(names, parts, dirichlet, random), start=1):
             path = out / f"part-{number}.parquet"

@@ -8,7 +8,8 @@ from enum import StrEnum
 
 PROTOCOL_MIN = 1
 # 2: an interrupted upload goes on where it broke off (OfferUpdate). 3: many labels come as a file.
-PROTOCOL_MAX = 3
+# 4: tasks of numbers, of several classes, and of a class for every word.
+PROTOCOL_MAX = 4
 LABELS_FILE_SINCE = 3
 
 
@@ -33,6 +34,9 @@ class TaskKind(StrEnum):
     """What the model learns to do."""
 
     TEXT_CLASSIFICATION = "text-classification"
+    TEXT_MULTI_LABEL = "text-multi-label"
+    TEXT_REGRESSION = "text-regression"
+    TOKEN_CLASSIFICATION = "token-classification"
     IMAGE_CLASSIFICATION = "image-classification"
     CAUSAL_LM = "causal-lm"
 

@@ -61,7 +61,11 @@ def init(
         str | None, typer.Option(help="Class names, separated by commas, in order of class index.")
     ] = None,
     task: Annotated[
-        str, typer.Option(help="text-classification, image-classification or causal-lm.")
+        str,
+        typer.Option(
+            help="text-classification, text-multi-label, text-regression, token-classification, "
+            "image-classification or causal-lm."
+        ),
     ] = "text-classification",
     preset: Annotated[
         str | None,
@@ -77,13 +81,15 @@ def init(
         from common.errors import ConfigError
         from common.records import TaskKind
         from common.storage.files import write_atomically
+        from common.task_forms import FORMS, Answer, Input
 
         if out.exists() and not force:
             raise ConfigError(f"{out} is there already; --force overwrites it")
         if task not in list(TaskKind):
             raise ConfigError(f"--task must be one of {', '.join(TaskKind)}, got {task!r}")
-        if labels is not None and (preset is not None or task == TaskKind.CAUSAL_LM):
-            raise ConfigError(f"--labels does not go with {'--preset' if preset else '--task causal-lm'}")
+        form = FORMS[TaskKind(task)]
+        if labels is not None and (preset is not None or not form.named):
+            raise ConfigError(f"--labels does not go with {'--preset' if preset else f'--task {task}'}")
         if test is not None and preset is not None:
             raise ConfigError("--test does not go with --preset, which brings its own test data")
         values: dict[str, object] = {
@@ -98,9 +104,11 @@ def init(
             values["task.pairs"] = known.columns.pair is not None
             values["data.test.preset"] = f"{known.name}:{split}"
         else:
-            classes = ("negative", "positive") if labels is None else _classes(labels)
-            values |= {"task.kind": task, "task.labels": () if task == TaskKind.CAUSAL_LM else classes}
-            values["data.test.path"] = _beside(out, test) or "test.csv"
+            usual = ("O", "B-PER", "I-PER") if form.answer is Answer.TAGS else ("negative", "positive")
+            classes = usual if labels is None else _classes(labels)
+            values |= {"task.kind": task, "task.labels": classes if form.named else ()}
+            usual_file = "test.conll" if form.input is Input.WORDS else "test.csv"
+            values["data.test.path"] = _beside(out, test) or usual_file
         write_atomically(out, template(values).encode())
         typer.echo(f"wrote {out}; edit it, then: fedpft coordinator --config {out}")
 
@@ -154,6 +162,8 @@ def build(
         from common.config.file import parse_config, parse_settings
         from common.data.presets import is_preset
         from common.errors import ConfigError
+        from common.records import TaskKind
+        from common.task_forms import FORMS
 
         given = {
             "model.path": model,
@@ -165,7 +175,8 @@ def build(
             "alignment.steps": steps,
             "run.seed": seed,
         } | parse_settings(settings or [])
-        if given.get("task.kind") != "causal-lm":
+        kind = str(given.get("task.kind", TaskKind.TEXT_CLASSIFICATION))
+        if kind not in list(TaskKind) or FORMS[TaskKind(kind)].named:
             # The head is the run's matter; a build holds layers only.
             given.setdefault("task.labels", ("0", "1"))
         loaded = parse_config(given, "fedpft build")

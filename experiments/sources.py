@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy
 
+from common.data.answers import names_in
 from common.data.examples import Columns, Examples, read_examples
 from common.data.inspection import inspected
 from common.data.presets import find_preset, is_preset, load_preset
 from common.errors import DataError
 from common.records import TaskKind
 from common.runtime import seeds
+from common.task_forms import Input
 from experiments.packaged import write_bbc_news, write_fashion_mnist, write_tweets
 from experiments.splitting import SplitData, draw_indices, write_parts
 
@@ -40,15 +42,16 @@ class Source:
 
     def settings(self) -> dict[str, Any]:
         """What a run on it is to be told of its task, by keys of run.toml. Raises DataError."""
+        pairs = False
         if self._packaged:
-            images, pairs = self.name == "fashion-mnist", False
+            images = self.name == "fashion-mnist"
+            kind = TaskKind.IMAGE_CLASSIFICATION if images else TaskKind.TEXT_CLASSIFICATION
         elif is_preset(self.name):
             preset, _ = find_preset(self.name)
-            images, pairs = preset.kind is TaskKind.IMAGE_CLASSIFICATION, preset.columns.pair is not None
+            kind, pairs = preset.kind, preset.columns.pair is not None
         else:
             examples = read_examples(Path(self.name), self.columns)
-            images, pairs = examples.images is not None, examples.pairs is not None
-        kind = TaskKind.IMAGE_CLASSIFICATION if images else TaskKind.TEXT_CLASSIFICATION
+            kind, pairs = _kind_of(examples), examples.pairs is not None
         return {"task.kind": kind} | ({"task.pairs": True, "data.test.pair_column": "pair"} if pairs else {})
 
     @property
@@ -89,16 +92,27 @@ def deal_out(
         whole = inspected(read_examples(Path(source.name), source.columns))
         for note in whole.notes:
             log.warning("%s", note)
-        if whole.label_names is None:
+        if not whole.labelled:
             raise DataError(f"{source.name} has no labels; an experiment needs them to score")
-        labels = tuple(sorted(set(whole.label_names)))
+        labels = tuple(sorted(set(names_in(whole, _kind_of(whole)))))
         train, public, test = _fitting(len(whole), most, source.name)
         held, rest = _parted(whole, test, random)
     unlabelled, private = _parted(rest, public, random)
-    unlabelled = replace(unlabelled, pairs=None, label_names=None)
+    unlabelled = replace(unlabelled.without_labels(), pairs=None)
     return write_parts(
         folder, labels, held, unlabelled, _some(private, train, random), clients, concentration, random
     )
+
+
+def _kind_of(examples: Examples) -> TaskKind:
+    """The task that examples of this form are for; numbers and names between separators pass for classes."""
+    match examples.input:
+        case Input.IMAGES:
+            return TaskKind.IMAGE_CLASSIFICATION
+        case Input.WORDS:
+            return TaskKind.TOKEN_CLASSIFICATION
+    several = examples.label_lists is not None
+    return TaskKind.TEXT_MULTI_LABEL if several else TaskKind.TEXT_CLASSIFICATION
 
 
 def _fitting(there: int, most: Sizes, source: str) -> tuple[int, int, int]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
@@ -58,6 +58,14 @@ def dirichlet_split(
     return [sorted(group) for group in groups]
 
 
+def require_classes(examples: Examples) -> None:
+    """Raises DataError unless every example has one class, whose shares can be dealt out."""
+    if examples.label_names is None:
+        raise DataError(
+            f"{examples.source}: shares of classes need one class for every example; split evenly"
+        )
+
+
 def draw_indices(
     there: int, sizes: Sequence[int], source: str, random: numpy.random.Generator
 ) -> list[list[int]]:
@@ -83,13 +91,16 @@ def write_parts(
     concentration: float | None,
     random: numpy.random.Generator,
 ) -> SplitData:
-    """test.parquet, public.parquet without labels, and worker-1.parquet, … in `folder`."""
-    assert private.label_names is not None
+    """test.parquet, public.parquet without labels, and worker-1.parquet, … in `folder`.
+
+    Raises DataError when classes are to be spread where each example has not one of them.
+    """
+    if concentration is not None:
+        require_classes(private)
+    names = private.label_names or [""] * len(private)
     files = tuple(folder / f"worker-{i}.parquet" for i in range(1, workers + 1))
-    for path, part in zip(
-        files, split_indices(private.label_names, workers, concentration, random), strict=True
-    ):
+    for path, part in zip(files, split_indices(names, workers, concentration, random), strict=True):
         write_examples(path, private.take(part))
     write_examples(folder / "test.parquet", test)
-    write_examples(folder / "public.parquet", replace(public, label_names=None))
+    write_examples(folder / "public.parquet", public.without_labels())
     return SplitData(labels, folder / "test.parquet", folder / "public.parquet", files)

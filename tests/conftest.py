@@ -115,6 +115,84 @@ def write_table(path: Path, count: int, seed: int = 0, labelled: bool = True) ->
     return path
 
 
+# What each kind of task calls its answers in tests.
+TAGS = ("O", "B-ANIMAL", "I-ANIMAL", "B-WEATHER", "I-WEATHER")
+
+
+def tagged(count: int, seed: int = 0) -> tuple[list[list[str]], list[list[str]]]:
+    """Sentences of words with tags by IOB2: animals and weather, each of one word or of two.
+
+    The second is one of those that never come first.
+    """
+    draw = random.Random(seed)
+    sentences, tags = [], []
+    for _ in range(count):
+        words, labels = [], []
+        for _ in range(draw.randint(1, 3)):
+            plain = draw.choices(FILLERS, k=draw.randint(1, 3))
+            kind = draw.choice(LABELS)
+            entity = [draw.choice(WORDS[kind][:5]), draw.choice(WORDS[kind][5:])][: draw.randint(1, 2)]
+            mark = kind.removesuffix("s").upper()
+            words += [*plain, *entity]
+            labels += ["O"] * len(plain) + [f"{'I' if i else 'B'}-{mark}" for i in range(len(entity))]
+        sentences.append(words)
+        tags.append(labels)
+    return sentences, tags
+
+
+def write_conll(path: Path, count: int, seed: int = 0, labelled: bool = True) -> Path:
+    """Columns as CoNLL-2003 has them, of `tagged`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["-DOCSTART- O", ""]
+    for words, tags in zip(*tagged(count, seed), strict=True):
+        lines += [f"{w} {t}" if labelled else w for w, t in zip(words, tags, strict=True)] + [""]
+    path.write_text("\n".join(lines if labelled else lines[2:]))
+    return path
+
+
+def write_data(path: Path, kind: str, count: int, seed: int = 0, labelled: bool = True) -> Path:
+    """Examples for a kind of task, in a file of its usual form beside `path`."""
+    match kind:
+        case "image-classification":
+            return write_pictures(path.with_suffix(".parquet"), count, seed)
+        case "token-classification":
+            return write_conll(path.with_suffix(".conll"), count, seed, labelled)
+        case "text-regression" | "text-multi-label":
+            return write_answers(path.with_suffix(".csv"), kind, count, seed, labelled)
+    return write_table(path.with_suffix(".csv"), count, seed, labelled)
+
+
+def labels_of(kind: str) -> tuple[str, ...]:
+    """The classes of `write_data`."""
+    if kind in ("causal-lm", "text-regression"):
+        return ()
+    return TAGS if kind == "token-classification" else LABELS
+
+
+def write_answers(path: Path, kind: str, count: int, seed: int = 0, labelled: bool = True) -> Path:
+    """A CSV file of `sentences` for regression (the share of animals among telling words) or several classes.
+
+    Of several: those of whose words there is one, and none, written [], where there is neither.
+    """
+    draw = random.Random(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"] if labelled else ["text"])
+        for _ in range(count):
+            animals, weather = draw.randint(0, 3), draw.choice([0, 0, 2, 3])
+            words = draw.sample(WORDS["animals"], animals) + draw.sample(WORDS["weather"], weather)
+            words += draw.choices(FILLERS, k=draw.randint(2, 6))
+            draw.shuffle(words)
+            if kind == "text-regression":
+                label = str(animals / 3)
+            else:
+                there = [name for name, found in zip(LABELS, (animals, weather), strict=True) if found]
+                label = "; ".join(there) or "[]"
+            writer.writerow([" ".join(words), label] if labelled else [" ".join(words)])
+    return path
+
+
 def write_pictures(path: Path, count: int, seed: int = 0) -> Path:
     """A Parquet file of small PNGs as the hub has them: "animals" are dark, "weather" is light."""
     draw = numpy.random.default_rng(seed)

@@ -23,7 +23,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from common.model.families import FAMILIES
 from common.model.tasks import from_config
 from common.records import TaskKind
-from tests.conftest import VOCABULARY, write_tokenizer
+from common.task_forms import FORMS
+from tests.conftest import VOCABULARY, labels_of, write_tokenizer
 
 LAYERS, HIDDEN, FFN, HEADS = 4, 32, 64, 4
 # Larger than the usual 0.02: a random model's layers must do something to be told apart.
@@ -96,7 +97,10 @@ def write_family(folder: Path, model_type: str, kind: TaskKind) -> Path:
         small_model(model_type, kind).save_pretrained(folder)
         ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     else:
-        small_model(model_type, kind, vocabulary=len(VOCABULARY)).save_pretrained(folder)
+        # As many outputs as the task has, unnamed: 2 of a language model, which has no head of its own.
+        outputs = len(FORMS[kind].outputs(labels_of(kind))) or 2
+        model = small_model(model_type, kind, vocabulary=len(VOCABULARY), num_labels=outputs)
+        model.save_pretrained(folder)
         # A language model's texts end somewhere.
         write_tokenizer(folder, eos_token="[SEP]")
     return folder

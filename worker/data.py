@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.data.answers import require_answers
 from common.data.batches import Dataset
 from common.data.encoding import encode
 from common.data.examples import Columns, Examples, read_examples
@@ -10,8 +11,9 @@ from common.data.inspection import inspected
 from common.data.presets import load_preset, preset_files
 from common.data.processors import Processor
 from common.errors import DataError
-from common.records import TaskKind, TaskSpec
+from common.records import TaskSpec
 from common.storage.files import digest_of
+from common.task_forms import FORMS
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Source:
 
 @dataclass(frozen=True)
 class PrivateData:
-    """Texts, pairs or images, as a rule with the names of their labels."""
+    """Texts, pairs, words or images, as a rule with their labels."""
 
     examples: Examples
     digest: str = ""
@@ -45,22 +47,20 @@ class PrivateData:
     def require(self, task: TaskSpec) -> None:
         """Raises DataError when this is no data for the task, or has a label that the run does not know."""
         source = self.examples.source
-        has_images = self.examples.images is not None
-        if has_images != (task.kind is TaskKind.IMAGE_CLASSIFICATION):
-            found = "images" if has_images else "texts"
-            raise DataError(f"{source} holds {found}, but the run is for {task.kind}")
+        form = FORMS[task.kind]
+        if self.examples.input is not form.input:
+            raise DataError(f"{source} holds {self.examples.input}, but the run is for {task.kind}")
         if task.pairs and self.examples.pairs is None:
             raise DataError(
                 f"the run is for pairs of texts; name the second column of {source}: --pair-column"
             )
         if not task.pairs and self.examples.pairs is not None:
             raise DataError(f"the run is for single texts; leave out --pair-column for {source}")
-        if task.kind is not TaskKind.CAUSAL_LM:
-            self.examples.class_indices(task.labels)
+        require_answers(self.examples, task.kind, task.labels)
 
     def encoded(self, processor: Processor, task: TaskSpec) -> Dataset:
         """Ready for the run's model."""
-        labels = None if task.kind is TaskKind.CAUSAL_LM else task.labels
+        labels = task.labels if FORMS[task.kind].labelled else None
         return encode(processor, self.examples, task.kind, task.max_length, labels)
 
 

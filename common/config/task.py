@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from common.config.section import Section
 from common.records import TaskKind
+from common.task_forms import FORMS, SEPARATORS, Answer
 
 
 class RunSection(Section):
@@ -28,9 +29,11 @@ class TaskSection(Section):
     """What the model learns."""
 
     kind: TaskKind = TaskKind.TEXT_CLASSIFICATION
-    """"text-classification", "image-classification" or "causal-lm" (the next token of texts)."""
+    """"text-classification", "text-multi-label" (any number of classes), "text-regression" (a number),
+    "token-classification" (a class for every word), "image-classification" or "causal-lm" (next tokens)."""
     labels: tuple[str, ...] = ()
-    """Names of the classes, as they stand in the label column; order is class index. None for causal-lm."""
+    """Names of the classes, as they stand in the label column; order is class index. None for causal-lm and
+    text-regression; for token-classification the tags, such as "O", "B-PER", "I-PER"."""
     pairs: bool = False
     """Whether every example is a pair of texts."""
     max_length: int = Field(default=128, ge=8, lt=2**32)
@@ -43,11 +46,19 @@ class TaskSection(Section):
         for label in self.labels:
             if not label or label != label.strip():
                 raise ValueError(f"labels must neither be empty nor begin or end with a blank, got {label!r}")
-        if self.kind is TaskKind.CAUSAL_LM and self.labels:
-            raise ValueError("labels must be left out for causal-lm, which has no classes")
-        if self.kind is not TaskKind.CAUSAL_LM and len(self.labels) < 2:
+        form = FORMS[self.kind]
+        if self.labels and not form.named:
+            raise ValueError(f"labels must be left out for {self.kind}, which has no classes")
+        if form.named and len(self.labels) < 2:
             raise ValueError(f"labels must name at least 2 classes, got {list(self.labels)}")
-        if self.pairs and self.kind is not TaskKind.TEXT_CLASSIFICATION:
+        if form.answer is Answer.CLASSES:
+            for label in self.labels:
+                if set(label) & set(SEPARATORS):
+                    raise ValueError(
+                        f"labels of {self.kind} must not hold any of {SEPARATORS}, which stand between "
+                        f"classes, got {label!r}"
+                    )
+        if self.pairs and not form.pairs:
             raise ValueError(f"pairs must be false for {self.kind}")
         return self
 
@@ -56,11 +67,11 @@ class DataSource(Section):
     """A file, an image folder, or a named data set."""
 
     path: Path | None = None
-    """CSV, TSV, JSONL or Parquet file, a folder with the parts of one, or a folder of images."""
+    """CSV, TSV, JSONL, Parquet or CoNLL file, a folder with the parts of one, or a folder of images."""
     preset: str | None = None
     """Instead of a path, a data set by name, such as "sst2:validation"; `fedpft datasets` lists them."""
     text_column: str = "text"
-    """Column that holds the text."""
+    """Column that holds the text, or the list of words; where that is the default and not there: tokens."""
     image_column: str = "image"
     """Column that holds the image."""
 
@@ -81,7 +92,8 @@ class TestData(DataSource):
     pair_column: str | None = None
     """Column that holds the second text of pairs."""
     label_column: str = "label"
-    """Column that holds the label's name; not read for causal-lm, nor of image folders."""
+    """Column that holds the label: a class, several of them, a number, or the list of the words' tags (where
+    the default is not there: tags or ner_tags). Not read for causal-lm, nor of image folders."""
 
 
 class DataSection(Section):

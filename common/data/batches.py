@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from common.model.tasks import IGNORED
 
 Row = dict[str, list[int]]
+# Class indices; or a number for each row; or 0 and 1 for each row and class.
+Labels = list[int] | Tensor
 
 # Batches in which neighbours in a shuffled order are sorted by length: little padding, and still by chance.
 GROUPED_BATCHES = 8
@@ -19,7 +21,8 @@ GROUPED_BATCHES = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs by the model's own names; labels if known: int64 [B], of a language model [B, T]."""
+    """Model inputs by the model's own names; labels if known, as `common.model.tasks` takes them:
+    int64 [B] or, of every token, [B, T]; float32 [B] of numbers, [B, C] of several classes."""
 
     inputs: dict[str, Tensor]
     labels: Tensor | None = None
@@ -132,13 +135,26 @@ class _TokenRows(Dataset):
 
 @dataclass(frozen=True)
 class TextDataset(_TokenRows):
-    """Tokenised texts or pairs of texts, with class indices if labelled."""
+    """Tokenised texts or pairs of texts, with their labels if known."""
 
-    labels: list[int] | None
+    labels: Labels | None
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The chosen texts, padded to the longest of them."""
         return Batch(self.padded(indices), chosen(self.labels, indices))
+
+
+@dataclass(frozen=True)
+class TaggedDataset(_TokenRows):
+    """Tokenised texts with a class for every token, IGNORED where it has none."""
+
+    labels: list[list[int]]
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The chosen texts, padded to the longest of them; labels int64 [B, T], IGNORED in the padding."""
+        inputs = self.padded(indices, padding_side="right")
+        rows = [torch.tensor(self.labels[i], dtype=torch.int64) for i in indices]
+        return Batch(inputs, nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED))
 
 
 @dataclass(frozen=True)
@@ -152,6 +168,8 @@ class CausalDataset(_TokenRows):
         return Batch(inputs, inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED))
 
 
-def chosen(labels: list[int] | None, indices: Sequence[int]) -> Tensor | None:
-    """The labels of a batch, int64 [B]."""
+def chosen(labels: Labels | None, indices: Sequence[int]) -> Tensor | None:
+    """The labels of a batch: int64 [B], or float32 [B] or [B, C]."""
+    if isinstance(labels, Tensor):
+        return labels[list(indices)].float()
     return None if labels is None else torch.tensor([labels[i] for i in indices])

@@ -1,15 +1,17 @@
-"""Parquet → columns of text, or images."""
+"""Parquet → columns of text or of lists, or images."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.compute
 from pyarrow import parquet, types
 
 from common.data.content import require_parquet
-from common.data.rows import Places, Table, require_columns
+from common.data.rows import Cell, Places, Table, require_columns
 from common.errors import DataError
 
 # Rows of images held twice while a Parquet file is read: as pyarrow's and as Python's.
@@ -17,12 +19,12 @@ _READ_ROWS = 256
 
 
 def read_parquet(path: Path, names: Sequence[str]) -> Table:
-    """The named columns as text. Raises DataError naming the row, counted from 1."""
+    """The named columns as text, or as lists of texts. Raises DataError naming the row, counted from 1."""
     require_columns(path, parquet_columns(path), *names)
     with readable(path):
         # Columns that nobody asked for may be large: images beside their captions.
         table = parquet.ParquetFile(path).read(columns=list(dict.fromkeys(names)))
-    columns = [_as_text(path, name, table.column(name)) for name in names]
+    columns = [_cells(path, name, table.column(name)) for name in names]
     return Table(columns, Places.in_file(path, "row", range(1, table.num_rows + 1)))
 
 
@@ -57,6 +59,38 @@ def readable(path: Path) -> Iterator[None]:
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path} cannot be read: it is damaged or incomplete ({reason})") from error
+
+
+def _cells(path: Path, name: str, column: Any) -> Sequence[Cell | None]:
+    if not (types.is_list(column.type) or types.is_large_list(column.type)):
+        return _as_text(path, name, column)
+    whole = column.combine_chunks()
+    with readable(path):
+        items = _as_text(path, name, pyarrow.chunked_array([whole.flatten()]))
+        lengths = pyarrow.compute.fill_null(pyarrow.compute.list_value_length(whole), 0).to_pylist()
+        there = whole.is_valid().to_pylist()
+    classes = _class_names(path, name)
+    if classes and all(item is not None and item.isdigit() and int(item) < len(classes) for item in items):
+        items = [classes[int(item)] for item in items if item is not None]
+    rows: list[Cell | None] = []
+    start = 0
+    for row, (length, given) in enumerate(zip(lengths, there, strict=True), start=1):
+        found = items[start : start + length]
+        if None in found:
+            raise DataError(f"{path}: row {row} of column {name!r} has an item without a value")
+        rows.append(tuple(item for item in found if item is not None) if given else None)
+        start += length
+    return rows
+
+
+def _class_names(path: Path, column: str) -> list[str]:
+    """What the numbers of a list stand for, where the file says so, as the hub's do; else nothing."""
+    with suppress(ValueError, KeyError, TypeError, AttributeError), readable(path):
+        told = json.loads(parquet.read_schema(path).metadata[b"huggingface"])
+        feature = told["info"]["features"][column]["feature"]
+        if feature["_type"] == "ClassLabel":
+            return [str(name) for name in feature["names"]]
+    return []
 
 
 def _as_text(path: Path, name: str, column: Any) -> list[str | None]:

@@ -9,14 +9,26 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from common.data.batches import Batch, CausalDataset, Dataset, Row, TextDataset, chosen
+from common.data.answers import class_sets_of, numbers_of, tags_of
+from common.data.batches import (
+    Batch,
+    CausalDataset,
+    Dataset,
+    Labels,
+    Row,
+    TaggedDataset,
+    TextDataset,
+    chosen,
+)
 from common.data.examples import Examples
 from common.data.images import ImageProcessor, decode
 from common.data.rows import counted
 from common.errors import DataError, ModelError
 from common.listing import first_few
+from common.model.tasks import IGNORED
 from common.records import TaskKind
 from common.runtime.stopping import between_pieces
+from common.task_forms import FORMS, Answer, Input
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +77,10 @@ def encode(
     """Examples as a task of this kind wants them; texts are tokenised here, once, outside of training.
 
     `processor` is the model's tokenizer, with a pad token, or its image processor. Texts and pairs
-    are cut to `max_length` tokens. `labels` are the class names in order of index; None: unlabelled.
+    are cut to `max_length` tokens. `labels` are the class names in order of index, () where the task has
+    none; None: unlabelled.
+    Lists of words are read as the text that they make with blanks between them; the first token of a word
+    has its label, the others none.
     For a language model, whose labels are its texts, EOS ends every text, and all of them
     together are cut into blocks of `max_length` tokens.
 
@@ -76,17 +91,80 @@ def encode(
     if kind is TaskKind.CAUSAL_LM:
         tokenizer = _tokenizer(processor, kind)
         return CausalDataset(_causal_rows(tokenizer, examples, max_length), tokenizer)
-    indices = None if labels is None else examples.class_indices(labels)
-    if kind is TaskKind.IMAGE_CLASSIFICATION:
+    if FORMS[kind].input is Input.IMAGES:
         if not isinstance(processor, ImageProcessor):
             raise ModelError(f"{kind} needs an image processor, not a tokenizer")
-        return ImageDataset(examples, processor, indices)
+        return ImageDataset(examples, processor, None if labels is None else examples.class_indices(labels))
     tokenizer = _tokenizer(processor, kind)
+    if examples.words is not None:
+        return _tagged(tokenizer, examples, max_length, None if labels is None else tags_of(examples, labels))
+    answers = None if labels is None else _answers(examples, kind, labels)
     rows: list[Row] = []
     for texts, pairs in _pieces(examples):
         encoded: Any = tokenizer(texts, pairs, truncation=True, max_length=max_length)
         rows += [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
-    return TextDataset(_with_tokens(rows, tokenizer, examples), tokenizer, indices)
+    return TextDataset(_with_tokens(rows, tokenizer, examples), tokenizer, answers)
+
+
+def _answers(examples: Examples, kind: TaskKind, labels: tuple[str, ...]) -> Labels:
+    """What the examples' labels say. Raises DataError."""
+    match FORMS[kind].answer:
+        case Answer.NUMBER:
+            return torch.tensor(numbers_of(examples))
+        case Answer.CLASSES:
+            # A byte each: there may be many of both.
+            known = torch.zeros(len(examples), len(labels), dtype=torch.uint8)
+            for row, indices in enumerate(class_sets_of(examples, labels)):
+                known[row, indices] = 1
+            return known
+    return examples.class_indices(labels)
+
+
+def _tagged(
+    tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int, tags: list[list[int]] | None
+) -> TextDataset | TaggedDataset:
+    """Texts that were cut into words, with a tag for the first token of each word."""
+    assert examples.words is not None
+    if not tokenizer.is_fast:
+        raise ModelError("the model's tokenizer does not say where its tokens stand; it must be a fast one")
+    rows: list[Row] = []
+    labels: list[list[int]] = []
+    for start in range(0, len(examples), PIECE):
+        between_pieces()
+        words = examples.words[start : start + PIECE]
+        texts = [" ".join(sentence) for sentence in words]
+        encoded: Any = tokenizer(texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
+        offsets = encoded.pop("offset_mapping")
+        rows += [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
+        if tags is not None:
+            answers = tags[start : start + PIECE]
+            labels += [_by_token(*row) for row in zip(offsets, words, answers, strict=True)]
+    empty = [i for i, row in enumerate(rows) if not row["input_ids"]]
+    rows = _with_tokens(rows, tokenizer, examples)
+    if tags is None:
+        return TextDataset(rows, tokenizer, None)
+    for i in empty:
+        labels[i] = [IGNORED]
+    return TaggedDataset(rows, tokenizer, labels)
+
+
+def _by_token(offsets: Sequence[tuple[int, int]], words: Sequence[str], tags: Sequence[int]) -> list[int]:
+    """For every token the tag of the word that begins in it, IGNORED for all others.
+
+    By characters, so that it holds for every tokenizer: some count the blank before a word to its first
+    token, some make a token of it.
+    """
+    found = [IGNORED] * len(offsets)
+    begin, token = 0, 0
+    for word, tag in zip(words, tags, strict=True):
+        end = begin + len(word)
+        # Special tokens are of no characters; a blank's token ends where the word begins.
+        while token < len(offsets) and offsets[token][1] <= begin:
+            token += 1
+        if token < len(offsets) and offsets[token][0] < end and found[token] == IGNORED:
+            found[token] = tag
+        begin = end + 1
+    return found
 
 
 def _with_tokens(rows: list[Row], tokenizer: PreTrainedTokenizerBase, examples: Examples) -> list[Row]:

@@ -1,7 +1,7 @@
-"""What a task learns from: single texts, pairs of texts or images, with the names of their classes."""
+"""What a task learns from: single texts, pairs of texts, lists of words or images, with their labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -12,12 +12,15 @@ from pyarrow import parquet
 from common.data.columnar import parquet_columns, read_images
 from common.data.content import opened, require_utf8_name
 from common.data.folders import images_of, look_into, shards_of
+from common.data.found import Found, Reading
 from common.data.labels import likely, taken_for_one
-from common.data.rows import Places, counted, cut
+from common.data.rows import Places, counted, cut, filled, told_apart
 from common.data.tables import TABLE_ENDINGS, read_table
+from common.data.words import TAGS_COLUMNS, WORDS_COLUMN, table_of
 from common.errors import DataError
 from common.listing import first_few
 from common.records import TaskKind
+from common.task_forms import FORMS, Input
 
 _LABELS_NAMED = 20
 
@@ -29,54 +32,22 @@ class Columns:
     """Which columns of a table hold what."""
 
     text: str = "text"
-    """The text, or the first of a pair."""
+    """The text, or the first of a pair, or the list of words."""
     pair: str | None = None
     """The second text of a pair; None for single texts."""
     label: str | None = "label"
-    """The class; None for unlabelled data. In a folder of images: whether its folders are classes."""
+    """The label; None for unlabelled data. In a folder of images: whether its folders are classes."""
     image: str = "image"
     """The image of a Parquet file: encoded bytes, or the hub's struct of bytes and path."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What was found out about examples when they were read."""
+class Examples(Found):
+    """Texts, words or images as they were found, not yet tokenised or decoded."""
 
-    places: Places | None = None
-    """Where each stands; None: in the rows of the source."""
-    notes: tuple[str, ...] = ()
-    """What their owner should know, a line each: what was left out, and what looks like a mistake."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Texts or images as they were found, not yet tokenised or decoded."""
-
-    source: str
-    """Where they come from, for messages: a path, or the name of a preset."""
-    texts: list[str] | None
-    pairs: list[str] | None = None
-    """Second texts, of pairs."""
-    images: list[Path | bytes] | None = None
-    """Files, or encoded bytes. Exactly one of texts and images is there."""
-    label_names: list[str] | None = None
-    """None: unlabelled."""
-    reading: Reading = field(default=Reading(), compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if (self.texts is None) == (self.images is None):
-            raise ValueError("examples are either texts or images")
-        for beside in (self.pairs, self.label_names, self.reading.places):
-            if beside is not None and len(beside) != len(self):
-                raise ValueError(f"{len(self)} examples with {len(beside)} pairs, labels or places")
-
-    def __len__(self) -> int:
-        return len(self._inputs())
-
-    def _inputs(self) -> Sequence[str | Path | bytes]:
-        inputs = self.images if self.texts is None else self.texts
-        assert inputs is not None
-        return inputs
+    def without_labels(self) -> Self:
+        """The same, unlabelled."""
+        return replace(self, label_names=None, label_lists=None)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -97,17 +68,18 @@ class Examples:
 
     def class_indices(self, labels: tuple[str, ...]) -> list[int]:
         """Positions in `labels`. Raises DataError when unlabelled, or for a label not among them."""
+        if self.label_lists is not None:
+            raise DataError(f"{self.source} has lists of labels, but every example is of one class")
         if self.label_names is None:
             raise DataError(f"{self.source} has no labels; name the column that holds them")
         index = {label: i for i, label in enumerate(labels)}
         unknown = [i for i, name in enumerate(self.label_names) if name not in index]
         if unknown:
-            raise self._unknown(unknown, labels)
+            raise self.unknown(unknown, self.label_names[unknown[0]], labels)
         return [index[name] for name in self.label_names]
 
-    def _unknown(self, rows: list[int], labels: tuple[str, ...]) -> DataError:
-        assert self.label_names is not None
-        name = self.label_names[rows[0]]
+    def unknown(self, rows: list[int], name: str, labels: tuple[str, ...]) -> DataError:
+        """What to say of `rows`, the first of which has the label `name`, which is none of `labels`."""
         told = f"{cut(name)!r}; the run knows: {first_few(labels, _LABELS_NAMED)}{likely(name, labels)}"
         more = f" (and {counted(len(rows) - 1, 'more row')} with labels unknown to it)" if rows[1:] else ""
         return DataError(f"{self.name_of(rows[0])} has label {told}{more}")
@@ -121,32 +93,42 @@ class Examples:
             pairs=_take(self.pairs, indices),
             images=_take(self.images, indices),
             label_names=_take(self.label_names, indices),
+            words=_take(self.words, indices),
+            label_lists=_take(self.label_lists, indices),
             reading=replace(self.reading, places=None if places is None else places.take(indices)),
         )
 
     def require(self, kind: TaskKind) -> Self:
         """These, when a task of this kind can use them. Raises DataError."""
-        if kind is TaskKind.IMAGE_CLASSIFICATION:
-            if self.images is None:
-                raise DataError(f"{kind} needs images, but {self.source} holds texts; {_IMAGES_LIE}")
-        elif self.texts is None:
-            raise DataError(f"{kind} needs texts, but {self.source} holds images; {_TEXTS_LIE}")
-        elif self.pairs is not None and kind is TaskKind.CAUSAL_LM:
+        wanted = FORMS[kind].input
+        # What is aligned on needs no answers, so whole texts will do.
+        if self.input is not wanted and not (
+            wanted is Input.WORDS and self.texts is not None and not self.labelled
+        ):
+            raise DataError(
+                f"{kind} needs {wanted}, but {self.source} holds {self.input}; {_WHERE_THEY_LIE[wanted]}"
+            )
+        if self.pairs is not None and not FORMS[kind].pairs:
             raise DataError(f"{kind} needs single texts, but {self.source} holds pairs; name one column only")
         return self
 
 
 _IMAGES_LIE = "give a folder with FOLDER/CLASS/*.png, or a Parquet file of images"
-_TEXTS_LIE = "give a CSV, TSV, JSONL or Parquet file with a column of texts"
+_WHERE_THEY_LIE = {
+    Input.IMAGES: _IMAGES_LIE,
+    Input.TEXTS: "give a CSV, TSV, JSONL or Parquet file with a column of texts",
+    Input.WORDS: "give CoNLL columns (.conll), or a JSONL or Parquet file with a list of words in each row",
+}
 
 
 def read_examples(path: Path, columns: Columns, kind: TaskKind | None = None) -> Examples:
-    """Everything in a file of texts, a Parquet file of images, a folder of images or of parts of a table.
+    """Everything in a file of texts or words, a Parquet file of images, a folder of images or of a table.
 
     A folder of images holds FOLDER/CLASS/*.png (jpg, tif and others); without labels, images in any
     depth. A folder without images holds the files of one table, read in the order of their names.
     A Parquet file holds images when it has the image column and no text column, or both and `kind`
-    wants images. Images are decoded when they are used. A row without a text is left out; what is left
+    wants images. Images are decoded when they are used. Texts may be lists of words, as CoNLL's columns
+    are, and labels lists. A row without a text is left out; what is left
     out is counted in the examples' notes. A language model learns from texts alone: with CAUSAL_LM no
     label is read.
 
@@ -168,7 +150,7 @@ def read_examples(path: Path, columns: Columns, kind: TaskKind | None = None) ->
 
 
 def write_examples(path: Path, examples: Examples) -> None:
-    """A Parquet file with the columns text (and pair) or image, and label, as `read_examples` reads them.
+    """A Parquet file with text (and pair) or image, and label, or tokens and tags: as `read_examples` reads.
 
     Raises DataError when the file cannot be written.
     """
@@ -179,12 +161,16 @@ def write_examples(path: Path, examples: Examples) -> None:
         # The hub's form of an image.
         form = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
         table["image"] = pyarrow.array([{"bytes": encoded, "path": None} for encoded in data], form)
+    elif examples.words is not None:
+        table[WORDS_COLUMN] = _lists(examples.words)
     else:
         table["text"] = examples.texts
     if examples.pairs is not None:
         table["pair"] = examples.pairs
     if examples.label_names is not None:
         table["label"] = examples.label_names
+    if examples.label_lists is not None:
+        table["label" if examples.words is None else TAGS_COLUMNS[0]] = _lists(examples.label_lists)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         parquet.write_table(pyarrow.table(table), path)
@@ -200,6 +186,8 @@ def join(source: str, parts: Sequence[Examples]) -> Examples:
         pairs=_chain([part.pairs for part in parts]),
         images=_chain([part.images for part in parts]),
         label_names=_chain([part.label_names for part in parts]),
+        words=_chain([part.words for part in parts]),
+        label_lists=_chain([part.label_lists for part in parts]),
         reading=Reading(_joined_places(parts), tuple(chain.from_iterable(part.notes for part in parts))),
     )
 
@@ -217,8 +205,10 @@ def _read_folder(folder: Path, columns: Columns, kind: TaskKind | None) -> Examp
     if found.tables:
         files, notes = shards_of(found)
         parts = [_read_file(file, columns, kind) for file in files]
-        if len({part.texts is None for part in parts}) > 1:
-            raise DataError(f"{folder} holds tables of texts and tables of images; name one of them")
+        if len(held := sorted({part.input for part in parts})) > 1:
+            raise DataError(f"{folder} holds tables of {' and of '.join(held)}; name one of them")
+        if len({part.label_lists is None for part in parts}) > 1:
+            raise DataError(f"{folder} holds tables with lists of labels, and without")
         examples = join(str(folder), parts)
         return replace(examples, reading=replace(examples.reading, notes=(*notes, *examples.notes)))
     there = "".join(f"; {note.partition(': ')[2]}" for note in found.notes())
@@ -229,38 +219,38 @@ def _read_folder(folder: Path, columns: Columns, kind: TaskKind | None) -> Examp
 
 
 def _read_texts(path: Path, columns: Columns) -> Examples:
-    names = [name for name in (columns.text, columns.pair, columns.label) if name is not None]
-    table = read_table(path, *names)
+    table, text, label = table_of(path, columns.text, columns.pair, columns.label)
     texts = table.columns[: 1 if columns.pair is None else 2]
-    empty = [i for i, row in enumerate(zip(*texts, strict=True)) if not all(map(_filled, row))]
+    empty = [i for i, row in enumerate(zip(*texts, strict=True)) if not all(map(filled, row))]
     if len(empty) == len(table):
-        raise DataError(f"{path} has no row with a text in column {columns.text!r}")
-    examples = Examples(
-        str(path),
-        texts=[text or "" for text in table.columns[0]],
-        pairs=None if columns.pair is None else [text or "" for text in table.columns[1]],
-        label_names=None if columns.label is None else [label or "" for label in table.columns[-1]],
-        reading=Reading(table.places, table.notes),
-    )
+        raise DataError(f"{path} has no row with a text in column {text!r}")
+    single, words = told_apart(table, 0, text)
+    pairs, second = (None, None) if columns.pair is None else told_apart(table, 1, columns.pair)
+    if columns.pair is not None and (words or second):
+        raise DataError(f"{path}: pairs are of texts, not of lists")
+    names, lists = (None, None) if label is None else told_apart(table, -1, label)
+    if words and names:
+        raise DataError(f"{path}: column {text!r} holds lists of words, {label!r} no lists of their tags")
+    if lists and None in table.columns[-1]:
+        where = table.places[list(table.columns[-1]).index(None)]
+        raise DataError(f"{where} has no value in column {label!r}; write an empty list for none")
+    reading = Reading(table.places, table.notes)
+    examples = Examples(str(path), single, pairs, None, names, words, lists, reading)
     if empty:
         where = first_few([table.places[i].removeprefix(f"{path}: ") for i in empty])
         left = f"{counted(len(empty), 'row')} of {len(table):,} left out, without a text: {where}"
         without = set(empty)
         examples = examples.noted(f"{path}: {left}").take([i for i in range(len(table)) if i not in without])
-    _require_labels(examples, columns.label)
+    _require_labels(examples, label)
     return examples
 
 
 def _require_labels(examples: Examples, column: str | None) -> None:
     """Raises DataError for a row without one: to leave it out would be a guess at what was meant."""
-    if missing := [i for i, label in enumerate(examples.label_names or ()) if not _filled(label)]:
+    if missing := [i for i, label in enumerate(examples.label_names or ()) if not filled(label)]:
         more = f" (nor have {counted(len(missing) - 1, 'row')} more)" if missing[1:] else ""
         where = f"{examples.name_of(missing[0])} has no value in column {column!r}{more}"
         raise DataError(f"{where}; fill it in, or remove the row")
-
-
-def _filled(text: str | None) -> bool:
-    return text is not None and text != "" and not text.isspace()
 
 
 def _holds_images(path: Path, columns: Columns, kind: TaskKind | None) -> bool:
@@ -278,7 +268,9 @@ def _holds_images(path: Path, columns: Columns, kind: TaskKind | None) -> bool:
 def _read_images(path: Path, columns: Columns) -> Examples:
     names = None
     if columns.label is not None:
-        names = [label or "" for label in read_table(path, columns.label).columns[0]]
+        names, lists = told_apart(read_table(path, columns.label), 0, columns.label)
+        if lists is not None:
+            raise DataError(f"{path}: column {columns.label!r} holds lists, not the class of each image")
     images = read_images(path, columns.image)
     if not images:
         raise DataError(f"{path} is empty: it has columns but no rows")
@@ -286,6 +278,11 @@ def _read_images(path: Path, columns: Columns) -> Examples:
     examples = Examples(str(path), None, images=images, label_names=names, reading=Reading(places))
     _require_labels(examples, columns.label)
     return examples
+
+
+def _lists(values: list[tuple[str, ...]]) -> Any:
+    """Also where all of them are empty, of the type that they are of."""
+    return pyarrow.array(values, pyarrow.list_(pyarrow.string()))
 
 
 def _take(values: list[T] | None, indices: Sequence[int]) -> list[T] | None:

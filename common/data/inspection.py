@@ -1,6 +1,7 @@
 """Examples looked at before anybody waits for them: what training would stumble over, or never see."""
 
 from collections import Counter, defaultdict
+from itertools import chain
 
 import numpy
 
@@ -66,6 +67,7 @@ _ALMOST_BLACK = 16
 
 
 def classes_of(examples: Examples) -> str:
-    """How many examples each class has, the rarest last."""
-    order = Counter(examples.label_names or ()).most_common()
+    """How many examples each label has, of lists how many items; the rarest last."""
+    listed = chain.from_iterable(examples.label_lists or ())
+    order = Counter(listed if examples.label_names is None else examples.label_names).most_common()
     return first_few([f"{shown(name)} {number:,}" for name, number in order], 20)

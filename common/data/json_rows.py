@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data.content import open_text
-from common.data.rows import Places, Table, require_columns, shown
+from common.data.rows import Cell, Places, Table, require_columns, shown
 from common.errors import DataError
 from common.listing import first_few
 
@@ -14,9 +14,10 @@ from common.listing import first_few
 def read_json(path: Path, names: Sequence[str]) -> Table:
     """Rows of a file with an object on each line, or with one array of objects.
 
-    A number is the text that stands in the file: 1.0 is not 1. Raises DataError naming line or row.
+    A number is the text that stands in the file: 1.0 is not 1. A list may hold texts and numbers. Raises
+    DataError naming line or row.
     """
-    columns: list[list[str | None]] = [[] for _ in names]
+    columns: list[list[Cell | None]] = [[] for _ in names]
     numbers: list[int] = []
     with open_text(path) as file:
         begin = _first_sign(file.read(4096))
@@ -35,7 +36,7 @@ def read_json(path: Path, names: Sequence[str]) -> Table:
                 if name not in row:
                     there = first_few([shown(key) for key in row], 20) or "none"
                     raise DataError(f"{where} has no {name!r}; its keys are: {there}")
-                column.append(_text(where, name, row[name]))
+                column.append(_cell(where, name, row[name]))
     return Table(columns, Places.in_file(path, unit, numbers))
 
 
@@ -82,6 +83,16 @@ def _decoded(where: str, decoder: json.JSONDecoder, content: str) -> Any:
         raise DataError(f"{where} is nested too deeply") from error
     except ValueError as error:
         raise DataError(f"{where} {error}") from error
+
+
+def _cell(where: str, name: str, value: Any) -> Cell | None:
+    if not isinstance(value, list):
+        return _text(where, name, value)
+    if odd := [i for i, item in enumerate(value, start=1) if not isinstance(item, str)]:
+        raise DataError(f"{where}: item {odd[0]} of {name!r} is not text")
+    for item in value:
+        _text(where, name, item)
+    return tuple(value)
 
 
 def _text(where: str, name: str, value: Any) -> str | None:

@@ -9,10 +9,12 @@ from types import MappingProxyType
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from common.data.answers import numbers_of
 from common.data.examples import Columns, Examples, join, read_examples
 from common.data.folders import require_all_shards
 from common.errors import DataError
 from common.records import TaskKind
+from common.task_forms import FORMS
 
 # The hub gives this class to the examples whose labels the owner keeps.
 _HIDDEN = "-1"
@@ -29,7 +31,7 @@ class Preset:
     """Of its Parquet files; on the hub often the name of a configuration."""
     columns: Columns
     labels: tuple[str, ...]
-    """Names of the classes; the files hold their positions here."""
+    """Names of the classes, whose positions here the files hold; () where the files hold numbers."""
     splits: tuple[str, ...]
     train: str
     """The split that private and public data come from."""
@@ -114,6 +116,11 @@ _PRESETS = (
         hidden=("test_matched", "test_mismatched"),
     ),
     _glue("qqp", "question1", "question2", ("not_duplicate", "duplicate")),
+    replace(_glue("cola", "sentence", None, ("unacceptable", "acceptable")), metric="matthews"),
+    replace(_glue("mrpc", "sentence1", "sentence2", ("not_equivalent", "equivalent")), metric="f1"),
+    replace(_glue("stsb", "sentence1", "sentence2", ()), kind=TaskKind.TEXT_REGRESSION, metric="pearson"),
+    _glue("rte", "sentence1", "sentence2", ("entailment", "not_entailment")),
+    _glue("wnli", "sentence1", "sentence2", ("not_entailment", "entailment")),
     _images("cifar10", "uoft-cs/cifar10", "plain_text", Columns(image="img"), tuple(_CIFAR10.split())),
     _images(
         "cifar100",
@@ -177,6 +184,11 @@ def load_preset(
     examples = join(source, [read_examples(path, columns, preset.kind) for path in files])
     if examples.label_names is None:
         return examples
+    if split in preset.hidden:
+        raise _without_labels(preset, source)
+    if not FORMS[preset.kind].named:
+        numbers_of(examples)
+        return examples
     return replace(examples, label_names=list(_named(preset, source, examples)))
 
 
@@ -221,13 +233,17 @@ def _missing(preset: Preset, split: str, root: Path | None) -> DataError:
     return DataError(f"{preset.name}:{split} {where}, and the hub cannot be reached; run: {command}{then}")
 
 
+def _without_labels(preset: Preset, source: str) -> DataError:
+    usable = ", ".join(split for split in preset.splits if split not in preset.hidden)
+    return DataError(f"{source} has no labels: its owner keeps them; use another split: {usable}")
+
+
 def _named(preset: Preset, source: str, examples: Examples) -> Iterator[str]:
     """The classes' names for the numbers that the hub's files hold."""
     names = {str(i): label for i, label in enumerate(preset.labels)}
     for row, label in enumerate(examples.label_names or ()):
         if label == _HIDDEN:
-            usable = ", ".join(split for split in preset.splits if split not in preset.hidden)
-            raise DataError(f"{source} has no labels: its owner keeps them; use another split: {usable}")
+            raise _without_labels(preset, source)
         if label not in names:
             classes = len(preset.labels)
             raise DataError(

@@ -9,6 +9,9 @@ from typing import Self
 from common.errors import DataError
 from common.listing import first_few
 
+# What stands in a row and column: text; or, where the format knows lists, a list of texts.
+Cell = str | tuple[str, ...]
+
 _COLUMNS_NAMED = 20
 _SHOWN = 60
 
@@ -51,9 +54,9 @@ class Places:
 
 @dataclass(frozen=True)
 class Table:
-    """The columns that were asked for, as text; None where a row has no value."""
+    """The columns that were asked for, as text or lists of texts; None where a row has no value."""
 
-    columns: list[list[str | None]]
+    columns: Sequence[Sequence[Cell | None]]
     places: Places
     notes: tuple[str, ...] = ()
     """What its owner should know of it, a line each."""
@@ -78,13 +81,21 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+class NoColumn(DataError):
+    """A column is not there; `found` are."""
+
+    def __init__(self, message: str, found: Sequence[str]) -> None:
+        super().__init__(message)
+        self.found = tuple(found)
+
+
 def require_columns(path: Path, found: Sequence[str], *columns: str) -> None:
-    """Raises DataError when a column is missing (naming those found) or there twice."""
+    """Raises NoColumn when a column is missing (naming those found), DataError when it is there twice."""
     for column in columns:
         if column not in found:
             there = first_few([shown(name) for name in found], _COLUMNS_NAMED)
             hint = _hint(found, column, columns)
-            raise DataError(f"{path} has no column {column!r}; its columns are: {there}{hint}")
+            raise NoColumn(f"{path} has no column {column!r}; its columns are: {there}{hint}", found)
         if found.count(column) > 1:
             raise DataError(f"{path} has more than one column {column!r}; rename all but one")
 
@@ -102,3 +113,28 @@ def _hint(found: Sequence[str], column: str, wanted: Sequence[str]) -> str:
     if not any(name in found for name in wanted):
         return "; if these are a row, the header is missing"
     return ""
+
+
+def filled(cell: Cell | None) -> bool:
+    """Whether there is something in it that can be seen."""
+    if isinstance(cell, tuple):
+        return len(cell) > 0
+    return cell is not None and cell != "" and not cell.isspace()
+
+
+def told_apart(table: Table, column: int, name: str) -> tuple[list[str] | None, list[tuple[str, ...]] | None]:
+    """A column as texts or as lists, whichever it holds; "" or () in a row without a value.
+
+    Raises DataError where it holds both.
+    """
+    cells = table.columns[column]
+    given = [cell for cell in cells if cell is not None]
+    are_lists = bool(given) and isinstance(given[0], tuple)
+    texts, lists = [], []
+    for row, cell in enumerate(cells):
+        if cell is not None and isinstance(cell, tuple) != are_lists:
+            there, elsewhere = ("a text", "a list") if are_lists else ("a list", "a text")
+            raise DataError(f"{table.places[row]}: {name!r} is {there}, but {elsewhere} in rows before")
+        texts.append(cell if isinstance(cell, str) else "")
+        lists.append(cell if isinstance(cell, tuple) else ())
+    return (None, lists) if are_lists else (texts, None)

@@ -28,6 +28,7 @@ from common.model.ffn import Projection
 from common.model.tasks import peft_type
 from common.records import AdapterSpec, AdapterTargets, TaskKind
 from common.storage.schema import TensorSpec, schema_of
+from common.task_forms import FORMS, Answer
 
 Tensors = Mapping[str, Tensor]
 
@@ -62,7 +63,12 @@ def lora_config(
 
 def heads_of(family: Family, kind: TaskKind) -> tuple[str, ...]:
     """Modules that are always tuned in full: a classifier's head; nothing of a language model."""
-    return () if kind is TaskKind.CAUSAL_LM else family.head
+    match FORMS[kind].answer:
+        case Answer.NEXT_TOKEN:
+            return ()
+        case Answer.TAGS:
+            return family.token_head
+    return family.head
 
 
 def may_lack(family: Family, kind: TaskKind) -> tuple[str, ...]:
@@ -72,7 +78,9 @@ def may_lack(family: Family, kind: TaskKind) -> tuple[str, ...]:
     """
     if kind is TaskKind.CAUSAL_LM:
         return (LM_HEAD,)
-    return () if family.pooler is None else (family.pooler,)
+    if family.pooler is None or FORMS[kind].answer is Answer.TAGS:
+        return ()
+    return (family.pooler,)
 
 
 def is_transposed(model: PreTrainedModel) -> bool:

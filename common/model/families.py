@@ -10,9 +10,14 @@ from transformers import PretrainedConfig
 from common.errors import UnsupportedFamily
 from common.records import TaskKind
 
-_TEXT = (TaskKind.TEXT_CLASSIFICATION,)
+_TEXT = (
+    TaskKind.TEXT_CLASSIFICATION,
+    TaskKind.TEXT_MULTI_LABEL,
+    TaskKind.TEXT_REGRESSION,
+    TaskKind.TOKEN_CLASSIFICATION,
+)
 _IMAGES = (TaskKind.IMAGE_CLASSIFICATION,)
-_DECODER = (TaskKind.TEXT_CLASSIFICATION, TaskKind.CAUSAL_LM)
+_DECODER = (*_TEXT, TaskKind.CAUSAL_LM)
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,13 @@ class Family:
     """Query, key, value and output projections."""
     head: tuple[str, ...]
     """The classifier, below the task model: what is tuned in full. A language model's is not tuned."""
+    token_head: tuple[str, ...] = ("classifier",)
+    """The same of a model that classifies tokens."""
     positions: str | None = None
     """The table of positions, below the encoder, where they are learned: it ends somewhere."""
     pooler: str | None = None
-    """Between encoder and classifier, below the task model: checkpoints of masked language models lack it."""
+    """Between encoder and classifier of whole texts, below the task model: checkpoints of masked language
+    models lack it."""
     post_norm: bool = False
     """Whether `ffn_norm` normalises the sum of FFN and residual, instead of the FFN's input."""
     ffn_scale: str | None = None
@@ -88,6 +96,7 @@ _LLAMA = Family(
     ffn_norm="post_attention_layernorm",
     attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     head=("score",),
+    token_head=("score",),
 )
 
 FAMILIES = {

@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from common.errors import ModelError
 from common.model.families import family_named
 from common.records import TaskKind, TaskSpec
+from common.task_forms import FORMS
 
 # Of what all families share, only the classes matter here.
 _SHARED = frozenset({"id2label", "label2id", "problem_type"})
@@ -43,6 +44,7 @@ def read_config(text: str, task: TaskSpec) -> PretrainedConfig:
     family_named(model_type)
     known = known_keys(model_type)
     kept = {key: value for key, value in fields.items() if key in known}
+    outputs = FORMS[task.kind].outputs(task.labels)
     if task.labels and not any(key in kept for key in CLASSES):
         kept |= {
             "id2label": {str(i): name for i, name in enumerate(task.labels)},
@@ -57,8 +59,8 @@ def read_config(text: str, task: TaskSpec) -> PretrainedConfig:
         # Of no one class: whatever transformers and what it is built on make of a wrong value.
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"the run's model configuration cannot be used: {reason}") from error
-    if task.kind is not TaskKind.CAUSAL_LM and len(task.labels) != config.num_labels:
-        raise ModelError(f"the model has {config.num_labels} classes, the task {len(task.labels)}")
+    if task.kind is not TaskKind.CAUSAL_LM and len(outputs) != config.num_labels:
+        raise ModelError(f"the model has {config.num_labels} classes, the task {len(outputs)}")
     return config
 
 

@@ -15,6 +15,7 @@ from transformers import get_cosine_schedule_with_warmup
 from common.data.batches import Batch
 from common.model.adapter import Adapted
 from common.records import TaskKind
+from common.task_forms import FORMS, Answer
 from coordinator.algorithms import distillation_state
 from coordinator.algorithms.distillation import OnCheckpoint, OnStep
 
@@ -37,8 +38,15 @@ class Settings:
 # Not in inference mode: what comes out takes part in a loss.
 @torch.no_grad()
 def predictions(model: nn.Module, batch: Batch, kind: TaskKind) -> Tensor:
-    """Class probabilities: of a classifier [B, C], of a language model of each next token [B, T, V]."""
-    return torch.softmax(model(**batch.inputs).logits.float(), -1)
+    """What a model gives: probabilities of classes [B, C], at each token [B, T, C], of each class for itself
+    [B, C], or numbers [B, 1]."""
+    scores: Tensor = model(**batch.inputs).logits.float()
+    match FORMS[kind].answer:
+        case Answer.NUMBER:
+            return scores
+        case Answer.CLASSES:
+            return scores.sigmoid()
+    return scores.softmax(-1)
 
 
 def mean_of(*teachers: Teacher) -> Teacher:
@@ -69,12 +77,21 @@ def _copy(values: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
 
 
 def divergence(logits: Tensor, targets: Tensor, mask: Tensor | None, kind: TaskKind) -> Tensor:
-    """Mean KL(targets ‖ softmax(logits)) in nats over examples, of a language model over tokens.
+    """How far `logits` are from a teacher's predictions, of the same shape: mean KL divergence in nats.
 
-    `logits` and `targets` [B, C] or [B, T, V]; `mask` [B, T], 1 = token.
+    KL(targets ‖ softmax(logits)) over examples, or over tokens, `mask` [B, T] being 1 for these; of several
+    classes the mean over classes; of numbers the squared error.
     """
-    each = nn.functional.kl_div(torch.log_softmax(logits.float(), -1), targets, reduction="none").sum(-1)
-    if kind is TaskKind.CAUSAL_LM and mask is not None:
+    scores = logits.float()
+    match FORMS[kind].answer:
+        case Answer.NUMBER:
+            return nn.functional.mse_loss(scores, targets)
+        case Answer.CLASSES:
+            logs = torch.stack([nn.functional.logsigmoid(scores), nn.functional.logsigmoid(-scores)], -1)
+            both = torch.stack([targets, 1 - targets], -1)
+            return nn.functional.kl_div(logs, both, reduction="none").sum(-1).mean()
+    each = nn.functional.kl_div(torch.log_softmax(scores, -1), targets, reduction="none").sum(-1)
+    if each.dim() == 2 and mask is not None:
         each = each[mask.bool()]
     return each.mean()
 

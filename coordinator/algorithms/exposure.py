@@ -91,7 +91,7 @@ def _place(model: PreTrainedModel, name: str) -> tuple[int | None, str]:
     if name.startswith(stack):
         number, _, part = name.removeprefix(stack).partition(".")
         return int(number), _kind_in_layer(family, part)
-    if any(name.startswith(f"{head}.") for head in family.head):
+    if any(name.startswith(f"{head}.") for head in {*family.head, *family.token_head}):
         return None, "head"
     return None, "embeddings" if "embed" in name or ".wte." in name or ".wpe." in name else "other"
 

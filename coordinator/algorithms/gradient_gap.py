@@ -16,7 +16,7 @@ from common.model.adapter import PEFT_PREFIX, Adapted, layer_pattern
 from common.model.ffn import ffns_of
 from common.model.layers import layers_of, watch_outputs
 from common.model.submodel import SubModelPlan
-from common.model.tasks import loss
+from common.model.tasks import drawn_labels, loss
 from common.records import TaskKind
 from common.run_status import GradientGap, LayerGap
 from coordinator.algorithms.distillation_loss import linear_map
@@ -43,7 +43,7 @@ def measure(
 ) -> GradientGap:
     """Compare both models, neither of which is changed.
 
-    Public data has no labels: classes are drawn from the FM's own predictions with `seed`, the same for
+    Public data has no labels: they are drawn from the FM's own predictions with `seed`, the same for
     both models (the gradients then are those of the Fisher information); a language model's are its
     tokens. Both models run without dropout.
     """
@@ -79,9 +79,8 @@ def drift(cosine: float, norm_ratio: float) -> float:
 def _labelled(fm: Adapted, batch: Batch, seed: int) -> Batch:
     if fm.kind is TaskKind.CAUSAL_LM:
         return batch
-    shares = fm.model(**batch.inputs).logits.float().softmax(-1).cpu()
-    drawn = torch.multinomial(shares, 1, generator=torch.Generator().manual_seed(seed % 2**63))
-    return Batch(batch.inputs, drawn[:, 0].to(next(fm.model.parameters()).device))
+    drawn = drawn_labels(fm.model(**batch.inputs).logits, batch.mask, fm.kind, seed)
+    return Batch(batch.inputs, drawn.to(next(fm.model.parameters()).device))
 
 
 def _observe(adapted: Adapted, batches: Sequence[Batch]) -> _Seen:

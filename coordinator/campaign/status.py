@@ -10,6 +10,7 @@ from common.config.run import RunConfig
 from common.listing import first_workers
 from common.records import Activity, Phase, Progress, TaskKind
 from common.run_status import Evaluation, RunStatus, Traffic, WorkerStatus
+from common.task_forms import FORMS, Answer
 from coordinator.campaign.progress import RunProgress
 from coordinator.context import RunContext
 from coordinator.federation.inbox import Inbox
@@ -76,7 +77,9 @@ def _troubled(status: WorkerStatus, over: Over | None, contested: bool) -> Worke
 
 
 def reading(evaluations: Sequence[Evaluation], kind: TaskKind) -> tuple[str, dict[str, str]]:
-    """What people look at, "accuracy" or "perplexity", and its value by model."""
+    """What people look at, "accuracy", "perplexity" or "mean squared error", and its value by model."""
+    if FORMS[kind].answer is Answer.NUMBER:
+        return "mean squared error", {e.model: f"{e.loss:.4f}" for e in evaluations}
     if kind is TaskKind.CAUSAL_LM:
         return "perplexity", {e.model: f"{math.exp(min(e.loss, 700.0)):.2f}" for e in evaluations}
     return "accuracy", {e.model: f"{e.accuracy:.4f}" for e in evaluations}

@@ -24,6 +24,7 @@ from common.errors import (
 )
 from common.records import LABELS_FILE_SINCE, Chunk, JoinReply, JoinRequest, UpdateHeader
 from common.runtime.fault_points import Point, reach
+from common.task_forms import FORMS
 from common.transport import wire
 from common.transport.chunk_messages import decode_submission, encode_download, encoded_bytes
 from common.transport.chunks import read_chunks
@@ -67,6 +68,10 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self._require_acceptable(joining)
         if self._run.spec.task.labels_file and joining.protocol_max < LABELS_FILE_SINCE:
             told = f"this run's classes are too many for protocol {joining.protocol_max}"
+            raise ProtocolMismatch(f"{told}: upgrade the worker")
+        kind = self._run.spec.task.kind
+        if joining.protocol_max < FORMS[kind].since:
+            told = f"this run is for {kind}, which protocol {joining.protocol_max} does not know"
             raise ProtocolMismatch(f"{told}: upgrade the worker")
         await require_only(self._run, self._sessions, joining, context)
         session, version = self._sessions.join(joining)

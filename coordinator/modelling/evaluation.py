@@ -18,13 +18,14 @@ def score(
     on_progress: Callable[[int, int], None] = lambda batch, batches: None,
     batch_size: int = 32,
 ) -> tuple[float, float]:
-    """Accuracy (0 to 1) and mean cross entropy (nats) on labelled data.
+    """Accuracy (0 to 1) and mean loss, as `common.model.tasks` has them for this kind, on labelled data.
 
-    Of a language model over its next tokens, so that its perplexity is exp of the second. `on_progress`
+    The loss is cross entropy in nats; of a language model over its next tokens, so that its perplexity is
+    exp of it. Of numbers it is the mean squared error, and there is no accuracy: NaN. `on_progress`
     is called before every batch with batches done and in all; it may raise to stop.
     """
     device = next(model.parameters()).device
-    right, loss, answers = 0, 0.0, 0
+    right, loss, answers = 0.0, 0.0, 0
     batches = -(-len(data) // batch_size)
     for done, padded in enumerate(data.in_order(batch_size)):
         on_progress(done, batches)

@@ -16,6 +16,7 @@ from common.model.families import family_of
 from common.model.tasks import auto_class, plain, require_task
 from common.model.wire_config import CLASSES, FEW
 from common.records import TaskKind
+from common.task_forms import FORMS
 from coordinator.modelling.checkpoint import read_config, reason
 from coordinator.modelling.published_head import brings_output, draw_output, rows_by_name, take_rows
 from coordinator.modelling.weights import Brought, left_unread, new_modules
@@ -57,31 +58,34 @@ def load_foundation(path: str, kind: TaskKind, labels: tuple[str, ...], seed: in
     if kind is TaskKind.CAUSAL_LM:
         model, brought = _loaded(path, config, kind, seed)
     else:
-        model, brought = _classifier(path, config, kind, labels, seed)
+        model, brought = _with_head(path, config, kind, FORMS[kind].outputs(labels), seed)
     _untie(model)
     new = new_modules(path, brought, family, kind, config.num_hidden_layers)
     _tell(path, brought, new)
     return Foundation(model.eval(), processor, new, dtype)
 
 
-def _classifier(
-    path: str, config: PretrainedConfig, kind: TaskKind, labels: tuple[str, ...], seed: int
+def _with_head(
+    path: str, config: PretrainedConfig, kind: TaskKind, outputs: tuple[str, ...], seed: int
 ) -> tuple[PreTrainedModel, Brought]:
-    """With the published head where its classes are the task's, by name; with a new one otherwise."""
+    """With the published head where its outputs are the task's, by name; with a new one otherwise."""
     published = {int(i): str(name) for i, name in dict(config.id2label or {}).items()}
-    rows = rows_by_name(published, labels)
+    rows = rows_by_name(published, outputs)
+    if len(outputs) == 1 and len(published) > 1:
+        # A number is no class among others, though transformers calls a first class without a name so, too.
+        rows = None
     if rows is not None:
         model, brought = _loaded(path, config, kind, seed)
-        if brings_output(model, brought):
-            take_rows(model, rows)
-            _name_classes(model.config, labels)
+        if brings_output(model, kind, brought):
+            take_rows(model, kind, rows)
+            _name_classes(model.config, outputs)
             log.info("model %s: its published head knows the task's classes, and is taken by name", path)
             return model, brought
-    _name_classes(config, labels)
+    _name_classes(config, outputs)
     model, brought = _loaded(path, config, kind, seed)
-    if brings_output(model, brought):
+    if brings_output(model, kind, brought):
         # As many classes by chance.
-        draw_output(model, seed)
+        draw_output(model, kind, seed)
         told = first_few(published[i] for i in sorted(published))
         log.info(
             "model %s: its published head is for %s, not for the task's classes; it starts anew "

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from common.model.adapter import heads_of
 from common.model.families import family_of
+from common.records import TaskKind
 from coordinator.modelling.weights import Brought
 
 
@@ -23,9 +25,9 @@ def rows_by_name(published: Mapping[int, str], labels: Sequence[str]) -> list[in
     return None
 
 
-def output_of(model: PreTrainedModel) -> tuple[nn.Module, str, nn.Linear]:
+def output_of(model: PreTrainedModel, kind: TaskKind) -> tuple[nn.Module, str, nn.Linear]:
     """The map that gives the scores: the last of the head. Its parent, its name there, itself."""
-    head = family_of(model.config).head[-1]
+    head = heads_of(family_of(model.config), kind)[-1]
     found = [
         f"{head}.{name}".removesuffix(".")
         for name, module in model.get_submodule(head).named_modules()
@@ -37,17 +39,17 @@ def output_of(model: PreTrainedModel) -> tuple[nn.Module, str, nn.Linear]:
     return model.get_submodule(parent), name, linear
 
 
-def brings_output(model: PreTrainedModel, brought: Brought) -> bool:
+def brings_output(model: PreTrainedModel, kind: TaskKind, brought: Brought) -> bool:
     """Whether the scores' map is the checkpoint's."""
-    wanted = {id(parameter) for parameter in output_of(model)[2].parameters()}
+    wanted = {id(parameter) for parameter in output_of(model, kind)[2].parameters()}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in wanted}
     return not names & {*brought.missing, *brought.mismatched}
 
 
 @torch.no_grad()
-def take_rows(model: PreTrainedModel, rows: Sequence[int]) -> None:
+def take_rows(model: PreTrainedModel, kind: TaskKind, rows: Sequence[int]) -> None:
     """Make the scores' map these rows of itself, in this order."""
-    parent, name, old = output_of(model)
+    parent, name, old = output_of(model, kind)
     if list(rows) == list(range(old.out_features)):
         return
     new = nn.Linear(old.in_features, len(rows), old.bias is not None, dtype=old.weight.dtype)
@@ -57,9 +59,9 @@ def take_rows(model: PreTrainedModel, rows: Sequence[int]) -> None:
     setattr(parent, name, new)
 
 
-def draw_output(model: PreTrainedModel, seed: int) -> None:
+def draw_output(model: PreTrainedModel, kind: TaskKind, seed: int) -> None:
     """Make the scores' map a new one, as the family draws it."""
-    parent, name, old = output_of(model)
+    parent, name, old = output_of(model, kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         new = nn.Linear(old.in_features, old.out_features, old.bias is not None, dtype=old.weight.dtype)

@@ -17,10 +17,12 @@ from common.model.adapter import RESIDUAL, Adapted, is_transposed, lora_config
 from common.model.families import family_of
 from common.model.ffn import ffns_of
 from common.model.submodel import SubModelPlan
+from common.model.tasks import problem_type
 from common.records import AdapterTargets, TaskKind
 from common.runtime import seeds
 from common.storage.files import write_atomically
 from common.storage.tensors import TensorFile, to_bytes
+from common.task_forms import FORMS
 from coordinator.algorithms.plugging import plug
 from coordinator.campaign.status import open_run, stored_status
 from coordinator.context import adapter_spec
@@ -141,9 +143,10 @@ def export(
     write_atomically(out / "config.json", (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode())
     left_padded = _write_processor(path, loaded.processor, out)
     classes = len(published.get("id2label") or (0, 1))
+    outputs = FORMS[kind].outputs(config.task.labels)
     how = Loading(
         merged=merge,
-        other_head=kind is not TaskKind.CAUSAL_LM and classes != len(config.task.labels),
+        other_head=kind is not TaskKind.CAUSAL_LM and classes != len(outputs),
         other_dtype=loaded.dtype is not torch.float32,
         left_padded=left_padded,
     )
@@ -177,9 +180,11 @@ def config_fields(
         fields["tie_word_embeddings"] = False
     for key in ("id2label", "label2id"):
         fields.pop(key, None)
-    if config.task.labels:
-        fields["id2label"] = {str(i): label for i, label in enumerate(config.task.labels)}
-        fields["label2id"] = {label: i for i, label in enumerate(config.task.labels)}
+    if outputs := FORMS[config.task.kind].outputs(config.task.labels):
+        fields["id2label"] = {str(i): name for i, name in enumerate(outputs)}
+        fields["label2id"] = {name: i for i, name in enumerate(outputs)}
+    if (problem := problem_type(config.task.kind)) is not None:
+        fields["problem_type"] = problem
     return fields
 
 

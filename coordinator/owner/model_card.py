@@ -9,24 +9,34 @@ from typing import Any
 
 from common.config.run import RunConfig
 from common.config.task import TaskSection
+from common.model.tasks import auto_class
 from common.records import TaskKind
 from common.run_status import RunStatus, reported
+from common.task_forms import FORMS, Answer, Input
 from coordinator.campaign.status import reading
 from coordinator.modelling.checkpoint import own_file
 
-# By task: transformers' class, what prepares inputs, the hub's name for it.
-_CLASSES = {
-    TaskKind.TEXT_CLASSIFICATION: (
-        "AutoModelForSequenceClassification",
-        "AutoTokenizer",
-        "text-classification",
-    ),
-    TaskKind.IMAGE_CLASSIFICATION: (
-        "AutoModelForImageClassification",
-        "AutoImageProcessor",
-        "image-classification",
-    ),
-    TaskKind.CAUSAL_LM: ("AutoModelForCausalLM", "AutoTokenizer", "text-generation"),
+# What prepares inputs.
+_PROCESSORS = {
+    Input.TEXTS: "AutoTokenizer",
+    Input.WORDS: "AutoTokenizer",
+    Input.IMAGES: "AutoImageProcessor",
+}
+# What comes of the scores, in a line of Python.
+_ANSWERS = {
+    Answer.CLASS: ["answers = [model.config.id2label[int(i)] for i in logits.argmax(-1)]"],
+    Answer.CLASSES: [
+        "names = model.config.id2label",
+        "answers = [[names[int(i)] for i in row.nonzero()] for row in logits > 0]",
+    ],
+    Answer.NUMBER: ["answers = logits[:, 0].tolist()"],
+    Answer.TAGS: [
+        "# A tag for every token; that of a word is its first token's.",
+        'there = inputs["attention_mask"].bool()',
+        "found = [row[mask] for row, mask in zip(logits.argmax(-1), there)]",
+        "answers = [[model.config.id2label[int(i)] for i in row] for row in found]",
+    ],
+    Answer.NEXT_TOKEN: [],
 }
 
 # Folders are called so whatever is in them.
@@ -89,7 +99,8 @@ def _heading(card: Path | None) -> str:
 
 def loading_lines(task: TaskSection, how: Loading) -> str:
     """Python that loads the export in FOLDER, onto the FM in FM, and answers two examples."""
-    model_class, processor_class, _ = _CLASSES[task.kind]
+    form = FORMS[task.kind]
+    model_class, processor_class = auto_class(task.kind).__name__, _PROCESSORS[form.input]
     adapter = not how.merged
     names = sorted(name for name in (model_class, processor_class, "AutoConfig" if adapter else "") if name)
     lines = ["import torch"] if adapter and how.other_dtype else []
@@ -100,7 +111,7 @@ def loading_lines(task: TaskSection, how: Loading) -> str:
         # It called the modules of vision transformers otherwise, and peft leaves out what it does not find.
         lines += ["from transformers import __version__ as version", "", _VERSION]
     lines.append("")
-    side = ', padding_side="right"' if how.left_padded and task.kind is TaskKind.TEXT_CLASSIFICATION else ""
+    side = ', padding_side="right"' if how.left_padded and form.answer is not Answer.NEXT_TOKEN else ""
     lines.append(f"processor = {processor_class}.from_pretrained(FOLDER{side})")
     if adapter:
         options = ["FM", "config=AutoConfig.from_pretrained(FOLDER)"]
@@ -119,15 +130,13 @@ def _use(task: TaskSection) -> list[str]:
             'images = [Image.open(path).convert("RGB") for path in PATHS]',
             'inputs = processor(images, return_tensors="pt")',
             "logits = model(**inputs).logits",
-            "answers = [model.config.id2label[int(i)] for i in logits.argmax(-1)]",
+            *_ANSWERS[Answer.CLASS],
         ]
     texts = 'texts = ["a text", "another text, which is longer"]'
     second = ', ["what goes with the first", "and with the second"]' if task.pairs else ""
     options = f'padding=True, truncation=True, max_length={task.max_length}, return_tensors="pt"'
     lines = [texts, f"inputs = processor(texts{second}, {options})", "logits = model(**inputs).logits"]
-    if task.kind is TaskKind.TEXT_CLASSIFICATION:
-        lines.append("answers = [model.config.id2label[int(i)] for i in logits.argmax(-1)]")
-    return lines
+    return [*lines, *_ANSWERS[FORMS[task.kind].answer]]
 
 
 def _scores(status: RunStatus) -> tuple[str, str, str]:
@@ -148,7 +157,7 @@ def model_card(config: RunConfig, status: RunStatus, fields: Mapping[str, Any], 
     header = {
         "base_model": name,
         "library_name": "transformers" if how.merged else "peft",
-        "pipeline_tag": _CLASSES[task.kind][2],
+        "pipeline_tag": FORMS[task.kind].pipeline,
         "tags": ["fedpft", "federated-learning", "lora"],
     }
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items())

@@ -12,6 +12,7 @@ from common.config.run import RunConfig
 from common.listing import first_few
 from common.records import Phase, TaskKind
 from common.run_status import Evaluation, RunStatus, Traffic, reported
+from common.task_forms import FORMS, Answer
 from coordinator.campaign.liveness import resting_status
 from coordinator.campaign.status import open_run
 from coordinator.storage.store import Store
@@ -56,14 +57,18 @@ def _state(status: RunStatus) -> str:
 
 
 def _score(evaluation: Evaluation, config: RunConfig) -> float:
-    """Perplexity of a language model, else accuracy in %."""
+    """Perplexity of a language model, mean squared error of numbers, else accuracy in %."""
     if config.task.kind is TaskKind.CAUSAL_LM:
         return math.exp(min(evaluation.loss, 700.0))
+    if FORMS[config.task.kind].answer is Answer.NUMBER:
+        return evaluation.loss
     return 100 * evaluation.accuracy
 
 
 def _measure(config: RunConfig) -> tuple[str, str]:
     """Name and unit of the score."""
+    if FORMS[config.task.kind].answer is Answer.NUMBER:
+        return "mean squared error", ""
     return ("perplexity", "") if config.task.kind is TaskKind.CAUSAL_LM else ("accuracy", "%")
 
 

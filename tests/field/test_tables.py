@@ -248,7 +248,9 @@ def test_a_value_in_json_is_the_text_that_stands_in_the_file(tmp_path: Path, wri
         ('{"text": 007}', "line 2 is not JSON (expecting ',' delimiter, column 11)"),
         ('{"text": "a", "text": "b"}', "line 2 has more than one 'text'"),
         ('{"txt": "a"}', "line 2 has no 'text'; its keys are: txt"),
-        ('{"text": ["a"]}', "line 2: 'text' is not text"),
+        ('{"text": ["a"]}', "line 2: 'text' is a list, but a text in rows before"),
+        ('{"text": ["a", ["b"]]}', "line 2: item 2 of 'text' is not text"),
+        ('{"text": ["a", "\\ud800"]}', "line 2: 'text' has half of a character (\\ud800)"),
         ('{"text": {"a": 1}}', "line 2: 'text' is not text"),
         ('"a text"', "line 2 is no object"),
         ('["a", "b"]', "line 2 is no object"),
@@ -295,7 +297,7 @@ def test_values_in_parquet_are_written_out(tmp_path: Path, values: Any, read: li
     assert examples.texts == read and examples.label_names == read
 
 
-@pytest.mark.parametrize("values", [[["a"]], [{"a": 1}], [b"a"]], ids=["list", "struct", "bytes"])
+@pytest.mark.parametrize("values", [[[["a"]]], [{"a": 1}], [b"a"]], ids=["list", "struct", "bytes"])
 def test_a_column_of_parquet_that_is_no_text_is_named(tmp_path: Path, values: list[Any]) -> None:
     parquet.write_table(pyarrow.table({"text": values}), tmp_path / "x.parquet")
     assert "column 'text' holds " in refused(tmp_path / "x.parquet", UNLABELLED)

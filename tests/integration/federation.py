@@ -14,7 +14,7 @@ from common.config.file import template
 from common.records import TaskKind
 from common.run_status import RunStatus
 from coordinator.campaign.status import open_run, stored_status
-from tests.conftest import LABELS, write_pictures, write_table
+from tests.conftest import labels_of, write_data
 from tests.services import ROOT, Service
 from tests.waiting import sizes, until
 
@@ -49,7 +49,7 @@ class Federation:
             "run.directory": "run",
             "model.path": str(self.model),
             "task.kind": str(self.kind),
-            "task.labels": () if self.kind is TaskKind.CAUSAL_LM else LABELS,
+            "task.labels": labels_of(self.kind),
             "task.max_length": 16,
             "data.public.path": str(self.write_data("public", 64, 90, labelled=False)),
             "data.test.path": str(self.write_data("test", 64, 91)),
@@ -71,9 +71,7 @@ class Federation:
 
     def write_data(self, name: str, count: int, seed: int, labelled: bool = True) -> Path:
         """Examples for the federation's kind of task."""
-        if self.kind is TaskKind.IMAGE_CLASSIFICATION:
-            return write_pictures(self.folder / f"{name}.parquet", count, seed)
-        return write_table(self.folder / f"{name}.csv", count, seed, labelled)
+        return write_data(self.folder / name, self.kind, count, seed, labelled)
 
     def start_coordinator(self, *extra: str) -> dict[str, Any]:
         """Start it and wait until it listens; returns its endpoint file's content."""

@@ -12,7 +12,8 @@ from cli.main import app
 from common.model.families import FAMILIES
 from common.model.tasks import auto_class
 from common.records import AdapterTargets, Phase, TaskKind
-from tests.conftest import VOCABULARY
+from common.task_forms import FORMS
+from tests.conftest import VOCABULARY, labels_of
 from tests.families import FFN, HIDDEN, LAYERS, small_inputs, write_family
 from tests.integration.federation import Federation, federation
 
@@ -81,7 +82,8 @@ def _check_exports(finished: Federation, tmp_path: Path) -> None:
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, result.output
     load = auto_class(finished.kind).from_pretrained
-    classes = {} if finished.kind is TaskKind.CAUSAL_LM else {"num_labels": 2}
+    outputs = FORMS[finished.kind].outputs(labels_of(finished.kind))
+    classes = {"num_labels": len(outputs)} if outputs else {}
     tuned = PeftModel.from_pretrained(load(finished.model, **classes), tmp_path / "adapter").eval()
     plain = load(tmp_path / "merged").eval()
     inputs = small_inputs(plain, 4)

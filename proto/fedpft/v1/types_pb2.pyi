@@ -77,6 +77,12 @@ class _TaskKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskKind.Val
     """Images into classes."""
     TASK_KIND_CAUSAL_LM: _TaskKind.ValueType  # 3
     """The next token of texts."""
+    TASK_KIND_TEXT_REGRESSION: _TaskKind.ValueType  # 4
+    """A number for each text, or pair of texts (protocol 4)."""
+    TASK_KIND_TEXT_MULTI_LABEL: _TaskKind.ValueType  # 5
+    """Texts, or pairs of texts, into any number of classes each (protocol 4)."""
+    TASK_KIND_TOKEN_CLASSIFICATION: _TaskKind.ValueType  # 6
+    """Each word of a text into a class (protocol 4)."""
 
 class TaskKind(_TaskKind, metaclass=_TaskKindEnumTypeWrapper):
     """What the model learns to do."""
@@ -89,6 +95,12 @@ TASK_KIND_IMAGE_CLASSIFICATION: TaskKind.ValueType  # 2
 """Images into classes."""
 TASK_KIND_CAUSAL_LM: TaskKind.ValueType  # 3
 """The next token of texts."""
+TASK_KIND_TEXT_REGRESSION: TaskKind.ValueType  # 4
+"""A number for each text, or pair of texts (protocol 4)."""
+TASK_KIND_TEXT_MULTI_LABEL: TaskKind.ValueType  # 5
+"""Texts, or pairs of texts, into any number of classes each (protocol 4)."""
+TASK_KIND_TOKEN_CLASSIFICATION: TaskKind.ValueType  # 6
+"""Each word of a text into a class (protocol 4)."""
 Global___TaskKind: _TypeAlias = TaskKind  # noqa: Y015
 
 class _AdapterTargets:
@@ -318,7 +330,7 @@ class TaskSpec(_message.Message):
     """Whether every example is a pair of texts."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Label names; a label's position is its class index. None for language modelling."""
+        """Label names; a label's position is its class index. None for language modelling and regression."""
 
     @_builtins.property
     def labels_file(self) -> Global___ArtifactRef:

@@ -227,7 +227,8 @@ CAUSAL = {"task__kind": "causal-lm", "task__labels": None}
         ),
         (
             {"task__kind": "x"},
-            "task.kind must be 'text-classification', 'image-classification' or 'causal-lm', got 'x'",
+            "task.kind must be 'text-classification', 'text-multi-label', 'text-regression', "
+            "'token-classification', 'image-classification' or 'causal-lm', got 'x'",
         ),
         (
             {"task__kind": "image-classification", "task__pairs": True},

@@ -12,6 +12,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from common.data import presets
+from common.data.answers import numbers_of
 from common.data.examples import Examples
 from common.data.presets import PRESETS, find_preset, load_preset
 from common.errors import DataError
@@ -49,8 +50,8 @@ def write_copy(root: Path, name: str, split: str, labels: list[int], folder: str
     return root
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_read_with_the_names_of_its_classes(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.labels])
+def test_every_preset_of_classes_is_read_with_the_names_of_its_classes(tmp_path: Path, name: str) -> None:
     preset = PRESETS[name]
     last = len(preset.labels) - 1
     write_copy(tmp_path, name, preset.train, [0, last, 1])
@@ -75,6 +76,11 @@ def test_class_names_are_distinct_and_as_many_as_the_data_has() -> None:
         "qnli": 2,
         "mnli": 3,
         "qqp": 2,
+        "cola": 2,
+        "mrpc": 2,
+        "stsb": 0,
+        "rte": 2,
+        "wnli": 2,
         "cifar10": 10,
         "cifar100": 100,
         "flowers102": 102,
@@ -82,6 +88,46 @@ def test_class_names_are_distinct_and_as_many_as_the_data_has() -> None:
     for preset in PRESETS.values():
         assert len(preset.labels) == len(set(preset.labels))
         assert {preset.train, preset.test} <= set(preset.splits) - set(preset.hidden)
+
+
+def test_glue_is_whole_and_each_of_its_tasks_has_its_own_score() -> None:
+    """By GLUE (Wang et al. 2019), table 1; the order of classes is the hub's."""
+    glue = {name: preset for name, preset in PRESETS.items() if preset.hub_id == "nyu-mll/glue"}
+    assert len(glue) == 9
+    assert {name: preset.metric for name, preset in glue.items() if preset.metric != "accuracy"} == {
+        "cola": "matthews",
+        "mrpc": "f1",
+        "stsb": "pearson",
+    }
+    pairs = {name for name, preset in glue.items() if preset.columns.pair is not None}
+    assert pairs == glue.keys() - {"sst2", "cola"}
+    assert glue["rte"].labels == ("entailment", "not_entailment")
+    assert glue["wnli"].labels == ("not_entailment", "entailment")
+
+
+def write_stsb(root: Path, split: str, labels: list[float]) -> Path:
+    """As the hub has it: scores in float32."""
+    values = pyarrow.array(labels, pyarrow.float32())
+    texts = {f"sentence{i}": [f"text {i}"] * len(labels) for i in (1, 2)}
+    folder = root / "nyu-mll" / "glue" / "stsb"
+    write(folder / f"{split}-00000-of-00001.parquet", **texts, label=values, idx=list(range(len(labels))))
+    return root
+
+
+def test_a_preset_of_numbers_is_read_as_it_stands(tmp_path: Path) -> None:
+    write_stsb(tmp_path, "train", [5.0, 3.8, 0.0])
+    write_stsb(tmp_path, "validation", [2.5])
+    examples = load_preset("stsb", tmp_path)
+    assert numbers_of(examples) == [5.0, 3.8, 0.0]
+    assert examples.pairs == ["text 2"] * 3
+    assert numbers_of(load_preset("stsb", tmp_path, test=True)) == [2.5]
+
+
+def test_a_preset_of_numbers_has_splits_without_them(tmp_path: Path) -> None:
+    write_stsb(tmp_path, "test", [-1.0, -1.0])
+    with pytest.raises(DataError, match=r"stsb:test has no labels.*use another split: train, validation$"):
+        load_preset("stsb:test", tmp_path)
+    assert not load_preset("stsb:test", tmp_path, labelled=False).labelled
 
 
 def test_a_split_may_be_named_and_is_not_mistaken_for_one_that_begins_alike(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from peft import TaskType
 from torch import Tensor
 from transformers import (
+    CONFIG_MAPPING,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -24,10 +25,12 @@ from common.model.families import FAMILIES
 from common.model.tasks import (
     IGNORED,
     auto_class,
+    drawn_labels,
     from_config,
     loss,
     peft_type,
     plain,
+    problem_type,
     require_task,
     tally,
     targets_of,
@@ -159,12 +162,18 @@ def test_a_family_is_built_for_its_tasks_and_refused_for_others(model_type: str,
 @pytest.mark.parametrize(
     ("config", "kind", "told"),
     [
-        (BertConfig(), CAUSAL, "a bert model cannot do causal-lm; it can do: text-classification"),
+        (
+            BertConfig(),
+            CAUSAL,
+            "a bert model cannot do causal-lm; it can do: text-classification, text-multi-label, "
+            "text-regression, token-classification",
+        ),
         (ViTConfig(), TEXT, "a vit model cannot do text-classification; it can do: image-classification"),
         (
             GPT2Config(),
             IMAGES,
-            "a gpt2 model cannot do image-classification; it can do: text-classification, causal-lm",
+            "a gpt2 model cannot do image-classification; it can do: text-classification, text-multi-label, "
+            "text-regression, token-classification, causal-lm",
         ),
     ],
 )
@@ -212,3 +221,88 @@ def test_a_plain_configuration_is_a_copy_that_differs_in_the_architecture_alone(
     assert config.to_dict() == before
     assert changed.architectures == []
     assert {k: v for k, v in changed.to_dict().items() if before.get(k) != v} == {"architectures": []}
+
+
+# --- numbers, several classes, a class for every word ---
+
+REGRESSION, SEVERAL, TOKENS = (
+    TaskKind.TEXT_REGRESSION,
+    TaskKind.TEXT_MULTI_LABEL,
+    TaskKind.TOKEN_CLASSIFICATION,
+)
+
+
+@pytest.mark.parametrize("kind", [REGRESSION, SEVERAL, TOKENS])
+def test_the_loss_of_texts_is_transformers_own(kind: TaskKind) -> None:
+    model = small_model("bert", kind, num_labels=1 if kind is REGRESSION else 3)
+    model.config.problem_type = problem_type(kind)
+    inputs = small_inputs(model)
+    draw = torch.Generator().manual_seed(3)
+    match kind:
+        case TaskKind.TEXT_REGRESSION:
+            labels = torch.randn(3, generator=draw)
+        case TaskKind.TEXT_MULTI_LABEL:
+            labels = torch.randint(2, (3, 3), generator=draw).float()
+        case _:
+            labels = torch.randint(3, (3, 8), generator=draw)
+            labels = labels.masked_fill(inputs["attention_mask"] == 0, IGNORED)
+    with torch.no_grad():
+        output = model(**inputs, labels=labels)
+    assert loss(output.logits, labels, kind).item() == pytest.approx(output.loss.item(), rel=1e-6)
+    # Over batches the sums make the mean of the whole.
+    parts = [tally(output.logits[part], labels[part], kind) for part in (slice(1), slice(1, None))]
+    mean = sum(part[1] for part in parts) / sum(part[2] for part in parts)
+    assert mean == pytest.approx(output.loss.item(), rel=1e-5)
+
+
+def test_a_number_is_neither_right_nor_wrong() -> None:
+    right, total, answers = tally(torch.tensor([[1.0], [4.0]]), torch.tensor([2.0, 1.0]), REGRESSION)
+    assert math.isnan(right) and (total, answers) == (10.0, 2)
+    assert loss(torch.tensor([[1.0], [4.0]]), torch.tensor([2.0, 1.0]), REGRESSION).item() == 5.0
+
+
+def test_several_classes_are_right_when_each_of_them_is() -> None:
+    scores = torch.tensor([[2.0, -1.0], [2.0, 1.0], [-3.0, -3.0]])
+    labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    right, _, answers = tally(scores, labels, SEVERAL)
+    assert (right, answers) == (2, 3)
+
+
+def test_of_tokens_only_those_with_a_label_count() -> None:
+    scores = torch.tensor([[[0.0, 3.0], [3.0, 0.0], [0.0, 3.0]]])
+    assert tally(scores, torch.tensor([[1, 1, IGNORED]]), TOKENS)[::2] == (1, 2)
+    none = loss(scores.requires_grad_(), torch.full((1, 3), IGNORED), TOKENS)
+    none.backward()
+    assert none.item() == 0.0 and scores.grad is not None and not scores.grad.any()
+
+
+def test_labels_drawn_from_predictions_follow_them() -> None:
+    """So that the gradient's mean over them is 0: what makes it the Fisher's."""
+    count = 4000
+    scores = torch.tensor([[1.0, -0.5]]).repeat(count, 1)
+    several = drawn_labels(scores, None, SEVERAL, 1)
+    assert torch.allclose(several.mean(0), scores[0].sigmoid(), atol=0.03)
+    numbers = drawn_labels(scores[:, :1], None, REGRESSION, 1)
+    assert abs(numbers.mean() - 1.0) < 0.05 and abs(numbers.var() - 0.5) < 0.05
+    mask = torch.ones(2, count // 2)
+    mask[:, -7:] = 0
+    tags = drawn_labels(scores.view(2, -1, 2), mask, TOKENS, 1)
+    assert (tags == IGNORED).sum() == 14 and (tags[:, -7:] == IGNORED).all()
+    share = (tags[:, :-7] == 0).float().mean()
+    assert abs(share - torch.softmax(scores[0], 0)[0]) < 0.03
+    assert torch.equal(drawn_labels(scores, None, TEXT, 5), drawn_labels(scores, None, TEXT, 5))
+
+
+def test_only_what_transformers_cannot_tell_stands_in_a_configuration() -> None:
+    told = {kind: problem_type(kind) for kind in TaskKind if problem_type(kind)}
+    assert told == {REGRESSION: "regression", SEVERAL: "multi_label_classification"}
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_of_texts_does_what_transformers_has_a_class_for(model_type: str) -> None:
+    for kind in TaskKind:
+        has = CONFIG_MAPPING[model_type] in auto_class(kind)._model_mapping
+        if kind is CAUSAL and model_type in ("bert", "roberta"):
+            # Encoders that are turned into decoders: not what they are here.
+            continue
+        assert has == (kind in FAMILIES[model_type].tasks), kind

@@ -349,7 +349,7 @@ async def test_a_download_goes_on_from_what_is_there(served: Served, tmp_path: P
     assert missing < received < missing + 200
 
 
-SECRET = (ArtifactKind.PLAN, ArtifactKind.UPDATE, ArtifactKind.SERVER_STATE)
+SECRET = (ArtifactKind.PLAN, ArtifactKind.UPDATE, ArtifactKind.SERVER_STATE, ArtifactKind.CORRECTED)
 
 
 @pytest.mark.parametrize("kind", sorted(set(ArtifactKind) - set(SECRET)))

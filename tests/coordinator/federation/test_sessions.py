@@ -7,6 +7,7 @@ import pytest
 
 from common.errors import NameTaken, ProtocolMismatch, SessionReplaced, UnknownSession, Unreachable
 from common.records import (
+    PROTOCOL_MAX,
     Activity,
     ArtifactKind,
     ArtifactRef,
@@ -51,7 +52,8 @@ async def collect(sessions: Sessions, session: Session, tasks: list[Task]) -> No
 
 
 @pytest.mark.parametrize(
-    ("lowest", "highest", "side"), [(4, 5, "upgrade the coordinator"), (0, 0, "upgrade the worker")]
+    ("lowest", "highest", "side"),
+    [(PROTOCOL_MAX + 1, PROTOCOL_MAX + 2, "upgrade the coordinator"), (0, 0, "upgrade the worker")],
 )
 async def test_a_protocol_mismatch_says_which_side_to_upgrade(
     sessions: Sessions, lowest: int, highest: int, side: str

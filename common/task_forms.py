@@ -1,0 +1,78 @@
+"""What each kind of task reads and answers: all that data, settings and messages need to know of it.
+
+What it asks of a model stands beside it, in `common.model.tasks`; here nothing imports torch.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+from common.records import PROTOCOL_MIN, TaskKind
+
+# transformers' own name for an output that has none: what a regression gives.
+NUMBER_NAME = "LABEL_0"
+# What may stand between the classes of one cell, and so in no name of a class.
+SEPARATORS = ",;|"
+
+
+class Input(StrEnum):
+    """What an example is."""
+
+    TEXTS = "texts"
+    IMAGES = "images"
+    WORDS = "lists of words"
+    """Texts cut into words, one answer for each."""
+
+
+class Answer(StrEnum):
+    """What is to be foretold of it."""
+
+    CLASS = "one class"
+    CLASSES = "any number of classes"
+    NUMBER = "a number"
+    TAGS = "a class for every word"
+    NEXT_TOKEN = "the next token"
+
+
+@dataclass(frozen=True)
+class TaskForm:
+    """A kind of task, seen from the data."""
+
+    input: Input
+    answer: Answer
+    pipeline: str
+    """The hub's name for it."""
+    pairs: bool = False
+    """Whether an example may be a pair of texts."""
+    since: int = PROTOCOL_MIN
+    """The protocol that first knew it."""
+
+    @property
+    def named(self) -> bool:
+        """Whether its answers are classes that have names."""
+        return self.answer in (Answer.CLASS, Answer.CLASSES, Answer.TAGS)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether examples come with labels: a language model's texts are their own."""
+        return self.answer is not Answer.NEXT_TOKEN
+
+    def outputs(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the head's outputs in order; none of a language model, which has no head of its own."""
+        return (NUMBER_NAME,) if self.answer is Answer.NUMBER else labels
+
+
+FORMS = MappingProxyType(
+    {
+        TaskKind.TEXT_CLASSIFICATION: TaskForm(Input.TEXTS, Answer.CLASS, "text-classification", pairs=True),
+        TaskKind.TEXT_MULTI_LABEL: TaskForm(
+            Input.TEXTS, Answer.CLASSES, "text-classification", pairs=True, since=4
+        ),
+        TaskKind.TEXT_REGRESSION: TaskForm(
+            Input.TEXTS, Answer.NUMBER, "text-classification", pairs=True, since=4
+        ),
+        TaskKind.TOKEN_CLASSIFICATION: TaskForm(Input.WORDS, Answer.TAGS, "token-classification", since=4),
+        TaskKind.IMAGE_CLASSIFICATION: TaskForm(Input.IMAGES, Answer.CLASS, "image-classification"),
+        TaskKind.CAUSAL_LM: TaskForm(Input.TEXTS, Answer.NEXT_TOKEN, "text-generation"),
+    }
+)
