@@ -1,6 +1,6 @@
 """What people are told of a run: where it stands, scores, gaps, bytes, events. Plain, as `records`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.records import Phase, Progress, TaskKind
@@ -38,6 +38,32 @@ class Evaluation:
     model: str
     accuracy: float
     loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Further metrics of the task by name; of a class alone as "f1:NAME". NaN where undefined."""
+
+    @property
+    def told(self) -> dict[str, float]:
+        """The metrics that are of all classes together."""
+        return {name: value for name, value in self.metrics.items() if ":" not in name}
+
+
+# Metrics as people know them.
+METRIC_TITLES = {
+    "macro_f1": "macro F1",
+    "matthews": "Matthews correlation",
+    "auc": "AUC",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "entity_f1": "entity F1",
+    "precision": "entity precision",
+    "recall": "entity recall",
+}
+
+
+def told_metrics(evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """Names and titles of the metrics over all classes that any of these has."""
+    there = {name for evaluation in evaluations for name in evaluation.told}
+    return {name: title for name, title in METRIC_TITLES.items() if name in there}
 
 
 def reported(evaluations: Sequence[Evaluation]) -> Evaluation | None:

@@ -1,5 +1,6 @@
 """The coordinator's Prometheus metrics."""
 
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -116,6 +117,12 @@ class Metrics:
         self._loss = Gauge(
             "fedpft_evaluation_loss_nats", "Cross entropy on the test data", ["model"], registry=r
         )
+        self._scores = Gauge(
+            "fedpft_score_ratio",
+            "Further metrics of the task on the test data, over all classes; absent where undefined",
+            ["model", "metric"],
+            registry=r,
+        )
         self.alignment_error = Gauge(
             "fedpft_alignment_error_ratio",
             "Squared hidden-state error of the sub-FM, relative to the FM's, around an alignment",
@@ -185,6 +192,9 @@ class Metrics:
         """A model was scored."""
         self._accuracy.labels(evaluation.model).set(evaluation.accuracy)
         self._loss.labels(evaluation.model).set(evaluation.loss)
+        for name, value in evaluation.told.items():
+            if math.isfinite(value):
+                self._scores.labels(evaluation.model, name).set(value)
 
     def corrected(self, before: float, after: float) -> None:
         """The FM was corrected; KL divergences from the teacher in nats."""

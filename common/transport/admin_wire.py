@@ -98,7 +98,9 @@ def status_to_pb(s: RunStatus) -> admin_pb2.GetStatusResponse:
         steps=s.steps,
         workers=[_worker_status_to_pb(w) for w in s.workers],
         evaluations=[
-            admin_pb2.Evaluation(round=e.round, model=e.model, accuracy=e.accuracy, loss=e.loss)
+            admin_pb2.Evaluation(
+                round=e.round, model=e.model, accuracy=e.accuracy, loss=e.loss, metrics=e.metrics
+            )
             for e in s.evaluations
         ],
         models=_facts_to_pb(s.models) if s.models else None,
@@ -119,7 +121,9 @@ def status_from_pb(m: admin_pb2.GetStatusResponse) -> RunStatus:
         step=m.step,
         steps=m.steps,
         workers=tuple(_worker_status_from_pb(w) for w in m.workers),
-        evaluations=tuple(Evaluation(e.round, e.model, e.accuracy, e.loss) for e in m.evaluations),
+        evaluations=tuple(
+            Evaluation(e.round, e.model, e.accuracy, e.loss, dict(e.metrics)) for e in m.evaluations
+        ),
         gaps=tuple(_gap_from_pb(g) for g in m.gaps),
         models=_facts_from_pb(m.models) if m.HasField("models") else None,
         adapter_sha256=m.adapter_sha256,

@@ -266,15 +266,13 @@ class Models:
 
     def evaluate(self, round_number: int, fm_only: bool, on_progress: OnProgress) -> list[Evaluation]:
         """Score the FM with the adapter plugged in, and, unless `fm_only`, the sub-FM."""
-        assert self._test is not None
         self._plug()
-        fm = Evaluation(round_number, "fm", *score(self._tuned_fm.model, self._test, self._kind, on_progress))
+        fm = self._score("fm", self._tuned_fm, round_number, on_progress)
         if fm_only:
             return [fm]
         if self._whole:
             return [fm, replace(fm, model="sub_fm")]
-        sub_fm = score(self._tuned_sub_fm.model, self._test, self._kind, on_progress)
-        return [fm, Evaluation(round_number, "sub_fm", *sub_fm)]
+        return [fm, self._score("sub_fm", self._tuned_sub_fm, round_number, on_progress)]
 
     # --- after the last round ---
 
@@ -297,13 +295,17 @@ class Models:
         self, adapter: ArtifactRef, round_number: int, on_progress: OnProgress
     ) -> list[Evaluation]:
         """Score the FM with its corrected adapter."""
-        assert self._test is not None
         self._plugged = None
         self._tuned_fm.load(self.tensors(adapter))
-        figures = score(self._tuned_fm.model, self._test, self._kind, on_progress)
-        return [Evaluation(round_number, "corrected", *figures)]
+        return [self._score("corrected", self._tuned_fm, round_number, on_progress)]
 
     # --- parts ---
+
+    def _score(self, name: str, tuned: Adapted, round_number: int, on_progress: OnProgress) -> Evaluation:
+        assert self._test is not None
+        labels = self._config.task.labels
+        figures = score(tuned.model, self._test, self._kind, labels, on_progress)
+        return Evaluation(round_number, name, *figures)
 
     def _in_fm(self, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return plug(adapter, self._plan, self._fm.config, self._fresh, self._fm_widths)

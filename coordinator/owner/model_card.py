@@ -1,6 +1,7 @@
 """The card of an exported model: what it is, what it scored, and the lines that load it."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from common.config.run import RunConfig
 from common.config.task import TaskSection
 from common.model.tasks import auto_class
 from common.records import TaskKind
-from common.run_status import RunStatus, reported
+from common.run_status import RunStatus, reported, told_metrics
 from common.task_forms import FORMS, Answer, Input
 from coordinator.campaign.status import reading
 from coordinator.modelling.checkpoint import own_file
@@ -149,11 +150,25 @@ def _scores(status: RunStatus) -> tuple[str, str, str]:
     return measure, values["fm"], reading([last], status.task)[1][last.model]
 
 
+def _further(status: RunStatus) -> list[tuple[str, float]]:
+    """Further metrics of the model that is exported, with their titles; classes one by one last."""
+    last = reported(status.evaluations)
+    if last is None:
+        return []
+    titles = told_metrics([last])
+    found = [(title, last.metrics[name]) for name, title in titles.items()]
+    return found + [(f"F1 of {n.partition(':')[2]}", v) for n, v in last.metrics.items() if ":" in n]
+
+
 def model_card(config: RunConfig, status: RunStatus, fields: Mapping[str, Any], how: Loading) -> str:
     """The export's README.md; `fields` are those of its config.json."""
     task, labels = config.task, list(config.task.labels)
     name = model_name(config.model.path, str(fields.get("model_type", "")))
     measure, before, after = _scores(status)
+    further = "".join(
+        f"| {title} after | {'undefined' if math.isnan(v) else f'{v:.4f}'} |\n"
+        for title, v in _further(status)
+    )
     header = {
         "base_model": name,
         "library_name": "transformers" if how.merged else "peft",
@@ -177,7 +192,7 @@ Tuned over {status.round} rounds by {len(status.workers)} workers, none of which
 |---|---|
 | before | {before} |
 | after | {after} |
-
+{further}
 {where}:
 
 ```python

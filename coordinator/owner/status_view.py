@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from common.errors import Unreachable
 from common.records import Activity, Phase
-from common.run_status import RunStatus, WorkerStatus
+from common.run_status import RunStatus, WorkerStatus, told_metrics
 from coordinator.campaign.status import reading
 from coordinator.owner.admin_client import Admin
 from coordinator.storage.event_levels import level_of
@@ -125,6 +126,10 @@ def _accuracies(status: RunStatus) -> Table:
     scored = {e.model for e in status.evaluations}
     for model, title in ((each, title) for each, title in titles.items() if each in scored):
         table.add_row(title, *(by_round[n][1].get(model, "") for n in rounds))
+    for name, title in told_metrics(status.evaluations).items():
+        values = {e.round: e.metrics.get(name) for e in status.evaluations if e.model == "fm"}
+        shown = {n: "–" if v is None or math.isnan(v) else f"{v:.4f}" for n, v in values.items()}
+        table.add_row(f"FM, {title}", *(shown.get(n, "") for n in rounds), style="dim")
     if status.gaps:
         drifts = {gap.round: f"{gap.drift:.3f}" for gap in status.gaps}
         table.add_row("drift of the gradients", *(drifts.get(n, "") for n in rounds), style="dim")

@@ -72,6 +72,11 @@ CREATE TABLE IF NOT EXISTS evaluations (
     round INTEGER NOT NULL, model TEXT NOT NULL, accuracy REAL NOT NULL, loss REAL NOT NULL,
     PRIMARY KEY (round, model)
 );
+-- What an evaluation tells beside these.
+CREATE TABLE IF NOT EXISTS evaluation_metrics (
+    round INTEGER NOT NULL, model TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL,
+    PRIMARY KEY (round, model, name)
+);
 CREATE TABLE IF NOT EXISTS workers (
     name TEXT PRIMARY KEY, examples INTEGER NOT NULL, software TEXT NOT NULL, joined REAL NOT NULL
 );

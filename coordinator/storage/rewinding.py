@@ -12,6 +12,7 @@ _BY_ROUND = (
     "corrections",
     "gradient_gaps",
     "evaluations",
+    "evaluation_metrics",
     "tries",
     "accepted",
     "updates",

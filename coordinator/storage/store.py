@@ -275,13 +275,22 @@ class Store:
     def commit_evaluation(self, *evaluations: Evaluation) -> None:
         """Record scores, all or none."""
         rows = [(e.round, e.model, as_kept(e.accuracy), as_kept(e.loss)) for e in evaluations]
+        further = [(e.round, e.model, name, as_kept(v)) for e in evaluations for name, v in e.metrics.items()]
         with self.database.transaction("evaluation") as db:
             db.executemany("INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?)", rows)
+            db.executemany("INSERT OR REPLACE INTO evaluation_metrics VALUES (?, ?, ?, ?)", further)
 
     def evaluations(self) -> tuple[Evaluation, ...]:
         """All scores, oldest first."""
         rows = self._rows("SELECT round, model, accuracy, loss FROM evaluations ORDER BY round, model")
-        return tuple(Evaluation(number, model, float(a), float(b)) for number, model, a, b in rows)
+        further: dict[tuple[int, str], dict[str, float]] = {}
+        if self.database.has("evaluation_metrics"):
+            query = "SELECT round, model, name, value FROM evaluation_metrics ORDER BY rowid"
+            for number, model, name, value in self._rows(query):
+                further.setdefault((number, model), {})[name] = float(value)
+        return tuple(
+            Evaluation(n, model, float(a), float(b), further.get((n, model), {})) for n, model, a, b in rows
+        )
 
     def remember_worker(self, name: str, examples: int, software: str) -> None:
         """Record that a worker joined."""

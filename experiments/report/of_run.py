@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from common.config.run import RunConfig
 from common.listing import first_few
 from common.records import Phase, TaskKind
-from common.run_status import Evaluation, RunStatus, Traffic, reported
+from common.run_status import Evaluation, RunStatus, Traffic, reported, told_metrics
 from common.task_forms import FORMS, Answer
 from coordinator.campaign.liveness import resting_status
 from coordinator.campaign.status import open_run
@@ -105,6 +105,14 @@ def _scores(config: RunConfig, evaluations: tuple[Evaluation, ...]) -> list[Sect
         for n in rounds
     ]
     table = Table("scores", "On the owner's test data", tuple(columns), tuple(rows))
+    titles = told_metrics(evaluations)
+    tuned = [e for e in evaluations if e.model in ("fm", "corrected") and e.metrics]
+    further = Table(
+        "metrics",
+        "Further metrics of the FM on the owner's test data",
+        (Column("round"), Column("model"), *(Column(title, ".4f") for title in titles.values())),
+        tuple((e.round, _MODELS[e.model], *(e.metrics.get(name) for name in titles)) for e in tuned),
+    )
     lines = tuple(
         Series(_MODELS[model], tuple(map(float, sorted(found))), tuple(found[n] for n in sorted(found)))
         for model, found in by_model.items()
@@ -112,7 +120,7 @@ def _scores(config: RunConfig, evaluations: tuple[Evaluation, ...]) -> list[Sect
     title = f"{name} by round"
     y_title = f"{name} ({unit})" if unit else name
     plot = Plot("scores-by-round", title, PlotKind.LINES, "round", y_title, lines)
-    return [Section(name.capitalize(), (), (plot, table))]
+    return [Section(name.capitalize(), (), (plot, table, further) if titles else (plot, table))]
 
 
 def _losses(store: Store, done: int) -> list[Section]:

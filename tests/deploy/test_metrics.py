@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 
 from common.errors import BadUpdate, LateUpdate, NotSelected, StaleRound, UnknownRound
 from common.records import Activity, ArtifactKind, Phase
-from common.run_status import SCORED
+from common.run_status import METRIC_TITLES, SCORED
 from coordinator.federation.authorization import PUBLISHED
 from coordinator.federation.rounds import Outcome
 from coordinator.metrics import Metrics as CoordinatorMetrics
@@ -79,6 +79,8 @@ def values(folder: Path) -> dict[tuple[str, str], set[str]]:
         ("fedpft_accuracy_ratio", "model"): set(SCORED),
         ("fedpft_evaluation_loss_nats", "model"): set(SCORED),
         ("fedpft_alignment_error_ratio", "when"): {"before", "after"},
+        ("fedpft_score_ratio", "model"): set(SCORED) | set(METRIC_TITLES),
+        ("fedpft_score_ratio", "metric"): set(SCORED) | set(METRIC_TITLES),
         ("fedpft_correction_divergence_nats", "when"): {"before", "after"},
         ("fedpft_gradient_gap_ratio", "of"): {"gradient", "output", "weight"},
     }

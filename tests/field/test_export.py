@@ -92,7 +92,7 @@ class Tuned:
         if self.kind is IMAGES:
             processor = ImageProcessor(processor)
         data = encode(processor, examples, self.kind, 16, self.labels)
-        return score(model, data, self.kind, batch_size=2)
+        return score(model, data, self.kind, self.labels, batch_size=2)[:2]
 
 
 def card_of(out: Path) -> str:

@@ -4,6 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const PRESENT = new Set(["idle", "downloading", "training", "uploading"]);
 const MODELS = ["fm", "sub_fm", "corrected"];
+const TITLES = { fm: "FM", sub_fm: "sub-FM", corrected: "FM, corrected" };
 const SHOWN_EVENTS = 200;
 let after = 0;
 
@@ -73,6 +74,23 @@ function seriesOf(evaluations, value) {
     .sort((a, b) => a.round - b.round)]));
 }
 
+// Of the last round that was scored: a row for each metric, classes one by one last, a column for each model.
+function showMetrics(run) {
+  const last = Math.max(...run.evaluations.map((e) => e.round)), newest = run.evaluations.filter((e) => e.round === last);
+  const models = MODELS.filter((model) => newest.some((e) => e.model === model));
+  const of = Object.fromEntries(newest.map((e) => [e.model, e.metrics]));
+  const names = [...new Set(newest.flatMap((e) => Object.keys(e.metrics)))];
+  const all = Object.keys(run.metrics).filter((name) => names.includes(name)), each = names.filter((name) => name.includes(":"));
+  $("metrics-section").hidden = names.length === 0;
+  $("metrics-head").replaceChildren(element("th", {}, `after round ${last}`), ...models.map((m) => element("th", { class: "number" }, TITLES[m])));
+  $("metrics").replaceChildren(...[...all, ...each].map((name) => {
+    const row = element("tr");
+    row.append(element("td", {}, run.metrics[name] ?? `F1 of ${name.slice(name.indexOf(":") + 1)}`));
+    for (const model of models) row.append(element("td", { class: "number" }, of[model][name]?.toFixed(4) ?? "–"));
+    return row;
+  }));
+}
+
 function workerRow(worker) {
   const row = element("tr");
   row.append(element("td", {}, worker.name));
@@ -125,6 +143,7 @@ function draw(run) {
   const plain = (tick, step) => tick.toFixed(Math.max(0, -Math.floor(Math.log10(step))));
   chart($("accuracy"), readings, run.rounds, 0, language ? null : 1, language ? plain : (tick) => `${Math.round(100 * tick)} %`);
   chart($("loss"), seriesOf(run.evaluations, (e) => e.loss), run.rounds, 0, null, plain);
+  if (run.evaluations.length) showMetrics(run);
   $("workers").replaceChildren(...run.workers.map(workerRow));
   for (const event of run.events) {
     after = Math.max(after, event.sequence);

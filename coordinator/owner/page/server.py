@@ -13,7 +13,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from common.address import Address, require_loopback
 from common.observability.http_server import HttpServer
-from common.run_status import Event, RunStatus
+from common.run_status import Event, RunStatus, told_metrics
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +97,8 @@ class Page:
 
 def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
     """What the page draws: no path, no layer's figures, no number that JSON cannot hold."""
+    # Of earlier rounds nobody looks at more than the curves.
+    last = max((e.round for e in status.evaluations), default=0)
     return {
         "run": status.run_id,
         "task": status.task,
@@ -108,9 +110,16 @@ def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
         "step": status.step,
         "steps": status.steps,
         "evaluations": [
-            {"round": e.round, "model": e.model, "accuracy": _finite(e.accuracy), "loss": _finite(e.loss)}
+            {
+                "round": e.round,
+                "model": e.model,
+                "accuracy": _finite(e.accuracy),
+                "loss": _finite(e.loss),
+                "metrics": {n: _finite(v) for n, v in e.metrics.items()} if e.round == last else {},
+            }
             for e in status.evaluations
         ],
+        "metrics": told_metrics(status.evaluations),
         "drift": [{"round": gap.round, "drift": _finite(gap.drift)} for gap in status.gaps],
         "parameters": asdict(status.models) if status.models else None,
         "workers": [

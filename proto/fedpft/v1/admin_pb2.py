@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from fedpft.v1 import types_pb2 as fedpft_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66\x65\x64pft/v1/admin.proto\x12\tfedpft.v1\x1a\x15\x66\x65\x64pft/v1/types.proto\"\x12\n\x10GetStatusRequest\"\x86\x03\n\x11GetStatusResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x1f\n\x05phase\x18\x02 \x01(\x0e\x32\x10.fedpft.v1.Phase\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06rounds\x18\x04 \x01(\r\x12\x13\n\x0bwaiting_for\x18\x05 \x01(\t\x12\x0c\n\x04step\x18\x06 \x01(\r\x12\r\n\x05steps\x18\x07 \x01(\r\x12(\n\x07workers\x18\x08 \x03(\x0b\x32\x17.fedpft.v1.WorkerStatus\x12*\n\x0b\x65valuations\x18\t \x03(\x0b\x32\x15.fedpft.v1.Evaluation\x12%\n\x06models\x18\n \x01(\x0b\x32\x15.fedpft.v1.ModelFacts\x12\x16\n\x0e\x61\x64\x61pter_sha256\x18\x0b \x01(\t\x12\x11\n\tdirectory\x18\x0c \x01(\t\x12!\n\x04task\x18\r \x01(\x0e\x32\x13.fedpft.v1.TaskKind\x12$\n\x04gaps\x18\x0e \x03(\x0b\x32\x16.fedpft.v1.GradientGap\"\x13\n\x11ReadStatusRequest\"@\n\x12ReadStatusResponse\x12*\n\x04part\x18\x01 \x01(\x0b\x32\x1c.fedpft.v1.GetStatusResponse\"t\n\x0bGradientGap\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0e\n\x06\x63osine\x18\x02 \x01(\x01\x12\x12\n\nnorm_ratio\x18\x03 \x01(\x01\x12\r\n\x05\x64rift\x18\x04 \x01(\x01\x12#\n\x06layers\x18\x05 \x03(\x0b\x32\x13.fedpft.v1.LayerGap\"\x90\x01\n\x08LayerGap\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0e\n\x06\x63osine\x18\x02 \x01(\x01\x12\x12\n\nnorm_ratio\x18\x03 \x01(\x01\x12\x1b\n\x13gradient_difference\x18\x04 \x01(\x01\x12\x19\n\x11output_difference\x18\x05 \x01(\x01\x12\x19\n\x11weight_difference\x18\x06 \x01(\x01\"\xaa\x01\n\nModelFacts\x12\x15\n\rfm_parameters\x18\x01 \x01(\x04\x12\x19\n\x11sub_fm_parameters\x18\x02 \x01(\x04\x12\x1b\n\x13\x66m_layer_parameters\x18\x03 \x01(\x04\x12\x1f\n\x17sub_fm_layer_parameters\x18\x04 \x01(\x04\x12\x1a\n\x12\x61\x64\x61pter_parameters\x18\x05 \x01(\x04\x12\x10\n\x08\x66m_bytes\x18\x06 \x01(\x04\"|\n\x0cWorkerStatus\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12%\n\x08progress\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.Progress\x12\x10\n\x08\x65xamples\x18\x03 \x01(\x04\x12#\n\x07traffic\x18\x04 \x03(\x0b\x32\x12.fedpft.v1.Traffic\"L\n\x07Traffic\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\nbytes_down\x18\x03 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\x04 \x01(\x04\"J\n\nEvaluation\x12\r\n\x05round\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08\x61\x63\x63uracy\x18\x03 \x01(\x01\x12\x0c\n\x04loss\x18\x04 \x01(\x01\"#\n\x12WatchEventsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\"\xdb\x01\n\x13WatchEventsResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04time\x18\x02 \x01(\x01\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\x0c\n\x04text\x18\x06 \x01(\t\x12:\n\x06values\x18\x07 \x03(\x0b\x32*.fedpft.v1.WatchEventsResponse.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x10\n\x0eStopRunRequest\"\x11\n\x0fStopRunResponse2\xb5\x02\n\x0c\x41\x64minService\x12\x46\n\tGetStatus\x12\x1b.fedpft.v1.GetStatusRequest\x1a\x1c.fedpft.v1.GetStatusResponse\x12K\n\nReadStatus\x12\x1c.fedpft.v1.ReadStatusRequest\x1a\x1d.fedpft.v1.ReadStatusResponse0\x01\x12N\n\x0bWatchEvents\x12\x1d.fedpft.v1.WatchEventsRequest\x1a\x1e.fedpft.v1.WatchEventsResponse0\x01\x12@\n\x07StopRun\x12\x19.fedpft.v1.StopRunRequest\x1a\x1a.fedpft.v1.StopRunResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66\x65\x64pft/v1/admin.proto\x12\tfedpft.v1\x1a\x15\x66\x65\x64pft/v1/types.proto\"\x12\n\x10GetStatusRequest\"\x86\x03\n\x11GetStatusResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x1f\n\x05phase\x18\x02 \x01(\x0e\x32\x10.fedpft.v1.Phase\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06rounds\x18\x04 \x01(\r\x12\x13\n\x0bwaiting_for\x18\x05 \x01(\t\x12\x0c\n\x04step\x18\x06 \x01(\r\x12\r\n\x05steps\x18\x07 \x01(\r\x12(\n\x07workers\x18\x08 \x03(\x0b\x32\x17.fedpft.v1.WorkerStatus\x12*\n\x0b\x65valuations\x18\t \x03(\x0b\x32\x15.fedpft.v1.Evaluation\x12%\n\x06models\x18\n \x01(\x0b\x32\x15.fedpft.v1.ModelFacts\x12\x16\n\x0e\x61\x64\x61pter_sha256\x18\x0b \x01(\t\x12\x11\n\tdirectory\x18\x0c \x01(\t\x12!\n\x04task\x18\r \x01(\x0e\x32\x13.fedpft.v1.TaskKind\x12$\n\x04gaps\x18\x0e \x03(\x0b\x32\x16.fedpft.v1.GradientGap\"\x13\n\x11ReadStatusRequest\"@\n\x12ReadStatusResponse\x12*\n\x04part\x18\x01 \x01(\x0b\x32\x1c.fedpft.v1.GetStatusResponse\"t\n\x0bGradientGap\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0e\n\x06\x63osine\x18\x02 \x01(\x01\x12\x12\n\nnorm_ratio\x18\x03 \x01(\x01\x12\r\n\x05\x64rift\x18\x04 \x01(\x01\x12#\n\x06layers\x18\x05 \x03(\x0b\x32\x13.fedpft.v1.LayerGap\"\x90\x01\n\x08LayerGap\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0e\n\x06\x63osine\x18\x02 \x01(\x01\x12\x12\n\nnorm_ratio\x18\x03 \x01(\x01\x12\x1b\n\x13gradient_difference\x18\x04 \x01(\x01\x12\x19\n\x11output_difference\x18\x05 \x01(\x01\x12\x19\n\x11weight_difference\x18\x06 \x01(\x01\"\xaa\x01\n\nModelFacts\x12\x15\n\rfm_parameters\x18\x01 \x01(\x04\x12\x19\n\x11sub_fm_parameters\x18\x02 \x01(\x04\x12\x1b\n\x13\x66m_layer_parameters\x18\x03 \x01(\x04\x12\x1f\n\x17sub_fm_layer_parameters\x18\x04 \x01(\x04\x12\x1a\n\x12\x61\x64\x61pter_parameters\x18\x05 \x01(\x04\x12\x10\n\x08\x66m_bytes\x18\x06 \x01(\x04\"|\n\x0cWorkerStatus\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12%\n\x08progress\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.Progress\x12\x10\n\x08\x65xamples\x18\x03 \x01(\x04\x12#\n\x07traffic\x18\x04 \x03(\x0b\x32\x12.fedpft.v1.Traffic\"L\n\x07Traffic\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\nbytes_down\x18\x03 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\x04 \x01(\x04\"\xaf\x01\n\nEvaluation\x12\r\n\x05round\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08\x61\x63\x63uracy\x18\x03 \x01(\x01\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x33\n\x07metrics\x18\x05 \x03(\x0b\x32\".fedpft.v1.Evaluation.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"#\n\x12WatchEventsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\"\xdb\x01\n\x13WatchEventsResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04time\x18\x02 \x01(\x01\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\x0c\n\x04text\x18\x06 \x01(\t\x12:\n\x06values\x18\x07 \x03(\x0b\x32*.fedpft.v1.WatchEventsResponse.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x10\n\x0eStopRunRequest\"\x11\n\x0fStopRunResponse2\xb5\x02\n\x0c\x41\x64minService\x12\x46\n\tGetStatus\x12\x1b.fedpft.v1.GetStatusRequest\x1a\x1c.fedpft.v1.GetStatusResponse\x12K\n\nReadStatus\x12\x1c.fedpft.v1.ReadStatusRequest\x1a\x1d.fedpft.v1.ReadStatusResponse0\x01\x12N\n\x0bWatchEvents\x12\x1d.fedpft.v1.WatchEventsRequest\x1a\x1e.fedpft.v1.WatchEventsResponse0\x01\x12@\n\x07StopRun\x12\x19.fedpft.v1.StopRunRequest\x1a\x1a.fedpft.v1.StopRunResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedpft.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_EVALUATION_METRICSENTRY']._loaded_options = None
+  _globals['_EVALUATION_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_WATCHEVENTSRESPONSE_VALUESENTRY']._loaded_options = None
   _globals['_WATCHEVENTSRESPONSE_VALUESENTRY']._serialized_options = b'8\001'
   _globals['_GETSTATUSREQUEST']._serialized_start=59
@@ -52,18 +54,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERSTATUS']._serialized_end=1121
   _globals['_TRAFFIC']._serialized_start=1123
   _globals['_TRAFFIC']._serialized_end=1199
-  _globals['_EVALUATION']._serialized_start=1201
-  _globals['_EVALUATION']._serialized_end=1275
-  _globals['_WATCHEVENTSREQUEST']._serialized_start=1277
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=1312
-  _globals['_WATCHEVENTSRESPONSE']._serialized_start=1315
-  _globals['_WATCHEVENTSRESPONSE']._serialized_end=1534
-  _globals['_WATCHEVENTSRESPONSE_VALUESENTRY']._serialized_start=1489
-  _globals['_WATCHEVENTSRESPONSE_VALUESENTRY']._serialized_end=1534
-  _globals['_STOPRUNREQUEST']._serialized_start=1536
-  _globals['_STOPRUNREQUEST']._serialized_end=1552
-  _globals['_STOPRUNRESPONSE']._serialized_start=1554
-  _globals['_STOPRUNRESPONSE']._serialized_end=1571
-  _globals['_ADMINSERVICE']._serialized_start=1574
-  _globals['_ADMINSERVICE']._serialized_end=1883
+  _globals['_EVALUATION']._serialized_start=1202
+  _globals['_EVALUATION']._serialized_end=1377
+  _globals['_EVALUATION_METRICSENTRY']._serialized_start=1331
+  _globals['_EVALUATION_METRICSENTRY']._serialized_end=1377
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=1379
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=1414
+  _globals['_WATCHEVENTSRESPONSE']._serialized_start=1417
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=1636
+  _globals['_WATCHEVENTSRESPONSE_VALUESENTRY']._serialized_start=1591
+  _globals['_WATCHEVENTSRESPONSE_VALUESENTRY']._serialized_end=1636
+  _globals['_STOPRUNREQUEST']._serialized_start=1638
+  _globals['_STOPRUNREQUEST']._serialized_end=1654
+  _globals['_STOPRUNRESPONSE']._serialized_start=1656
+  _globals['_STOPRUNRESPONSE']._serialized_end=1673
+  _globals['_ADMINSERVICE']._serialized_start=1676
+  _globals['_ADMINSERVICE']._serialized_end=1985
 # @@protoc_insertion_point(module_scope)

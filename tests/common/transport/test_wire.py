@@ -51,7 +51,7 @@ from coordinator.storage.store import Store
 from tests.contexts import context
 
 LORA = AdapterSpec(AdapterTargets.ATTENTION, 8, 32.0, 0.1)
-NEVER_SENT = (ArtifactKind.PLAN, ArtifactKind.UPDATE, ArtifactKind.SERVER_STATE)
+NEVER_SENT = (ArtifactKind.PLAN, ArtifactKind.UPDATE, ArtifactKind.SERVER_STATE, ArtifactKind.CORRECTED)
 SENT = [kind for kind in ArtifactKind if kind not in NEVER_SENT]
 
 u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
