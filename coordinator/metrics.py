@@ -1,5 +1,6 @@
 """The coordinator's Prometheus metrics."""
 
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -177,7 +178,8 @@ class Metrics:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """A model was scored."""
-        self._accuracy.labels(evaluation.model).set(evaluation.accuracy)
+        if not math.isnan(evaluation.accuracy):
+            self._accuracy.labels(evaluation.model).set(evaluation.accuracy)
         self._loss.labels(evaluation.model).set(evaluation.loss)
 
     def gap_measured(self, gap: GradientGap) -> None:
