@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from cli.data_checks import fits
 from cli.main import app
 from common.config.file import load_config, parse_config, template
-from common.data.examples import Columns, read_examples
+from common.data.examples import Columns, Examples, read_examples
 from common.errors import BadMessage, ConfigError, ProtocolMismatch
 from common.records import JoinRequest, TaskKind
 from common.task_forms import FORMS
@@ -135,6 +136,22 @@ def test_the_doctor_names_the_line_of_a_label_that_cannot_be(
     (tmp_path / name).write_text(content)
     code, output = examined(tmp_path, kind, data__test__path=str(tmp_path / name))
     assert code == 2 and told in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_the_doctor_compares_a_workers_data_with_the_run(kind: TaskKind, tmp_path: Path) -> None:
+    run = context(Store(tmp_path / "run"), {"task.kind": kind, "task.labels": labels_of(kind)})
+    spec = run.spec
+    run.store.close()
+    fine = read_examples(write_data(tmp_path / "fine", kind, 40), Columns())
+    (found,) = fits(spec, fine)
+    assert (found.found, found.ok, found.notes) == ("their form and labels are the run's", True, ())
+    if kind is not NUMBERS:
+        fewest = fine.label_names.index("[]") if fine.label_names else 0
+        (few,) = fits(spec, fine.take([fewest]))
+        assert "no example of" in few.notes[0]
+    (odd,) = fits(spec, Examples("x.csv", ["a"], label_names=["something else"]))
+    assert not odd.ok and ("something else" in odd.found or "holds texts" in odd.found)
 
 
 # Splitting.
