@@ -1,6 +1,7 @@
 """`fedpft audit`: what has left, for the owner of the model and for an owner of data."""
 
 import json
+import math
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -83,7 +84,10 @@ def show_run(found: "OwnerAudit", console: Console) -> None:
     console.print()
     for evaluation in found.evaluations:
         name = _NAMES[evaluation.model]
-        console.print(f"after round {evaluation.round}, accuracy of the {name}: {evaluation.accuracy:.4f}")
+        numbers = math.isnan(evaluation.accuracy)
+        score = evaluation.loss if numbers else evaluation.accuracy
+        measure = "mean squared error" if numbers else "accuracy"
+        console.print(f"after round {evaluation.round}, {measure} of the {name}: {score:.4f}")
     for looked in found.looked:
         for finding in looked.findings[:10]:
             console.print(

@@ -190,7 +190,8 @@ class Metrics:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """A model was scored."""
-        self._accuracy.labels(evaluation.model).set(evaluation.accuracy)
+        if not math.isnan(evaluation.accuracy):
+            self._accuracy.labels(evaluation.model).set(evaluation.accuracy)
         self._loss.labels(evaluation.model).set(evaluation.loss)
         for name, value in evaluation.told.items():
             if math.isfinite(value):

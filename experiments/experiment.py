@@ -174,7 +174,13 @@ def _measure(
     batch = None
     for name in (FULL_FINE_TUNING, *wanted.variants):
         settings = {} if name == FULL_FINE_TUNING else wanted.experiment.variant(name).settings
-        common = {"model.path": setup.model, "task.labels": data.labels, "data.public.path": data.public}
+        common = {
+            "model.path": setup.model,
+            "task.labels": data.labels,
+            "data.public.path": data.public,
+            # Of pairs, their second column is told.
+            "data.test.path": data.test,
+        }
         config = parse_config(common | setup.settings | dict(settings), "the experiment")
         task = config.task
         loaded = load_foundation(setup.model, task.kind, task.labels, seeds.derive(1, "head"))

@@ -15,7 +15,7 @@ from common.data.presets import find_preset, is_preset, load_preset
 from common.errors import DataError
 from common.records import TaskKind
 from common.runtime import seeds
-from common.task_forms import Input
+from common.task_forms import FORMS, Answer, Input
 from experiments.packaged import write_bbc_news, write_fashion_mnist, write_tweets
 from experiments.splitting import SplitData, draw_indices, write_parts
 
@@ -49,6 +49,11 @@ class Source:
         elif is_preset(self.name):
             preset, _ = find_preset(self.name)
             kind, pairs = preset.kind, preset.columns.pair is not None
+            if FORMS[kind].answer is Answer.NUMBER:
+                # Before anything is run, and not when the first score is to be told.
+                raise DataError(
+                    f"{preset.name} is for {kind}: experiments compare accuracies, and it has none"
+                )
         else:
             examples = read_examples(Path(self.name), self.columns)
             kind, pairs = _kind_of(examples), examples.pairs is not None

@@ -21,7 +21,7 @@ from coordinator.modelling.checks import check_run, check_sub_model
 from coordinator.modelling.foundation import load_foundation
 from coordinator.modelling.models import Models
 from coordinator.storage.store import Store
-from tests.conftest import LABELS, VOCABULARY, write_pictures, write_table
+from tests.conftest import LABELS, VOCABULARY, labels_of, write_pictures, write_table
 from tests.families import small_model, write_family
 from tests.field.test_models import rewrite
 
@@ -35,7 +35,7 @@ def run_of(folder: Path, model: Path, kind: TaskKind = TEXT, **settings: Any) ->
         "run.directory": folder / "run",
         "model.path": str(model),
         "task.kind": str(kind),
-        "task.labels": () if kind is CAUSAL else LABELS,
+        "task.labels": labels_of(kind),
         "task.max_length": 16,
         "alignment.steps": 0,
     }

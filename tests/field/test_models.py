@@ -13,8 +13,10 @@ from torch import Tensor
 from transformers import BertForMaskedLM, BertModel
 
 from common.errors import ModelError
+from common.model.adapter import heads_of
 from common.model.families import FAMILIES
 from common.records import TaskKind
+from common.task_forms import FORMS
 from coordinator.modelling.foundation import Foundation, load_foundation
 from tests.conftest import LABELS, VOCABULARY, write_tokenizer
 from tests.families import small_config, small_model, write_family
@@ -25,7 +27,7 @@ Weights = dict[str, Tensor]
 
 
 def load(folder: Path, kind: TaskKind = TEXT, labels: tuple[str, ...] = LABELS, seed: int = 1) -> Foundation:
-    return load_foundation(str(folder), kind, () if kind is CAUSAL else labels, seed)
+    return load_foundation(str(folder), kind, labels if FORMS[kind].named else (), seed)
 
 
 def rewrite(folder: Path, change: Callable[[Weights], Weights]) -> Path:
@@ -55,7 +57,7 @@ def test_a_model_that_fits_is_loaded_whole(model_type: str, kind: TaskKind, tmp_
     loaded = load(folder, kind)
     own = loaded.model.state_dict()
     for name, tensor in load_file(folder / "model.safetensors").items():
-        if not name.startswith(tuple(FAMILIES[model_type].head)) and name in own:
+        if not name.startswith(heads_of(FAMILIES[model_type], kind) or ("no head",)) and name in own:
             assert torch.equal(own[name], tensor), name
     assert loaded.new_modules == ()
 
@@ -203,21 +205,31 @@ def write_classifier(folder: Path, model_type: str, names: list[str], kind: Task
     return folder
 
 
-def outputs(weights: Weights, model_type: str) -> list[Tensor]:
+def outputs(weights: Weights, model_type: str, kind: TaskKind = TEXT) -> list[Tensor]:
     """Of the map that gives the scores: weight, and bias where there is one."""
-    stem = {"roberta": "classifier.out_proj"}.get(model_type, FAMILIES[model_type].head[-1])
+    stem = heads_of(FAMILIES[model_type], kind)[-1]
+    if (model_type, kind) == ("roberta", TEXT):
+        stem = "classifier.out_proj"
     return [weights[name] for name in (f"{stem}.weight", f"{stem}.bias") if name in weights]
 
 
-CLASSIFIERS = [(name, family.tasks[0]) for name, family in FAMILIES.items()]
+TAGS_OF_WORDS = TaskKind.TOKEN_CLASSIFICATION
+CLASSIFIERS = [
+    (name, kind)
+    for name, family in FAMILIES.items()
+    for kind in family.tasks
+    if kind in (TEXT, IMAGES, TAGS_OF_WORDS)
+]
 
 
 @pytest.mark.parametrize(("model_type", "kind"), CLASSIFIERS)
 def test_the_same_classes_in_another_order(model_type: str, kind: TaskKind, tmp_path: Path) -> None:
     folder = write_classifier(tmp_path, model_type, ["b", "c", "a"], kind)
     loaded = load(folder, kind, ("a", "b", "c"))
-    published = outputs(load_file(folder / "model.safetensors"), model_type)
-    for own, theirs in zip(outputs(dict(loaded.model.state_dict()), model_type), published, strict=True):
+    published = outputs(load_file(folder / "model.safetensors"), model_type, kind)
+    for own, theirs in zip(
+        outputs(dict(loaded.model.state_dict()), model_type, kind), published, strict=True
+    ):
         assert torch.equal(own, theirs[[2, 0, 1]])
     assert loaded.model.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert loaded.model.config.label2id == {"a": 0, "b": 1, "c": 2}
@@ -227,8 +239,10 @@ def test_the_same_classes_in_another_order(model_type: str, kind: TaskKind, tmp_
 def test_some_of_the_published_classes(model_type: str, kind: TaskKind, tmp_path: Path) -> None:
     folder = write_classifier(tmp_path, model_type, ["negative", "neutral", "positive"], kind)
     loaded = load(folder, kind, ("Positive", " negative"))
-    published = outputs(load_file(folder / "model.safetensors"), model_type)
-    for own, theirs in zip(outputs(dict(loaded.model.state_dict()), model_type), published, strict=True):
+    published = outputs(load_file(folder / "model.safetensors"), model_type, kind)
+    for own, theirs in zip(
+        outputs(dict(loaded.model.state_dict()), model_type, kind), published, strict=True
+    ):
         assert torch.equal(own, theirs[[2, 0]])
     assert loaded.model.config.num_labels == 2
 
@@ -241,8 +255,8 @@ def test_a_head_for_other_classes_starts_anew(
     folder = write_classifier(tmp_path, model_type, names, kind)
     caplog.set_level(logging.INFO)
     first, again, other = (dict(load(folder, kind, seed=s).model.state_dict()) for s in (1, 1, 2))
-    published = outputs(load_file(folder / "model.safetensors"), model_type)
-    weight, same, different = (outputs(weights, model_type)[0] for weights in (first, again, other))
+    published = outputs(load_file(folder / "model.safetensors"), model_type, kind)
+    weight, same, different = (outputs(weights, model_type, kind)[0] for weights in (first, again, other))
     assert weight.shape[0] == 2 and not torch.equal(weight, published[0])
     assert torch.equal(weight, same) and not torch.equal(weight, different)
     told = f"its published head is for {', '.join(names)}" if len(names) == 2 else "drawn from the run's seed"
@@ -254,6 +268,19 @@ def test_names_that_differ_by_case_alone_are_told_apart(tmp_path: Path) -> None:
     published = outputs(load_file(folder / "model.safetensors"), "bert")[0]
     own = outputs(dict(load(folder, labels=("US", "us")).model.state_dict()), "bert")[0]
     assert torch.equal(own, published[[1, 0]])
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "gpt2", "llama"])
+def test_a_published_head_of_numbers_is_kept_and_of_classes_is_not(model_type: str, tmp_path: Path) -> None:
+    """Both call a first output without a name LABEL_0."""
+    numbers = TaskKind.TEXT_REGRESSION
+    for names, kept in ((["LABEL_0"], True), (["LABEL_0", "LABEL_1"], False)):
+        folder = write_classifier(tmp_path / str(len(names)), model_type, names, numbers)
+        loaded = load(folder, numbers)
+        assert loaded.model.config.num_labels == 1
+        own = outputs(dict(loaded.model.state_dict()), model_type)[0]
+        published = outputs(load_file(folder / "model.safetensors"), model_type)[0]
+        assert own.shape[0] == 1 and torch.equal(own, published[:1]) == kept
 
 
 @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
