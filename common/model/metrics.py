@@ -232,7 +232,8 @@ class _Spearman(_Summed):
     def update(self, scores: Tensor, targets: Tensor) -> None:
         """Count pairs of bins."""
         places = rank_bins(scores[:, 0]) * RANK_BINS + rank_bins(targets)
-        self.table = self.table + torch.bincount(places, minlength=RANK_BINS**2).view(RANK_BINS, RANK_BINS)
+        # In place: the table is large, and a batch small.
+        self.table.view(-1).index_add_(0, places, torch.ones_like(places))
 
     def compute(self) -> Tensor:
         """Pearson's of mean ranks; NaN where either is constant."""

@@ -68,6 +68,7 @@ def test_the_same_inputs_give_the_same_bits(corrected: Path, tmp_path: Path, mod
     assert file_of(run(tmp_path, model_folder, with_test(tmp_path, CORRECTED))) == file_of(corrected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     {
@@ -85,6 +86,7 @@ def test_every_setting_changes_it(
     assert file_of(run(tmp_path, model_folder, CORRECTED | settings)) != file_of(corrected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -157,6 +159,7 @@ def test_interrupted_it_goes_on_to_the_same_bits(
     assert file_of(run(tmp_path, model_folder, settings)) == file_of(corrected)
 
 
+@pytest.mark.slow
 def test_going_back_forgets_it(tmp_path: Path, model_folder: Path) -> None:
     directory = run(tmp_path, model_folder, with_test(tmp_path, CORRECTED))
     before = file_of(directory)

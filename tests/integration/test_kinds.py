@@ -155,6 +155,7 @@ def write_stsb(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_run_on_pairs_with_numbers_from_a_preset(tmp_path: Path) -> None:
     root = write_stsb(tmp_path / "hub")
     model = write_family(tmp_path / "model", "bert", NUMBERS)

@@ -16,7 +16,8 @@ from common.model.metrics import TaskMetrics, rank_bins, score_bins
 from common.model.tasks import IGNORED
 from common.records import TaskKind
 
-CASES = 250
+# A thousand together.
+CASES, CASES_OF_NUMBERS = 300, 100
 TEXT, SEVERAL = TaskKind.TEXT_CLASSIFICATION, TaskKind.TEXT_MULTI_LABEL
 NUMBER, WORDS = TaskKind.TEXT_REGRESSION, TaskKind.TOKEN_CLASSIFICATION
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -113,7 +114,7 @@ def test_several_classes() -> None:
 
 
 def test_numbers() -> None:
-    for case in range(CASES):
+    for case in range(CASES_OF_NUMBERS):
         draw = torch.Generator().manual_seed(case)
         count = int(torch.randint(3, 100, (), generator=draw))
         targets = 5 * torch.rand(count, generator=draw)

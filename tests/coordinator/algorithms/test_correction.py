@@ -28,6 +28,8 @@ from tests.small import same_bits
 
 SETTINGS = Settings(steps=12, learning_rate=3e-3, head_learning_rate=5e-3, warmup=0.2)
 SPEC = AdapterSpec(AdapterTargets.ATTENTION_FFN, rank=4, alpha=8.0, dropout=0.5)
+# The others are in the slow tier.
+FAST = ("bert", "llama", "vit")
 HEAD_ONLY = AdapterSpec(AdapterTargets.NONE, rank=4, alpha=8.0, dropout=0.5)
 
 
@@ -49,7 +51,9 @@ def some(adapted: Adapted, seed: int = 0) -> Iterator[Batch]:
     return batches(adapted.base, seed)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [f if f in FAST else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
+)
 def test_the_fm_comes_to_the_teachers_predictions_and_nothing_but_its_adapter_moves(family: str) -> None:
     student, other = tuned(family, 1), tuned(family, 2)
     teacher = mean_of(as_now(student), partial(predictions, other.model, kind=other.kind))
