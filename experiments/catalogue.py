@@ -217,6 +217,40 @@ COST = Experiment(
     measures_steps=True,
 )
 
+_STEPS = "correction.steps"
+_CORRECTED = {_STEPS: 200, _EVERY: 0}
+CORRECTION = Experiment(
+    "correction",
+    "What does the FM gain from what the sub-FM has learnt, and is it that which helps?",
+    (
+        _PETUNING,
+        Variant("corrected", "FedPFT-B, corrected: 200 steps", _CORRECTED),
+        Variant("100-steps", "100 steps", _CORRECTED | {_STEPS: 100}),
+        Variant("400-steps", "400 steps", _CORRECTED | {_STEPS: 400}),
+        Variant("slower", "a third of the rates", _CORRECTED | {"correction.learning_rate": 3e-4}),
+        Variant("sub-fm", "the sub-FM alone as teacher", _CORRECTED | {"correction.teacher": "sub-fm"}),
+        Variant(
+            "rounds",
+            "control: the FMs of the last two rounds as teachers",
+            _CORRECTED | {"correction.teacher": "rounds"},
+        ),
+        Variant(
+            "full+rounds",
+            "the control for FedPETuning",
+            _FULL | _CORRECTED | {"correction.teacher": "rounds"},
+        ),
+        Variant("ffn", "adapters on the FFN too", _CORRECTED | {"adapter.targets": "attention+ffn"}),
+        Variant("fedot", "FedOT, corrected", _CORRECTED | {"sub_fm.construction": "layer-drop"}),
+        _HEAD,
+    ),
+    FEDPETUNING,
+    full=replace(_SMALL, splits=("iid", "dirichlet-1"), seeds=5, sample=10, rounds=8, train=2000, test=5000),
+    quick=replace(_SMALL, sample=4, rounds=4),
+    # Whatever it does is to be seen, also where a run would leave it out.
+    settings={"correction.least_gain": 0.0},
+    only_quick=(FEDPETUNING, "corrected", "rounds", "fedot", HEAD_ONLY),
+)
+
 VARIANTS = Experiment(
     "variants",
     "What closes the gap between FedPFT and tuning the whole FM?",
@@ -243,5 +277,5 @@ VARIANTS = Experiment(
 )
 
 EXPERIMENTS = MappingProxyType(
-    {e.name: e for e in (COMPARE, RATIO, ALIGNMENT, SALIENCY, THEORY, COST, VARIANTS)}
+    {e.name: e for e in (COMPARE, RATIO, ALIGNMENT, SALIENCY, THEORY, COST, CORRECTION, VARIANTS)}
 )

@@ -54,6 +54,11 @@ class Dataset(ABC):
         """Tokens of every row; None where all rows are of one size."""
         return None
 
+    @property
+    def label_bounds(self) -> tuple[float, float] | None:
+        """The smallest and the largest label, where labels are numbers."""
+        return None
+
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Every row once, always in the same order, by length; the last batch may be smaller."""
         order, lengths = range(len(self)), self.lengths
@@ -138,6 +143,14 @@ class TextDataset(_TokenRows):
     """Tokenised texts or pairs of texts, with their labels if known."""
 
     labels: Labels | None
+
+    @property
+    def label_bounds(self) -> tuple[float, float] | None:
+        """The smallest and the largest label, where labels are numbers."""
+        labels = self.labels
+        if not isinstance(labels, Tensor) or labels.dim() != 1 or not len(labels):
+            return None
+        return float(labels.min()), float(labels.max())
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The chosen texts, padded to the longest of them."""

@@ -16,6 +16,7 @@ from torchmetrics.classification import (
     MultilabelF1Score,
 )
 
+from common.model.correlations import Pearson, Ranked, Spearman, Summed
 from common.model.entities import EntityCounts, entities_of
 from common.model.tasks import IGNORED, targets_of
 from common.records import TaskKind
@@ -30,18 +31,23 @@ _MOST_NAMED = 100
 # Bins of AUC, even in the log-odds of a score from -_MOST_LOGIT to _MOST_LOGIT: where models are sure of
 # themselves, probabilities differ in the last digits only.
 AUC_BINS, _MOST_LOGIT = 2048, 16.0
-# Bins of either side of the rank correlation, even in x / (1 + |x|).
-RANK_BINS = 1024
 
 State = Mapping[str, Tensor]
 
 
 class TaskMetrics:
-    """A task's metrics: `update` them with answers, `add` others' states, `compute` what they come to."""
+    """A task's metrics: `update` them with answers, `add` others' states, `compute` what they come to.
 
-    def __init__(self, kind: TaskKind, labels: Sequence[str]) -> None:
+    `labels` name the classes; `bounds` are the smallest and the largest number that is a label.
+    """
+
+    def __init__(
+        self, kind: TaskKind, labels: Sequence[str], bounds: tuple[float, float] | None = None
+    ) -> None:
         self._kind, self._labels = kind, labels
         self._parts = _PARTS[FORMS[kind].answer](labels)
+        if bounds is not None and FORMS[kind].answer is Answer.NUMBER:
+            self._parts["spearman"] = Spearman(*bounds)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """A batch of answers: scores and labels as `common.model.tasks` has them."""
@@ -90,13 +96,7 @@ def _of_f1(values: Tensor | None, labels: Sequence[str]) -> dict[str, float]:
     }
 
 
-class _Summed(Metric):
-    """All states are sums."""
-
-    full_state_update = False
-
-
-class _ClassF1(_Summed):
+class _ClassF1(Summed):
     """F1 of every class, NaN for one that is neither there nor foretold."""
 
     def __init__(self, inner: Metric, classes: int, several: bool) -> None:
@@ -120,7 +120,7 @@ class _ClassF1(_Summed):
         return value
 
 
-class _Auc(_Summed):
+class _Auc(Ranked):
     """Area under the ROC curve, one class against the rest, the mean over classes that have both."""
 
     positives: Tensor
@@ -134,6 +134,7 @@ class _Auc(_Summed):
 
     def update(self, scores: Tensor, targets: Tensor) -> None:
         """Count scores by bin."""
+        scores = self.ranked(scores)
         if self._several:
             there = targets.bool()
         else:
@@ -147,6 +148,8 @@ class _Auc(_Summed):
 
     def compute(self) -> Tensor:
         """Mann and Whitney's: the share of pairs in the right order, a tie being half of one."""
+        if self.spoilt:
+            return torch.tensor(math.nan)
         positives, negatives = self.positives.double(), self.negatives.double()
         below = negatives.cumsum(1) - negatives
         pairs = positives.sum(1) * negatives.sum(1)
@@ -170,7 +173,7 @@ def score_bins(logits: Tensor, several: bool) -> Tensor:
     return (share * (AUC_BINS - 1)).round().long()
 
 
-class _Matthews(_Summed):
+class _Matthews(Summed):
     """Matthews' correlation; the confusion matrix is torchmetrics'."""
 
     confmat: Tensor
@@ -197,65 +200,7 @@ class _Matthews(_Summed):
         return (right * whole - (told * actual).sum()) / spread.sqrt()
 
 
-class _Pearson(_Summed):
-    """Pearson's correlation of a number foretold [N, 1] with the actual one [N], out of float64 sums."""
-
-    sums: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("sums", torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, scores: Tensor, targets: Tensor) -> None:
-        """n, Σx, Σy, Σx², Σy², Σxy."""
-        x, y = scores[:, 0].double(), targets.double()
-        parts = (torch.ones_like(x), x, y, x * x, y * y, x * y)
-        self.sums = self.sums + torch.stack([part.sum() for part in parts])
-
-    def compute(self) -> Tensor:
-        """NaN where either is constant."""
-        n, x, y, xx, yy, xy = self.sums
-        spread = (n * xx - x * x).clamp(min=0) * (n * yy - y * y).clamp(min=0)
-        return (n * xy - x * y) / spread.sqrt() if spread > 0 else torch.tensor(math.nan)
-
-
-class _Spearman(_Summed):
-    """Spearman's rank correlation of the same, rounded to bins: out of a table of both."""
-
-    table: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        shape = (RANK_BINS, RANK_BINS)
-        self.add_state("table", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, scores: Tensor, targets: Tensor) -> None:
-        """Count pairs of bins."""
-        places = rank_bins(scores[:, 0]) * RANK_BINS + rank_bins(targets)
-        # In place: the table is large, and a batch small.
-        self.table.view(-1).index_add_(0, places, torch.ones_like(places))
-
-    def compute(self) -> Tensor:
-        """Pearson's of mean ranks; NaN where either is constant."""
-        table = self.table.double()
-        x, y = (self._centred(table.sum(axis)) for axis in (1, 0))
-        shared = (x[:, None] * y[None, :] * table).sum()
-        spread = (x * x * table.sum(1)).sum() * (y * y * table.sum(0)).sum()
-        return shared / spread.sqrt() if spread > 0 else torch.tensor(math.nan)
-
-    @staticmethod
-    def _centred(counts: Tensor) -> Tensor:
-        ranks = counts.cumsum(0) - counts + (counts + 1) / 2
-        return ranks - (ranks * counts).sum() / counts.sum()
-
-
-def rank_bins(values: Tensor) -> Tensor:
-    """The bin of every number [N], of which order alone counts."""
-    squashed = values.double() / (1 + values.double().abs())
-    return ((squashed + 1) / 2 * (RANK_BINS - 1)).round().long()
-
-
-class _Entities(_Summed):
+class _Entities(Summed):
     """Entities by type: right, foretold, actual; `common.model.entities` counts them."""
 
     counts: Tensor
@@ -277,7 +222,11 @@ class _Entities(_Summed):
         """Micro F1, precision and recall, and F1 by type."""
         parts = [dict(zip(self.types, row, strict=True)) for row in self.counts.tolist()]
         found = EntityCounts(*({k: n for k, n in part.items() if n} for part in parts))
-        named = {"entity_f1": found.f1, "precision": found.precision, "recall": found.recall}
+        named = {
+            "entity_f1": found.f1 if found.types else math.nan,
+            "precision": found.precision if found.foretold else math.nan,
+            "recall": found.recall if found.actual else math.nan,
+        }
         return named | {f"f1{PER_CLASS}{kind}": found.of(kind).f1 for kind in found.types}
 
     @staticmethod
@@ -311,7 +260,7 @@ def _several(labels: Sequence[str]) -> dict[str, Metric]:
 _PARTS: dict[Answer, Callable[[Sequence[str]], dict[str, Metric]]] = {
     Answer.CLASS: _classes,
     Answer.CLASSES: _several,
-    Answer.NUMBER: lambda labels: {"pearson": _Pearson(), "spearman": _Spearman()},
+    Answer.NUMBER: lambda labels: {"pearson": Pearson()},
     Answer.TAGS: lambda labels: {"entities": _Entities(labels)},
     # Accuracy and perplexity say what there is to say of next tokens.
     Answer.NEXT_TOKEN: lambda labels: {},

@@ -29,7 +29,7 @@ def score(
     # Half of a second to import, and most processes score nothing.
     from common.model.metrics import TaskMetrics
 
-    metrics = TaskMetrics(kind, labels)
+    metrics = TaskMetrics(kind, labels, data.label_bounds)
     device = next(model.parameters()).device
     right, loss, answers = 0.0, 0.0, 0
     batches = -(-len(data) // batch_size)

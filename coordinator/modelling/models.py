@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.config.choices import Construction
+from common.config.choices import Construction, CorrectionTeacher
 from common.config.run import RunConfig
 from common.config.task import DataSource
 from common.data.batches import Dataset
@@ -59,7 +59,7 @@ class Models:
         self._processor, self._new = loaded.processor, loaded.new_modules
         self._fm = loaded.model.to(self._device)  # type: ignore[arg-type]  # mistyped in transformers 5
         self._public: Dataset | None = None
-        if config.data.public is not None and not self._whole:
+        if config.data.public is not None and (not self._whole or self._controlled):
             self._public = self._read(config.data.public, None)
         self._test: Dataset | None = None
         if config.data.test is not None:
@@ -96,6 +96,12 @@ class Models:
         return self._config.sub_fm.construction is Construction.FULL
 
     @property
+    def _controlled(self) -> bool:
+        """Whether the correction needs no sub-FM: the control."""
+        c = self._config.correction
+        return c.steps > 0 and c.teacher is CorrectionTeacher.ROUNDS
+
+    @property
     def scored(self) -> bool:
         """Whether there is test data."""
         return self._test is not None
@@ -103,7 +109,7 @@ class Models:
     @property
     def gap_measurable(self) -> bool:
         """Whether there is a gap between the models, and data to measure it on."""
-        return self._public is not None
+        return self._public is not None and not self._whole
 
     @property
     def counted_layers(self) -> dict[int, int]:
@@ -279,7 +285,7 @@ class Models:
     @property
     def correctable(self) -> bool:
         """Whether there is a sub-FM to learn from, or a control that needs none, and data to do it on."""
-        return self._public is not None
+        return self._public is not None and (not self._whole or self._controlled)
 
     def correct(self, adapter: ArtifactRef, before: ArtifactRef | None, on_progress: OnProgress) -> Corrected:
         """The FM's corrected adapter, if that helped; `before` is the adapter of the round before."""

@@ -119,7 +119,7 @@ def _accuracies(status: RunStatus) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     rounds = sorted({e.round for e in status.evaluations})
     by_round = {n: reading([e for e in status.evaluations if e.round == n], status.task) for n in rounds}
-    table.add_column(by_round[rounds[0]][0])
+    table.add_column(by_round[rounds[0]][0], no_wrap=True)
     for number in rounds:
         table.add_column("start" if number == 0 else f"round {number}", justify="right")
     titles = {"fm": "FM, adapter plugged in", "sub_fm": "sub-FM", "corrected": "FM, corrected"}

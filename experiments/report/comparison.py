@@ -3,7 +3,17 @@
 from experiments import paper
 from experiments.catalogue import HEAD_ONLY
 from experiments.report.document import Cell, Column, Plot, PlotKind, Section, Series, Table
-from experiments.report.results import Figures, Results, by_round, final_accuracy, name_of_split
+from experiments.report.results import (
+    Figures,
+    Results,
+    by_round,
+    correction_gain,
+    correction_gain_auc,
+    final_accuracy,
+    final_auc,
+    final_loss,
+    name_of_split,
+)
 from experiments.summary import Mean, mean_of
 
 _DECIDES = (
@@ -25,7 +35,9 @@ def accuracies(results: Results) -> list[Section]:
     """A section for each split: the table, the means, and the way there."""
     sections = []
     for split in results.splits:
-        parts: list[Table | Plot] = [_table(results, split), _means(results, split)]
+        parts: list[Table | Plot] = [_table(results, split), _second(results, split), _means(results, split)]
+        if (corrections := _corrections(results, split)) is not None:
+            parts.insert(2, corrections)
         if (way := _way(results, split)) is not None:
             parts.append(way)
         sections.append(Section(f"Accuracy: {name_of_split(split)}", (), tuple(parts)))
@@ -69,6 +81,66 @@ def _table(results: Results, split: str) -> Table:
     return Table(
         f"accuracy-{split}", title, tuple(columns), tuple(rows), (note, decides), frozenset(emphasised)
     )
+
+
+def _second(results: Results, split: str) -> Table:
+    """What sees more than accuracy does, which jumps where an answer crosses the threshold: AUC and loss."""
+    reference = results.experiment.reference
+    columns = (
+        Column("variant"),
+        Column("AUC", ".2f", "%"),
+        Column(f"− {short_title(results, reference)}", "+.2f", "points"),
+        Column("±", ".2f"),
+        Column(""),
+        Column("loss", ".4f"),
+        Column(f"− {short_title(results, reference)} ", "+.4f"),
+        Column("± ", ".4f"),
+        Column(" "),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for variant in results.variants:
+        row: list[Cell] = [results.title(variant)]
+        for value in (final_auc, final_loss):
+            found = results.mean(split, variant, value)
+            gap = results.difference(split, variant, reference, value) if variant != reference else None
+            row.append(found.mean if found else None)
+            row += [None, None, ""] if gap is None else [gap.mean, gap.error, "≈" if gap.is_noise else ""]
+        rows.append(tuple(row))
+    title = f"AUC and loss on the test data, {name_of_split(split)}"
+    note = "Of the tuned FM, corrected where the variant is; AUC is of one class against the rest."
+    return Table(f"auc-{split}", title, columns, tuple(rows), (note,))
+
+
+def _corrections(results: Results, split: str) -> Table | None:
+    """What the correction brought within each run: with and without it are the same run."""
+    rows: list[tuple[Cell, ...]] = []
+    for variant in results.variants:
+        gain = results.mean(split, variant, correction_gain)
+        area = results.mean(split, variant, correction_gain_auc)
+        if gain is None:
+            continue
+        cells: list[Cell] = [results.title(variant), gain.count]
+        for found in (gain, area):
+            cells += (
+                [None, None, ""]
+                if found is None
+                else [found.mean, found.error, "≈" if found.is_noise else ""]
+            )
+        rows.append(tuple(cells))
+    if not rows:
+        return None
+    columns = (
+        Column("variant"),
+        Column("runs"),
+        Column("accuracy", "+.2f", "points"),
+        Column("±", ".2f"),
+        Column(""),
+        Column("AUC", "+.2f", "points"),
+        Column("± ", ".2f"),
+        Column(" "),
+    )
+    title = f"What the correction brings, {name_of_split(split)}"
+    return Table(f"correction-{split}", title, columns, tuple(rows))
 
 
 def _sub_fm(figures: Figures) -> float | None:

@@ -1,6 +1,7 @@
 """The finished cells of an experiment, by split, variant and seed."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,14 +76,57 @@ class Results:
         values = self.by_seed(split, variant, value)
         return mean_of(list(values.values())) if values else None
 
-    def difference(self, split: str, variant: str, to: str) -> Mean | None:
-        """Paired difference of accuracies in points; None without common seeds."""
-        return paired(self.by_seed(split, variant, final_accuracy), self.by_seed(split, to, final_accuracy))
+    def difference(
+        self, split: str, variant: str, to: str, value: Callable[[Figures], float | None] | None = None
+    ) -> Mean | None:
+        """Paired difference of a value, of accuracies in points without one; None without common seeds."""
+        of = value or final_accuracy
+        return paired(self.by_seed(split, variant, of), self.by_seed(split, to, of))
 
 
 def final_accuracy(figures: Figures) -> float:
     """Of the FM with the adapter plugged in, after the last round, in %."""
     return 100 * float(figures["accuracy"])
+
+
+def final_auc(figures: Figures) -> float | None:
+    """Area under the ROC curve of the tuned FM, after the last round, in %; None where there is none."""
+    return _of_last(figures, lambda score: score.get("metrics", {}).get("auc"), 100.0)
+
+
+def final_loss(figures: Figures) -> float | None:
+    """Loss of the tuned FM on the test data, after the last round."""
+    return _of_last(figures, lambda score: score["loss"], 1.0)
+
+
+def correction_gain(figures: Figures) -> float | None:
+    """What the correction has brought in accuracy, in points; None where there was none."""
+    return _gain(figures, lambda score: score["accuracy"])
+
+
+def correction_gain_auc(figures: Figures) -> float | None:
+    """The same in AUC, in points."""
+    return _gain(figures, lambda score: score.get("metrics", {}).get("auc"))
+
+
+def _last_scores(figures: Figures) -> dict[str, Any]:
+    last = max((score["round"] for score in figures["scores"]), default=0)
+    return {score["model"]: score for score in figures["scores"] if score["round"] == last}
+
+
+def _of_last(figures: Figures, value: Callable[[Any], float | None], factor: float) -> float | None:
+    scores = _last_scores(figures)
+    score = scores.get("corrected", scores.get("fm"))
+    found = None if score is None else value(score)
+    return None if found is None or math.isnan(found) else factor * found
+
+
+def _gain(figures: Figures, value: Callable[[Any], float | None]) -> float | None:
+    scores = _last_scores(figures)
+    if "corrected" not in scores:
+        return None
+    before, after = value(scores["fm"]), value(scores["corrected"])
+    return None if before is None or after is None else 100 * (after - before)
 
 
 def name_of_split(split: str) -> str:

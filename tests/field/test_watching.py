@@ -221,6 +221,10 @@ def test_a_run_that_was_killed_says_so_until_and_after_it_goes_on(tmp_path: Path
             and abs(time.mktime(time.strptime(when[1], "%Y-%m-%d %H:%M:%S")) - time.timezone - killed) < 5
         )
         running.start_coordinator()
+        # The address that the dead one left is there at once.
+        for _ in within(60, "it serves again"):
+            if running.log("coordinator").count("phase: waiting") == 2:
+                break
         crashed = [json.loads(x) for x in running.log("coordinator").splitlines() if "run_crashed" in x]
         assert [line["level"] for line in crashed] == ["error"]
         process = running.processes.pop("coordinator")

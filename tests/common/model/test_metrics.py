@@ -12,7 +12,8 @@ from seqeval.metrics import f1_score as entity_f1
 from sklearn.metrics import f1_score, matthews_corrcoef, roc_auc_score
 from torch import Tensor
 
-from common.model.metrics import TaskMetrics, rank_bins, score_bins
+from common.model.correlations import rank_bins
+from common.model.metrics import TaskMetrics, score_bins
 from common.model.tasks import IGNORED
 from common.records import TaskKind
 
@@ -28,9 +29,10 @@ def merged(
 ) -> dict[str, float]:
     """The metrics out of the states of up to five workers, each of several batches or of none."""
     cuts = sorted(torch.randint(0, len(logits) + 1, (4,), generator=draw).tolist())
-    whole = TaskMetrics(kind, labels)
+    bounds = (float(targets.min()), float(targets.max())) if kind is NUMBER else None
+    whole = TaskMetrics(kind, labels, bounds)
     for start, end in pairwise([0, *cuts, len(logits)]):
-        worker = TaskMetrics(kind, labels)
+        worker = TaskMetrics(kind, labels, bounds)
         for first in range(start, end, 7):
             batch = slice(first, min(first + 7, end))
             worker.update(logits[batch], targets[batch])
@@ -124,10 +126,11 @@ def test_numbers() -> None:
         if case % 10 == 0:
             logits = torch.full((count, 1), 2.5)
         found = merged(NUMBER, (), logits, targets, draw)
+        bounds = float(targets.min()), float(targets.max())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pearson = pearsonr(logits[:, 0].double(), targets.double())[0]
-            spearman = spearmanr(rank_bins(logits[:, 0]), rank_bins(targets))[0]
+            spearman = spearmanr(rank_bins(logits[:, 0], *bounds), rank_bins(targets, *bounds))[0]
         assert same(found["pearson"], pearson) and same(found["spearman"], spearman)
 
 
@@ -151,6 +154,30 @@ def test_entities() -> None:
                 warnings.simplefilter("ignore")
                 wanted = entity_f1(actual, told)
             assert same(found["entity_f1"], wanted)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 1e6])
+def test_ranks_do_not_depend_on_the_labels_size(scale: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    targets = scale * (5 * torch.rand(400, generator=draw) + 1000)
+    logits = (targets + scale * torch.randn(400, generator=draw))[:, None]
+    found = merged(NUMBER, (), logits, targets, draw)
+    assert abs(found["spearman"] - spearmanr(logits[:, 0], targets)[0]) < 5e-3
+
+
+@pytest.mark.parametrize(("kind", "name"), [(TEXT, "auc"), (SEVERAL, "auc"), (NUMBER, "spearman")])
+def test_a_score_that_is_no_number_has_no_rank(kind: TaskKind, name: str) -> None:
+    metrics = TaskMetrics(kind, () if kind is NUMBER else ("no", "yes"), (0.0, 1.0))
+    targets = torch.tensor([0, 1, 0, 1])
+    scores = torch.tensor([[0.1, 0.2], [0.3, math.nan], [0.5, 0.2], [0.1, 0.9]])
+    metrics.update(
+        *{
+            TEXT: (scores, targets),
+            SEVERAL: (scores, scores.nan_to_num().round()),
+            NUMBER: (scores[:, 1:], targets.float()),
+        }[kind]
+    )
+    assert math.isnan(metrics.compute()[name])
 
 
 def test_a_language_model_has_no_others() -> None:
