@@ -18,6 +18,7 @@ _FURTHER: Mapping[str, Sequence[Callable[[Results], list[Section]]]] = {
     "saliency": (salience.sections,),
     "theory": (gaps.sections,),
     "cost": (costs.shares,),
+    "correction": (),
     "variants": (),
 }
 
