@@ -13,6 +13,7 @@ from torch import Tensor
 from common.config.choices import CorrectionTeacher
 from common.config.method import CorrectionSection
 from common.data.batches import Dataset, Subset
+from common.errors import BadUpdate
 from common.model.adapter import Adapted
 from common.records import ArtifactRef
 from common.runtime import seeds
@@ -108,9 +109,16 @@ class Corrector:
 
 
 def _left_at(checkpoint: Path, origin: Tensor) -> dict[str, Tensor] | None:
-    """Where this correction broke off. One of another adapter, before the owner went back, is of no use."""
+    """Where this correction broke off; None without a file, or with one that is of no use.
+
+    That is one of another adapter, before the owner went back, or a damaged one: beginning anew gives the
+    same bits.
+    """
     if not checkpoint.exists():
         return None
-    state = TensorFile(checkpoint).load()
+    try:
+        state = TensorFile(checkpoint).load()
+    except BadUpdate:
+        return None
     found = state.pop(ORIGIN, None)
     return state if found is not None and torch.equal(found, origin) else None

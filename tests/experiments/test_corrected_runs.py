@@ -160,6 +160,13 @@ def test_interrupted_it_goes_on_to_the_same_bits(
 
 
 @pytest.mark.slow
+def test_a_damaged_checkpoint_is_begun_anew(corrected: Path, tmp_path: Path, model_folder: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / CORRECTION_FILE).write_bytes(b"half of it")
+    assert file_of(run(tmp_path, model_folder, with_test(tmp_path, CORRECTED))) == file_of(corrected)
+
+
+@pytest.mark.slow
 def test_going_back_forgets_it(tmp_path: Path, model_folder: Path) -> None:
     directory = run(tmp_path, model_folder, with_test(tmp_path, CORRECTED))
     before = file_of(directory)
