@@ -5,23 +5,26 @@ All of it is what the coordinator and the worker do themselves, later.
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cli.checks import Finding
 from common.address import Address
 from common.config.run import RunConfig
 from common.data.answers import names_in
-from common.data.batches import TaggedDataset, TextDataset
+from common.data.batches import Dataset, TaggedDataset, TextDataset
 from common.data.encoding import encode
 from common.data.examples import Examples
 from common.data.inspection import classes_of, inspected
 from common.data.processors import load_processor
 from common.errors import DataError, FedPftError, PeerError, Unreachable
 from common.records import RunSpec, TaskKind
+from common.runtime import seeds
 from common.task_forms import FORMS
 from common.trust.identity import Role
 from common.trust.tls import open_tls
+from coordinator.modelling.checks import check_run
+from coordinator.modelling.foundation import load_foundation
 from worker.connection import Endpoint
 from worker.data import PrivateData
 from worker.description import describe_run
@@ -41,20 +44,21 @@ def data(what: str, read: Callable[[], Examples], fix: str) -> tuple[Finding, Ex
     return Finding(what, f"{len(examples):,} examples{classes}", notes=examples.notes), examples
 
 
-def read_by_model(config: RunConfig, found: Mapping[str, Examples]) -> Finding:
+def read_by_model(config: RunConfig, found: Mapping[str, Examples]) -> tuple[Finding, list[Dataset]]:
     """Whether the model's tokenizer or image processor reads the owner's data, and its labels are the run's.
 
-    `found` are examples by what they are for; those with labels are test data.
+    `found` are examples by what they are for; those with labels are test data. Also gives what was read.
     """
     task = config.task
     what = "image processor" if task.kind is TaskKind.IMAGE_CLASSIFICATION else "tokenizer"
-    notes = []
+    notes, read = [], []
     try:
         processor = load_processor(config.model.path, task.kind)
         for name, examples in found.items():
             labels = task.labels if examples.labelled else None
             dataset = encode(processor, examples, task.kind, task.max_length, labels)
             dataset.batch([0])
+            read.append(dataset)
             if (
                 isinstance(dataset, TextDataset | TaggedDataset)
                 and (share := _unknown(dataset)) > _MUCH_UNKNOWN
@@ -65,10 +69,28 @@ def read_by_model(config: RunConfig, found: Mapping[str, Examples]) -> Finding:
                 texts = f"{cut:,} of {len(dataset):,} texts"
                 notes.append(f"{name}: {texts} reach task.max_length = {task.max_length}, and are cut there")
     except DataError as error:
-        return Finding(what, str(error), "mend the data, or task.labels in the configuration")
+        return Finding(what, str(error), "mend the data, or task.labels in the configuration"), []
     except FedPftError as error:
-        return Finding(what, str(error), "complete the model's folder, or set model.path to another model")
-    return Finding(what, f"reads {' and '.join(found)}", notes=tuple(notes))
+        return Finding(
+            what, str(error), "complete the model's folder, or set model.path to another model"
+        ), []
+    return Finding(what, f"reads {' and '.join(found)}", notes=tuple(notes)), read
+
+
+def weights_of(config: RunConfig, datasets: Sequence[Dataset]) -> Finding:
+    """Whether the weights are whole and fit, and the model answers here and at workers alike: what the run
+    tries at its start. Takes the memory that the model takes."""
+    task = config.task
+    try:
+        seed = seeds.derive(config.run.seed, "head")
+        loaded = load_foundation(config.model.path, task.kind, task.labels, seed)
+        loaded.model.to(config.compute.device)  # type: ignore[arg-type]  # mistyped in transformers 5
+        check_run(loaded, config, datasets)
+    except FedPftError as error:
+        return Finding("weights", str(error), "mend the model's folder or the configuration's key named here")
+    size = sum(parameter.numel() for parameter in loaded.model.parameters())
+    new = f"; new beside the head: {', '.join(loaded.new_modules)}" if loaded.new_modules else ""
+    return Finding("weights", f"{size / 1e6:,.1f} M parameters, read alike here and at workers{new}")
 
 
 def _unknown(dataset: TextDataset | TaggedDataset) -> float:

@@ -16,6 +16,8 @@ from common.observability.console import EXIT_USAGE, plain_errors
 from common.runtime.home import known_home
 
 if TYPE_CHECKING:
+    from common.data.batches import Dataset
+    from common.data.examples import Examples
     from worker.data import Source
 
 
@@ -142,7 +144,8 @@ def _of_coordinator(path: Path) -> Iterator[Finding]:
         usable = (model / "config.json").exists()
         fix = "" if usable else "set model.path to a folder in the layout of the hub"
         yield Finding("model", f"{model}{'' if usable else ' holds no config.json'}", fix)
-    found = {}
+    found: dict[str, Examples] = {}
+    datasets: list[Dataset] = []
     for what, source in (("public data", config.data.public), ("test data", config.data.test)):
         if source is not None:
             finding, examples = data_checks.data(what, partial(examples_of, source, config), _MEND)
@@ -150,4 +153,8 @@ def _of_coordinator(path: Path) -> Iterator[Finding]:
             if examples is not None:
                 found[what] = examples
     if usable and found:
-        yield data_checks.read_by_model(config, found)
+        finding, datasets = data_checks.read_by_model(config, found)
+        yield finding
+        usable = finding.ok
+    if usable:
+        yield data_checks.weights_of(config, datasets)

@@ -291,7 +291,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self._sessions.leave(session, reason)
         self._turns.left(session.worker, f"left: {reason}")
         self._events.record(
-            "worker_left",
+            "worker_left" if self._sessions.over else "worker_quit",
             f"worker {session.worker} left: {reason}",
             self._traffic.round,
             session.worker,

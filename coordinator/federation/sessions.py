@@ -179,6 +179,11 @@ class Sessions:
         while len(self._replaced) > REMEMBERED_REPLACEMENTS:
             self._replaced.popitem(last=False)
 
+    @property
+    def over(self) -> bool:
+        """Whether all are told that no more tasks will come."""
+        return isinstance(self._default, StopTask)
+
     def find(self, token: str, spoke: bool = True) -> Session:
         """The session, now heard of; `spoke`: by a message of its own.
 

@@ -24,6 +24,7 @@ LEVELS: dict[str, int] = {
     "worker_lost": logging.WARNING,
     "worker_returned": logging.INFO,
     "worker_left": logging.INFO,
+    "worker_quit": logging.WARNING,
     "worker_cannot": logging.WARNING,
     "worker_given_up": logging.WARNING,
     "name_contested": logging.WARNING,

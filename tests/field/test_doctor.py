@@ -12,6 +12,7 @@ import typer
 from click.testing import Result
 from fedpft.v1 import federation_pb2_grpc
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from cli.doctor import doctor
@@ -207,3 +208,21 @@ def test_the_owners_pictures_go_through_the_models_processor(tmp_path: Path, for
     done = examine("--config", configured(tmp_path, model, **data))
     (line, *_) = told(done, "image processor")
     assert line.startswith("ok" if form == "fine" else "wrong image processor model"), done.output
+
+
+def test_the_weights_are_looked_at_as_the_run_does_at_its_start(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    done = examine("--config", configured(tmp_path, model))
+    assert told(done, "weights")[0].endswith("M parameters, read alike here and at workers"), done.output
+    weights = load_file(model / "model.safetensors")
+    save_file({f"module.{name}": tensor for name, tensor in weights.items()}, model / "model.safetensors")
+    done = examine("--config", configured(tmp_path, model))
+    assert done.exit_code == 2
+    line, fix = told(done, "weights")
+    assert line.startswith(f"wrong weights model {model}: ") and "module." in line
+    assert fix.startswith("to do: mend the model's folder")
+
+
+def test_a_length_that_the_model_has_no_positions_for_is_found(tmp_path: Path) -> None:
+    path = configured(tmp_path, write_model(tmp_path / "model"), task__max_length=100_000)
+    assert "task.max_length must be <= " in told(examine("--config", path), "weights")[0]

@@ -111,7 +111,7 @@ function workerRow(worker) {
 }
 
 function eventRow(event) {
-  const row = element("li", { class: event.kind });
+  const row = element("li", { class: event.level });
   const when = new Date(event.time * 1000);
   row.append(element("time", { datetime: when.toISOString() }, when.toLocaleTimeString("en-GB")));
   row.append(element("span", {}, event.text));

@@ -14,6 +14,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from common.address import Address, require_loopback
 from common.observability.http_server import HttpServer
 from common.run_status import Event, RunStatus, told_metrics
+from coordinator.storage.event_levels import level_of
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,15 @@ def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
             }
             for w in status.workers
         ],
-        "events": [{"sequence": e.sequence, "time": e.time, "kind": e.kind, "text": e.text} for e in events],
+        "events": [
+            {
+                "sequence": e.sequence,
+                "time": e.time,
+                "level": logging.getLevelName(level_of(e.kind)).lower(),
+                "text": e.text,
+            }
+            for e in events
+        ],
     }
 
 

@@ -33,6 +33,7 @@ from common.records import (
     Chunk,
     JoinRequest,
     RunSpec,
+    StopTask,
     SubModelRef,
     TaskKind,
     TaskSpec,
@@ -394,3 +395,15 @@ async def test_health_is_served(served: Served) -> None:
         for name in ("", "fedpft.v1.FederationService", "fedpft.v1.AdminService"):
             reply = await stub.Check(health_pb2.HealthCheckRequest(service=name))
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_goodbye_is_a_warning_while_the_run_goes_on_and_news_after_it(served: Served) -> None:
+    await served.worker.leave("cannot go on: DataError")
+    await served.worker.join()
+    served.sessions.assign_all(StopTask(True, "the run is finished"))
+    await served.worker.leave("the run is finished")
+    told = [(e.kind, e.text) for e in served.store.events.all(0) if e.kind in ("worker_quit", "worker_left")]
+    assert told == [
+        ("worker_quit", "worker w left: cannot go on: DataError"),
+        ("worker_left", "worker w left: the run is finished"),
+    ]

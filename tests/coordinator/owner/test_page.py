@@ -87,6 +87,7 @@ async def test_the_run_is_told_without_paths_and_with_the_newest_events(served: 
     assert [w["name"] for w in found["workers"]] == ["clinic-a", "clinic-b", "<b>clinic-c</b>"]
     assert found["workers"][1]["down"] == 77_000_000
     assert [e["sequence"] for e in found["events"]] == list(range(201, 401))
+    assert [e["level"] for e in found["events"][:3]] == ["warning", "info", "info"]
     assert "secret" not in content.decode()
     _, content = await served.get("/run.json?after=399")
     assert [e["sequence"] for e in json.loads(content)["events"]] == [400]
