@@ -44,6 +44,14 @@ def data(what: str, read: Callable[[], Examples], fix: str) -> tuple[Finding, Ex
     return Finding(what, f"{len(examples):,} examples{classes}", notes=examples.notes), examples
 
 
+def with_some_labels(config: RunConfig, test: Examples | None) -> RunConfig:
+    """Where workers will be asked for their classes: those of the test data, or two that stand for them."""
+    if not config.task.asks:
+        return config
+    there = sorted(set(names_in(test, config.task.kind))) if test is not None else []
+    return config.with_labels(tuple(there if len(there) > 1 else ("0", "1")))
+
+
 def read_by_model(config: RunConfig, found: Mapping[str, Examples]) -> tuple[Finding, list[Dataset]]:
     """Whether the model's tokenizer or image processor reads the owner's data, and its labels are the run's.
 
@@ -114,6 +122,8 @@ def run_of(address: Address, tls: Path | None, name: str | None) -> tuple[Findin
     except FedPftError as error:
         return Finding("run", str(error), "ask the owner to admit this worker, or give its --name"), None
     told = f"{run.task.kind} in run {run.run_id}"
+    if run.asks_classes:
+        told += ", which asks workers for the names and numbers of their classes before they join"
     if classes := run.task.labels:
         more = "" if len(classes) <= _CLASSES_SHOWN else f" and {len(classes) - _CLASSES_SHOWN:,} more"
         told += f", classes {', '.join(classes[:_CLASSES_SHOWN])}{more}"
@@ -123,6 +133,14 @@ def run_of(address: Address, tls: Path | None, name: str | None) -> tuple[Findin
 def fits(run: RunSpec, examples: Examples) -> Iterator[Finding]:
     """Whether the data are of the run's form, and their labels its classes."""
     what, told = "data for the run", run.task.labels
+    if run.asks_classes and not told:
+        try:
+            PrivateData(examples).require_form(run.task)
+        except DataError as error:
+            yield Finding(what, str(error), "correct the options that name its columns")
+            return
+        yield Finding(what, f"their form is the run's; it would be told: {classes_of(examples)}")
+        return
     if not told and FORMS[run.task.kind].named:
         yield Finding(what, "the run has too many classes to be told of them before joining")
         return

@@ -152,6 +152,7 @@ def _of_coordinator(path: Path) -> Iterator[Finding]:
             yield finding
             if examples is not None:
                 found[what] = examples
+    config = data_checks.with_some_labels(config, found.get("test data"))
     if usable and found:
         finding, datasets = data_checks.read_by_model(config, found)
         yield finding

@@ -90,6 +90,10 @@ class SessionReplaced(FedPftError):
     """Another worker joined under the same name."""
 
 
+class ClassesWanted(FedPftError):
+    """The run has to know the worker's classes before it may join."""
+
+
 class NameTaken(FedPftError):
     """Another process is at work under the worker's name."""
 

@@ -3,14 +3,17 @@
 They are what protobuf messages become at the edge (`common.transport.wire`); nothing inside imports protobuf.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 PROTOCOL_MIN = 1
 # 2: an interrupted upload goes on where it broke off (OfferUpdate). 3: many labels come as a file.
 # 4: tasks of numbers, of several classes, and of a class for every word.
-PROTOCOL_MAX = 4
+# 5: workers may be asked for their classes before they join, and told how to weigh these.
+PROTOCOL_MAX = 5
 LABELS_FILE_SINCE = 3
+CLASSES_SINCE = 5
 
 
 class ArtifactKind(StrEnum):
@@ -141,7 +144,7 @@ class AdapterSpec:
 class TrainingSpec:
     """How a worker trains in every round; learning rates before the round's factor.
 
-    `proximal` is FedProx's mu: 0 is none.
+    `proximal` is FedProx's mu: 0 is none. `class_weights` are factors on the loss by class index; none: 1.
     """
 
     epochs: int
@@ -151,6 +154,7 @@ class TrainingSpec:
     weight_decay: float
     max_gradient_norm: float
     proximal: float = 0.0
+    class_weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,17 @@ class RunSpec:
     adapter: AdapterSpec
     training: TrainingSpec
     seed: int
+    asks_classes: bool = False
+    """Whether workers are to tell their classes before they may join; its labels may be none until then."""
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """What a worker tells of its classes: names, and how many of its answers each is; its examples in all."""
+
+    worker: str
+    examples: int
+    counts: Mapping[str, int]
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,10 @@ def init(
     out: Annotated[Path, typer.Argument(help="File to write.")] = Path("run.toml"),
     model: Annotated[str | None, typer.Option(help="Foundation model: a directory or a hub id.")] = None,
     labels: Annotated[
-        str | None, typer.Option(help="Class names, separated by commas, in order of class index.")
+        str | None,
+        typer.Option(
+            help="Class names, separated by commas, in order of class index; ask: those that workers have."
+        ),
     ] = None,
     task: Annotated[
         str,
@@ -78,6 +81,7 @@ def init(
     """Write a run.toml with every key, its default and what it does."""
     with plain_errors():
         from common.config.file import template
+        from common.config.task import ASK
         from common.errors import ConfigError
         from common.records import TaskKind
         from common.storage.files import write_atomically
@@ -107,6 +111,8 @@ def init(
             usual = ("O", "B-PER", "I-PER") if form.answer is Answer.TAGS else ("negative", "positive")
             classes = usual if labels is None else _classes(labels)
             values |= {"task.kind": task, "task.labels": classes if form.named else ()}
+            if classes == ASK:
+                values["task.labels"] = ASK[0]
             usual_file = "test.conll" if form.input is Input.WORDS else "test.csv"
             values["data.test.path"] = _beside(out, test) or usual_file
         write_atomically(out, template(values).encode())
@@ -115,9 +121,12 @@ def init(
 
 def _classes(labels: str) -> tuple[str, ...]:
     """Names between commas, with or without blanks beside them. Raises ConfigError."""
+    from common.config.task import ASK
     from common.errors import ConfigError
 
     names = tuple(name.strip() for name in labels.split(","))
+    if names == ASK:
+        return names
     if len(names) < 2 or len(set(names)) < len(names) or not all(names):
         raise ConfigError(f"--labels must name at least 2 classes, all different, got {labels!r}")
     return names
@@ -160,6 +169,7 @@ def build(
     """
     with plain_errors():
         from common.config.file import parse_config, parse_settings
+        from common.config.task import ASK
         from common.data.presets import is_preset
         from common.errors import ConfigError
         from common.records import TaskKind
@@ -176,9 +186,10 @@ def build(
             "run.seed": seed,
         } | parse_settings(settings or [])
         kind = str(given.get("task.kind", TaskKind.TEXT_CLASSIFICATION))
-        if kind not in list(TaskKind) or FORMS[TaskKind(kind)].named:
+        named = kind not in list(TaskKind) or FORMS[TaskKind(kind)].named
+        if named and given.get("task.labels", ASK[0]) == ASK[0]:
             # The head is the run's matter; a build holds layers only.
-            given.setdefault("task.labels", ("0", "1"))
+            given["task.labels"] = ("0", "1")
         loaded = parse_config(given, "fedpft build")
         if not loaded.aligns_layers:
             raise ConfigError("--steps must be >= 1 unless alignment.method says otherwise")

@@ -1,14 +1,25 @@
 """What the parts of one run share, whether its clients are workers or simulated."""
 
 import json
+import struct
 from dataclasses import dataclass
 from functools import cached_property
 
-from common.config.choices import LoraAveraging
+from common.config.choices import ClassWeights, LoraAveraging
 from common.config.run import RunConfig
-from common.records import AdapterSpec, ArtifactKind, ArtifactRef, RunSpec, TaskSpec, TrainingSpec
+from common.records import (
+    AdapterSpec,
+    ArtifactKind,
+    ArtifactRef,
+    RunSpec,
+    TaskKind,
+    TaskSpec,
+    TrainingSpec,
+)
 from common.runtime.compute import Compute
+from common.task_forms import FORMS, Answer
 from coordinator.metrics import Metrics
+from coordinator.storage.class_counts import StoredClasses
 from coordinator.storage.event_log import EventLog
 from coordinator.storage.store import Store
 from coordinator.storage.traffic import TrafficCounter
@@ -17,7 +28,7 @@ from coordinator.storage.traffic import TrafficCounter
 _MOST_LABEL_BYTES = 256 * 1024
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunContext:
     """A run's configuration and memory, and what this process counts and computes with."""
 
@@ -32,12 +43,19 @@ class RunContext:
     def of(cls, config: RunConfig, store: Store, compute: Compute) -> "RunContext":
         """The context of the run that `store` holds, with metrics of its own."""
         metrics = Metrics()
+        config = settled(config, store)
         return cls(config, store, EventLog(store), TrafficCounter(store, metrics), metrics, compute)
+
+    def settle(self, classes: StoredClasses) -> None:
+        """The classes that workers were asked for are known: commit them. Raises StoreError."""
+        self.store.classes.commit(classes)
+        self.config = settled(self.config, self.store)
+        self.__dict__.pop("spec", None)
 
     @cached_property
     def spec(self) -> RunSpec:
         """What workers are told of the run."""
-        return run_spec(self.config, self.store.run_id(), self._labels_file())
+        return run_spec(self.config, self.store.run_id(), self._labels_file(), self.store.classes.get())
 
     def _labels_file(self) -> ArtifactRef | None:
         """Labels that are too many for a message, as an artifact."""
@@ -51,12 +69,24 @@ def labels_apart(config: RunConfig) -> bool:
     return len(json.dumps(config.task.labels)) > _MOST_LABEL_BYTES
 
 
-def run_spec(config: RunConfig, run_id: str, labels_file: ArtifactRef | None = None) -> RunSpec:
-    """What workers are told of a run with this configuration."""
+def settled(config: RunConfig, store: Store) -> RunConfig:
+    """The configuration with the labels that workers were asked for, once they are known."""
+    classes = store.classes.get() if config.task.asks else None
+    return config if classes is None else config.with_labels(classes.labels)
+
+
+def run_spec(
+    config: RunConfig,
+    run_id: str,
+    labels_file: ArtifactRef | None = None,
+    classes: StoredClasses | None = None,
+) -> RunSpec:
+    """What workers are told of a run with this configuration, and with these counts of its classes."""
     task, t = config.task, config.training
+    balanced = t.class_weights is ClassWeights.BALANCED and classes is not None
     return RunSpec(
         run_id,
-        TaskSpec(task.kind, task.labels, task.max_length, task.pairs, labels_file),
+        TaskSpec(task.kind, () if task.asks else task.labels, task.max_length, task.pairs, labels_file),
         adapter_spec(config),
         TrainingSpec(
             t.epochs,
@@ -66,9 +96,26 @@ def run_spec(config: RunConfig, run_id: str, labels_file: ArtifactRef | None = N
             t.weight_decay,
             t.max_gradient_norm,
             t.proximal,
+            class_weights(classes, task.kind) if balanced and classes is not None else (),
         ),
         config.run.seed,
+        config.asks_classes and classes is None,
     )
+
+
+def class_weights(classes: StoredClasses, kind: TaskKind) -> tuple[float, ...]:
+    """Factors on the loss by class index, as float32 holds them; 1 for a class that nobody has.
+
+    Where an example has one class, N / (K n) for n of N answers, with K classes that are there
+    (scikit-learn's "balanced"). Where it has any number of them, (N - n) / n on its being there.
+    """
+    if FORMS[kind].answer is Answer.CLASSES:
+        exact = [(classes.examples - n) / n if 0 < n < classes.examples else 1.0 for n in classes.counts]
+    else:
+        total, there = sum(classes.counts), sum(n > 0 for n in classes.counts)
+        exact = [total / (there * n) if n else 1.0 for n in classes.counts]
+    # As they are on the wire: simulated workers get the same.
+    return tuple(struct.unpack("<f", struct.pack("<f", weight))[0] for weight in exact)
 
 
 def adapter_spec(config: RunConfig) -> AdapterSpec:

@@ -4,6 +4,7 @@ The same configuration and data give the same bits as a run of real services, wh
 move artifacts and are talked to.
 """
 
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,12 +13,13 @@ from uuid import uuid4
 import torch
 
 from common.config.run import RunConfig
+from common.data.answers import names_in
 from common.data.batches import Dataset
 from common.data.examples import Examples
 from common.errors import CannotTrain, RunFailed
 from common.listing import first_workers
 from common.model.update import update_tensors
-from common.records import ArtifactKind, ArtifactRef, Phase, StopTask
+from common.records import ArtifactKind, ArtifactRef, ClassCounts, Phase, StopTask
 from common.run_status import Evaluation
 from common.runtime import seeds
 from common.runtime.compute import InlineCompute
@@ -105,6 +107,17 @@ class ClientGathering(Gathering):
         super().__init__(run)
         self._progress, self._clients, self._trained_by = progress, clients, trained_by
         self._data: dict[str, Dataset] = {}
+
+    async def classes(self) -> list[ClassCounts]:
+        """Of all clients: none of them is late."""
+        kind = self._run.config.task.kind
+        return [
+            ClassCounts(name, len(examples), Counter(names_in(examples, kind)))
+            for name, examples in sorted(self._clients.items())
+        ]
+
+    def classes_known(self) -> None:
+        """Nobody waits."""
 
     async def gather(self, models: Models, number: int, adapter: ArtifactRef) -> list[StoredUpdate]:
         """Every drawn client's local fine-tuning."""

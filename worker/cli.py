@@ -70,6 +70,13 @@ def worker(
         float,
         typer.Option(metavar="GB", min=0, help="Refuse a run whose files take more than this."),
     ] = 20.0,
+    keep_classes: Annotated[
+        bool,
+        typer.Option(
+            "--keep-classes",
+            help="Tell no run names and numbers of the classes: join none that asks.",
+        ),
+    ] = False,
     metrics: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Serve Prometheus metrics; port 0 takes a free one."),
@@ -136,6 +143,7 @@ def worker(
                 threads=threads,
                 keepalive=keepalive,
                 max_download=int(max_download * 1e9),
+                tells_classes=not keep_classes,
                 tls=opened,
             )
         )

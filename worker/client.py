@@ -30,9 +30,11 @@ from common.records import (
     PROTOCOL_MIN,
     ArtifactRef,
     Chunk,
+    ClassCounts,
     JoinReply,
     JoinRequest,
     Progress,
+    RunSpec,
     Task,
     UpdateHeader,
 )
@@ -119,6 +121,21 @@ class CoordinatorClient:
         self._session, self._run_id, self._protocol = reply.session, reply.run.run_id, reply.protocol
         return reply
 
+    async def describe(self) -> RunSpec:
+        """What the run is, before it is entered."""
+        request = federation_pb2.DescribeRunRequest(worker=self._joining.worker)
+        reply = await self._persist(lambda _: self._call("DescribeRun", "control", request))
+        return wire.run_spec_from_pb(reply.run)
+
+    async def tell_classes(self, told: ClassCounts) -> None:
+        """Tell the names and numbers of this worker's classes; returns when it may join.
+
+        Raises DataError when the run does not know one of them, RunFailed.
+        """
+        request = wire.class_counts_to_pb(told)
+        async for message in self._followed("TellClasses", lambda: request):
+            log.info("waiting: %s", message.waiting_for)
+
     async def _rejoin(self, forgotten: str) -> None:
         """Join anew, once, however many calls noticed that the session is gone."""
         async with self._joins:
@@ -128,19 +145,28 @@ class CoordinatorClient:
 
     async def tasks(self) -> AsyncIterator[Task]:
         """Tasks as the coordinator pushes them, across reconnections, up to the last."""
+
+        def request() -> Message:
+            return federation_pb2.WatchTasksRequest(session=self._session)
+
+        async for message in self._followed("WatchTasks", request):
+            yield wire.task_from_pb(message)
+
+    async def _followed(self, name: str, request_now: Callable[[], Message]) -> AsyncIterator[Any]:
+        """Messages of a stream as they come, across reconnections, up to its end."""
         outage = Outage()
         while True:
             session, shown = self._session, self._connection.shown
             try:
-                request = federation_pb2.WatchTasksRequest(session=session)
-                self._about_to_send("WatchTasks", "control", request)
+                request = request_now()
+                self._about_to_send(name, "control", request)
                 self._count("control", request, None)
-                reach(Point.CALL_MADE, "WatchTasks")
-                async for message in self._connection.stub.WatchTasks(request, timeout=_WATCH_SECONDS):
+                reach(Point.CALL_MADE, name)
+                async for message in getattr(self._connection.stub, name)(request, timeout=_WATCH_SECONDS):
                     outage = Outage()
                     self._count("control", None, readable(message))
-                    reach(Point.REPLY_RECEIVED, "WatchTasks")
-                    yield wire.task_from_pb(message)
+                    reach(Point.REPLY_RECEIVED, name)
+                    yield message
                 return
             except aio.AioRpcError as error:
                 if error.code() is not StatusCode.DEADLINE_EXCEEDED:

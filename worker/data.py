@@ -1,9 +1,10 @@
 """The worker's private data. It never leaves this process."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.data.answers import require_answers
+from common.data.answers import names_in, require_answers
 from common.data.batches import Dataset
 from common.data.encoding import encode
 from common.data.examples import Columns, Examples, read_examples
@@ -11,7 +12,7 @@ from common.data.inspection import inspected
 from common.data.presets import load_preset, preset_files
 from common.data.processors import Processor
 from common.errors import DataError
-from common.records import TaskSpec
+from common.records import ClassCounts, TaskKind, TaskSpec
 from common.storage.files import digest_of
 from common.task_forms import FORMS
 
@@ -46,6 +47,11 @@ class PrivateData:
 
     def require(self, task: TaskSpec) -> None:
         """Raises DataError when this is no data for the task, or has a label that the run does not know."""
+        self.require_form(task)
+        require_answers(self.examples, task.kind, task.labels)
+
+    def require_form(self, task: TaskSpec) -> None:
+        """The same, whatever the labels are. Raises DataError."""
         source = self.examples.source
         form = FORMS[task.kind]
         if self.examples.input is not form.input:
@@ -56,7 +62,12 @@ class PrivateData:
             )
         if not task.pairs and self.examples.pairs is not None:
             raise DataError(f"the run is for single texts; leave out --pair-column for {source}")
-        require_answers(self.examples, task.kind, task.labels)
+        if form.named and not self.examples.labelled:
+            raise DataError(f"{source} has no labels; name the column that holds them: --label-column")
+
+    def class_counts(self, worker: str, kind: TaskKind) -> ClassCounts:
+        """The names of the classes that there are, and how often each is there."""
+        return ClassCounts(worker, len(self), Counter(sorted(names_in(self.examples, kind))))
 
     def encoded(self, processor: Processor, task: TaskSpec) -> Dataset:
         """Ready for the run's model."""

@@ -28,11 +28,13 @@ Files = Mapping[str, Path]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker works: its folder, its torch device, and how many bytes the files of a task may take."""
+    """Where a worker works: its folder, its torch device; and what its owner allows: how many bytes the files
+    of a task may take, whether its classes and their numbers may be told."""
 
     folder: Path
     device: torch.device
     most_download: int = MOST_DOWNLOAD_BYTES
+    tells_classes: bool = True
 
 
 class LocalModel:

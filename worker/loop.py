@@ -12,6 +12,8 @@ from common.errors import (
     BadMessage,
     BadUpdate,
     CannotTrain,
+    ClassesWanted,
+    NotAllowed,
     RunFailed,
     StaleRound,
     Stopped,
@@ -73,7 +75,7 @@ class Worker:
         Raises RunFailed when the run failed, DataError when the run does not know a label, and what
         the connection raises for good.
         """
-        reply = await self._coordinator.join()
+        reply = await self._joined()
         reply = replace(reply, run=await self._with_labels(reply.run))
         log_about(run=reply.run.run_id)
         log.info("joined run %s", reply.run.run_id)
@@ -91,6 +93,26 @@ class Worker:
         if not stop.finished:
             raise RunFailed(f"the run ended early: {stop.reason}")
         log.info("the run is finished")
+
+    async def _joined(self) -> JoinReply:
+        """Join; where the run asks for it, tell the names and numbers of classes before.
+
+        Raises NotAllowed when this worker's owner keeps them, DataError when these are no data for the run.
+        """
+        while True:
+            try:
+                return await self._coordinator.join()
+            except ClassesWanted:
+                run = await self._coordinator.describe()
+                self._data.require_form(run.task)
+                if not self._place.tells_classes:
+                    raise NotAllowed(
+                        "the run asks for the names and numbers of this worker's classes, and --keep-classes "
+                        "forbids to tell them; ask the run's owner to list task.labels, without class_weights"
+                    ) from None
+                told = self._data.class_counts(self._name, run.task.kind)
+                log.info("telling the coordinator the names and numbers of %d classes", len(told.counts))
+                await self._coordinator.tell_classes(told)
 
     async def _with_labels(self, run: RunSpec) -> RunSpec:
         """The run with the names of its classes, where these are too many to have come with it."""

@@ -52,6 +52,7 @@ class WorkerOptions:
     keepalive: float = KEEPALIVE_SECONDS
     tls: Tls | None = None
     max_download: int = MOST_DOWNLOAD_BYTES
+    tells_classes: bool = True
 
 
 async def work(options: WorkerOptions) -> signal.Signals | None:
@@ -90,7 +91,7 @@ async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -
     sent = SentLog(options.folder)
     endpoint = Endpoint(address, options.join_timeout, options.tls, options.keepalive)
     coordinator = CoordinatorClient(endpoint, joining, metrics, sent)
-    place = Place(options.folder, torch.device(options.device), options.max_download)
+    place = Place(options.folder, torch.device(options.device), options.max_download, options.tells_classes)
     worker = Worker(name, coordinator, data, place, compute, metrics)
     ended_by: signal.Signals | None = None
     task = asyncio.create_task(worker.run())

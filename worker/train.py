@@ -67,6 +67,7 @@ def fine_tune(
     per_epoch = -(-len(data) // spec.batch_size)
     steps, step, total = per_epoch * spec.epochs, 0, 0.0
     counter = counter or ZeroCounter({})
+    weights = torch.tensor(spec.class_weights, device=device) if spec.class_weights else None
     anchors = [p.detach().clone() for p in (*lora, *head)] if spec.proximal else []
 
     # Dropout draws from torch's global generator: fence it off, so that nothing else shows through.
@@ -78,7 +79,7 @@ def fine_tune(
                 batch = padded.to(device)
                 assert batch.labels is not None
                 counter.mask = batch.mask
-                loss = tasks.loss(model(**batch.inputs).logits, batch.labels, adapted.kind)
+                loss = tasks.loss(model(**batch.inputs).logits, batch.labels, adapted.kind, weights)
                 optimizer.zero_grad()
                 (loss + spec.proximal / 2 * _distance([*lora, *head], anchors)).backward()
                 torch.nn.utils.clip_grad_norm_([*lora, *head], spec.max_gradient_norm)

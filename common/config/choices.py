@@ -52,6 +52,13 @@ class AggregationRule(StrEnum):
     MULTI_KRUM = "multi-krum"
 
 
+class ClassWeights(StrEnum):
+    """How classes count in the workers' loss: alike, or the rarer the more."""
+
+    NONE = "none"
+    BALANCED = "balanced"
+
+
 class ServerOptimizer(StrEnum):
     """How the one change is applied: as it is, or as FedAvgM, FedAdam, FedYogi do."""
 

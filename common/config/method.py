@@ -8,6 +8,7 @@ from pydantic import Field
 from common.config.choices import (
     AggregationRule,
     AlignmentMethod,
+    ClassWeights,
     Construction,
     CorrectionTeacher,
     LoraAveraging,
@@ -126,6 +127,9 @@ class TrainingSection(Section):
     """How the learning rates change over the rounds."""
     proximal: Annotated[float, Field(ge=0)] = 0.0
     """FedProx's mu: pulls the worker's adapter towards the round's; 0 is FedAvg."""
+    class_weights: ClassWeights = ClassWeights.NONE
+    """"balanced": a class counts in the loss the more, the rarer it is among all workers together. For that
+    each worker tells how many examples of each class it has, before it joins."""
 
 
 class AggregationSection(Section):

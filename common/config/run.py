@@ -7,6 +7,7 @@ from pydantic import model_validator
 from common.config.choices import (
     AggregationRule,
     AlignmentMethod,
+    ClassWeights,
     Construction,
     CorrectionTeacher,
     LoraAveraging,
@@ -27,6 +28,7 @@ from common.config.section import Section
 from common.config.service import AdmissionSection, ComputeSection, LimitsSection, ServerSection, TlsSection
 from common.config.task import DataSection, ModelSection, RunSection, TaskSection
 from common.records import AdapterTargets, TaskKind
+from common.task_forms import FORMS
 
 
 class RunConfig(Section):
@@ -102,6 +104,10 @@ class RunConfig(Section):
             raise ValueError(
                 f'sub_fm.path must be unset for sub_fm.construction = "{self.sub_fm.construction}"'
             )
+        if self.training.class_weights is not ClassWeights.NONE and not FORMS[self.task.kind].named:
+            raise ValueError(
+                f'training.class_weights must be "none" for {self.task.kind}, which has no classes'
+            )
         self._check_exact_averaging()
         self._check_robust_rule()
         return self
@@ -134,6 +140,17 @@ class RunConfig(Section):
                 'aggregation.lora = "exact" with adapter.targets = "attention+ffn" '
                 "leaves no room for realignment; set realignment.every = 0 and leave out realignment.drift"
             )
+
+    @property
+    def asks_classes(self) -> bool:
+        """Whether workers are to tell their classes before they join."""
+        return self.task.asks or self.training.class_weights is not ClassWeights.NONE
+
+    def with_labels(self, labels: tuple[str, ...]) -> "RunConfig":
+        """The same run with the labels that there are. Raises ValidationError."""
+        return RunConfig.model_validate(
+            self.model_dump() | {"task": self.task.model_dump() | {"labels": labels}}
+        )
 
     @property
     def prunes(self) -> bool:

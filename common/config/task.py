@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.config.section import Section
 from common.records import TaskKind
 from common.task_forms import FORMS, SEPARATORS, Answer
+
+# What stands for labels that are asked for. No list of labels has one name alone.
+ASK = ("ask",)
 
 
 class RunSection(Section):
@@ -33,14 +36,27 @@ class TaskSection(Section):
     "token-classification" (a class for every word), "image-classification" or "causal-lm" (next tokens)."""
     labels: tuple[str, ...] = ()
     """Names of the classes, as they stand in the label column; order is class index. None for causal-lm and
-    text-regression; for token-classification the tags, such as "O", "B-PER", "I-PER"."""
+    text-regression; for token-classification the tags, such as "O", "B-PER", "I-PER". "ask": those that the
+    first rounds.workers workers and the test data have; each worker tells its own and their numbers."""
     pairs: bool = False
     """Whether every example is a pair of texts."""
     max_length: int = Field(default=128, ge=8, lt=2**32)
     """Longer texts are cut to this many tokens; for causal-lm texts are joined and cut into such pieces."""
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _ask(cls, given: object) -> object:
+        return ASK if given == ASK[0] else given
+
+    @property
+    def asks(self) -> bool:
+        """Whether the labels are not known, and workers are asked for theirs."""
+        return self.labels == ASK
+
     @model_validator(mode="after")
     def _consistent(self) -> "TaskSection":
+        if self.asks and FORMS[self.kind].named:
+            return self
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("labels must be distinct")
         for label in self.labels:

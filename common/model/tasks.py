@@ -110,22 +110,25 @@ def targets_of(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[Tensor, 
     return logits, labels
 
 
-def loss(logits: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
+def loss(logits: Tensor, labels: Tensor, kind: TaskKind, weights: Tensor | None = None) -> Tensor:
     """What training makes small, a mean: transformers' own loss of this kind of task.
 
     Cross entropy in nats, per example or per token that has a label (of a language model: that has one
     before it); binary cross entropy over examples and classes; squared error. 0 for a batch without a
     label, such as texts of one token each: the mean of nothing is NaN.
+
+    `weights` [C]: factors on what each class adds, the mean being divided by their sum; where there may be
+    several classes, on what a class adds when it is there.
     """
     scores, targets = targets_of(logits, labels, kind)
     match FORMS[kind].answer:
         case Answer.NUMBER:
             return nn.functional.mse_loss(scores[:, 0], targets)
         case Answer.CLASSES:
-            return nn.functional.binary_cross_entropy_with_logits(scores, targets)
+            return nn.functional.binary_cross_entropy_with_logits(scores, targets, pos_weight=weights)
         case Answer.NEXT_TOKEN | Answer.TAGS if not (targets != IGNORED).any():
             return scores.sum() * 0.0
-    return nn.functional.cross_entropy(scores, targets, ignore_index=IGNORED)
+    return nn.functional.cross_entropy(scores, targets, weights, ignore_index=IGNORED)
 
 
 @torch.no_grad()

@@ -105,6 +105,7 @@ STATUS: dict[type[FedPftError], StatusCode] = {
     errors.BadMessage: StatusCode.INVALID_ARGUMENT,
     errors.UnknownSession: StatusCode.UNAUTHENTICATED,
     errors.SessionReplaced: StatusCode.ABORTED,
+    errors.ClassesWanted: StatusCode.FAILED_PRECONDITION,
     errors.NameTaken: StatusCode.ALREADY_EXISTS,
     errors.UnknownArtifact: StatusCode.NOT_FOUND,
     errors.BrokenTransfer: StatusCode.OUT_OF_RANGE,

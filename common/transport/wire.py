@@ -20,6 +20,7 @@ from common.records import (
     ArtifactKind,
     ArtifactRef,
     Chunk,
+    ClassCounts,
     JoinReply,
     JoinRequest,
     Progress,
@@ -40,6 +41,7 @@ from common.trust.identity import NAME
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(NAME)
 _MOST_TOLD = 300
+_MOST_COUNTED = 2**53
 _MOST_U32 = 2**32 - 1
 
 Member = TypeVar("Member", bound=StrEnum)
@@ -160,8 +162,10 @@ def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
             weight_decay=r.training.weight_decay,
             max_gradient_norm=r.training.max_gradient_norm,
             proximal=r.training.proximal,
+            class_weights=r.training.class_weights,
         ),
         seed=r.seed,
+        asks_classes=r.asks_classes,
     )
 
 
@@ -187,9 +191,26 @@ def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
             t.weight_decay,
             t.max_gradient_norm,
             t.proximal,
+            tuple(t.class_weights),
         ),
         seed=m.seed,
+        asks_classes=m.asks_classes,
     )
+
+
+def class_counts_to_pb(r: ClassCounts) -> federation_pb2.TellClassesRequest:
+    classes = [federation_pb2.ClassCount(name=name, count=count) for name, count in r.counts.items()]
+    return federation_pb2.TellClassesRequest(worker=r.worker, examples=r.examples, classes=classes)
+
+
+def class_counts_from_pb(m: federation_pb2.TellClassesRequest) -> ClassCounts:
+    counts = {c.name: c.count for c in m.classes}
+    if m.examples < 1 or len(counts) < len(m.classes):
+        raise BadMessage("a worker tells each of its classes once, and has at least one example")
+    for name, count in counts.items():
+        if not name or name != name.strip() or not 1 <= count <= _MOST_COUNTED:
+            raise BadMessage(f"class {name[:40]!r} must have a name without blanks around it, and be there")
+    return ClassCounts(worker_name(m.worker), m.examples, counts)
 
 
 # --- tasks ---

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 from common.model.update import DELTA, Prefixed
-from common.records import ArtifactRef, StopTask
+from common.records import ArtifactRef, ClassCounts, StopTask
 from common.runtime.compute import one_thread
 from common.storage.tensors import TensorFile
 from coordinator.algorithms.outliers import norm, outliers
@@ -19,6 +19,14 @@ class Gathering(ABC):
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
+
+    @abstractmethod
+    async def classes(self) -> Sequence[ClassCounts]:
+        """What rounds.workers clients, or more, tell of their classes."""
+
+    @abstractmethod
+    def classes_known(self) -> None:
+        """The run goes by what clients told: tell them, as far as they must be told."""
 
     @abstractmethod
     async def gather(self, models: Models, number: int, adapter: ArtifactRef) -> list[StoredUpdate]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+from common.config.run import RunConfig
 from common.errors import RunFailed, StoreError
 from common.records import ArtifactKind, ArtifactRef, Phase, StopTask, SubModelRef
 from common.run_status import SCORED, Evaluation
@@ -21,6 +22,7 @@ from coordinator.campaign.schedule import Scoring
 from coordinator.campaign.status import reading
 from coordinator.context import RunContext
 from coordinator.modelling.building import CHECKPOINT_FILE
+from coordinator.modelling.classes import agreed, told_classes
 from coordinator.modelling.correcting import CORRECTION_FILE
 from coordinator.modelling.models import Models
 from coordinator.storage import retention
@@ -38,7 +40,7 @@ class Campaign:
     ) -> None:
         self._run, self._progress, self._gathering = run, progress, gathering
         self._scoring = scoring or Scoring()
-        self._config, self._store, self._events = run.config, run.store, run.events
+        self._store, self._events = run.store, run.events
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """How long the steps took, by name, in this process."""
 
@@ -48,6 +50,7 @@ class Campaign:
         Raises RunFailed, StoreError, and what loading the model and data raises.
         """
         with self._progress.traced("build", 0):
+            await self._ask_for_classes()
             models = await self._load()
             sub_fm = await self._sub_model(models)
             done, adapter = await self._first_adapter(models, *sub_fm)
@@ -69,7 +72,21 @@ class Campaign:
                 await self._clear_up()
         self._finish(adapter)
 
+    @property
+    def _config(self) -> RunConfig:
+        return self._run.config
+
     # --- the steps ---
+
+    async def _ask_for_classes(self) -> None:
+        """Where the configuration asks: the clients' classes, before anything is made for them."""
+        if self._config.asks_classes and self._store.classes.get() is None:
+            told = await self._gathering.classes()
+            classes = await self._timed("loading", agreed, self._config, told)
+            self._run.settle(classes)
+            self._gathering.classes_known()
+            self._events.record("classes_agreed", told_classes(classes), workers=classes.workers)
+            reach(Point.STEP, "classes")
 
     async def _load(self) -> Models:
         self._progress.enter(Phase.BUILDING, "loading the foundation model")

@@ -12,7 +12,7 @@ from common.records import Activity, Phase, Progress, TaskKind
 from common.run_status import Evaluation, RunStatus, Traffic, WorkerStatus
 from common.task_forms import FORMS, Answer
 from coordinator.campaign.progress import RunProgress
-from coordinator.context import RunContext
+from coordinator.context import RunContext, settled
 from coordinator.federation.inbox import Inbox
 from coordinator.federation.rounds import Over, RoundState
 from coordinator.federation.sessions import Session, Sessions
@@ -106,7 +106,7 @@ def open_run(directory: Path, model: str | None = None) -> tuple[Store, RunConfi
     config = RunConfig.model_validate_json(store.config())
     if model is not None:
         config = config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
-    return store, config
+    return store, settled(config, store)
 
 
 def awaited_updates(state: RoundState, now: float) -> str:

@@ -1,18 +1,20 @@
 """A round's updates from workers: choose them, have them train, and try again when too few report."""
 
 import asyncio
+from collections.abc import Sequence
 
 from common.errors import RunFailed
 from common.listing import first_workers
 from common.model.update import update_schema
 from common.observability import tracing
-from common.records import ArtifactRef, Phase, StopTask, TrainTask, WaitTask
+from common.records import ArtifactRef, ClassCounts, Phase, StopTask, TrainTask, WaitTask
 from common.runtime.fault_points import Point, reach
 from common.storage.tensors import TensorFile
 from coordinator.campaign import schedule
 from coordinator.campaign.gathering import Gathering
 from coordinator.campaign.progress import RunProgress
 from coordinator.context import RunContext
+from coordinator.federation.census import waiting_for
 from coordinator.federation.inbox import Expected, Inbox
 from coordinator.federation.rounds import Lost, Outcome, RoundPhase, RoundState
 from coordinator.federation.sessions import COALESCED_SECONDS, Assignment, Sessions
@@ -29,6 +31,20 @@ class WorkerGathering(Gathering):
         self._progress, self._sessions, self._inbox = progress, sessions, inbox
         self._suspects: set[str] = set()
         """Workers that were given up because they died, since their last update."""
+
+    async def classes(self) -> Sequence[ClassCounts]:
+        """What workers tell before they join: waits for rounds.workers, as the first round does."""
+        census, needed = self._sessions.census, self._rounds.workers
+        known = () if self._run.config.task.asks else self._run.config.task.labels
+        census.open(needed, known)
+        while len(census.told) < needed:
+            self._progress.enter(Phase.WAITING, waiting_for(census.told, needed))
+            await census.changed.wait()
+        return [told for _, told in sorted(census.told.items())]
+
+    def classes_known(self) -> None:
+        """Those that told may join."""
+        self._sessions.census.close()
 
     async def gather(self, models: Models, number: int, adapter: ArtifactRef) -> list[StoredUpdate]:
         """Have workers train, until the round closes with enough updates.
@@ -73,6 +89,7 @@ class WorkerGathering(Gathering):
     def dismiss(self, task: StopTask) -> None:
         """Tell every worker, also those still to come."""
         self._sessions.assign_all(task)
+        self._sessions.census.close("" if task.finished else task.reason)
 
     async def _select(self, number: int, failed: frozenset[str]) -> list[str]:
         """Wait for enough workers, then draw those of this round.

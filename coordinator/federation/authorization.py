@@ -29,6 +29,7 @@ _ALL = frozenset(Role)
 MAY_CALL: Mapping[str, frozenset[Role]] = {
     "/fedpft.v1.FederationService/Join": _WORKERS,
     "/fedpft.v1.FederationService/DescribeRun": _WORKERS,
+    "/fedpft.v1.FederationService/TellClasses": _WORKERS,
     "/fedpft.v1.FederationService/WatchTasks": _WORKERS,
     "/fedpft.v1.FederationService/Heartbeat": _WORKERS,
     "/fedpft.v1.FederationService/DownloadArtifact": _WORKERS,

@@ -17,14 +17,11 @@ from common.errors import (
     BadUpdate,
     BrokenTransfer,
     FedPftError,
-    ProtocolMismatch,
     SessionReplaced,
-    TooMany,
     UnknownArtifact,
 )
-from common.records import LABELS_FILE_SINCE, Chunk, JoinReply, JoinRequest, UpdateHeader
+from common.records import Chunk, JoinReply, UpdateHeader
 from common.runtime.fault_points import Point, reach
-from common.task_forms import FORMS
 from common.transport import wire
 from common.transport.chunk_messages import decode_submission, encode_download, encoded_bytes
 from common.transport.chunks import read_chunks
@@ -33,6 +30,7 @@ from coordinator.context import RunContext
 from coordinator.federation.authorization import PUBLISHED, Admission
 from coordinator.federation.contest import require_only, tell_replaced
 from coordinator.federation.inbox import Inbox
+from coordinator.federation.joining import require_able
 from coordinator.federation.rate_limits import RateLimiter
 from coordinator.federation.rounds import Returned
 from coordinator.federation.sessions import Session, Sessions
@@ -65,14 +63,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         joining = wire.join_request_from_pb(request)
         self._admission.require(joining.worker, context)
         self._rate_limiter.call(joining.worker)
-        self._require_acceptable(joining)
-        if self._run.spec.task.labels_file and joining.protocol_max < LABELS_FILE_SINCE:
-            told = f"this run's classes are too many for protocol {joining.protocol_max}"
-            raise ProtocolMismatch(f"{told}: upgrade the worker")
-        kind = self._run.spec.task.kind
-        if joining.protocol_max < FORMS[kind].since:
-            told = f"this run is for {kind}, which protocol {joining.protocol_max} does not know"
-            raise ProtocolMismatch(f"{told}: upgrade the worker")
+        require_able(self._run, self._sessions, joining)
         await require_only(self._run, self._sessions, joining, context)
         session, version = self._sessions.join(joining)
         self._store.remember_worker(joining.worker, joining.examples, joining.software)
@@ -99,6 +90,22 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self._admission.require(worker, context)
         self._rate_limiter.call(worker)
         return federation_pb2.DescribeRunResponse(run=wire.run_spec_to_pb(self._run.spec))
+
+    @answers
+    async def TellClasses(
+        self, request: federation_pb2.TellClassesRequest, context: Any
+    ) -> AsyncIterator[federation_pb2.TellClassesResponse]:
+        told = wire.class_counts_from_pb(request)
+        self._admission.require(told.worker, context)
+        self._rate_limiter.call(told.worker)
+        self._traffic.up(told.worker, "control", request.ByteSize() + FRAME_BYTES)
+        if not self._run.spec.asks_classes:
+            return
+        with self._rate_limiter.stream(told.worker):
+            async for waiting_for in self._sessions.census.take(told, self._limits.workers):
+                message = federation_pb2.TellClassesResponse(waiting_for=waiting_for)
+                self._traffic.down(told.worker, "control", message.ByteSize() + FRAME_BYTES)
+                yield message
 
     @answers
     async def WatchTasks(
@@ -271,16 +278,6 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
             if isinstance(error, BadUpdate):
                 self._turns.refused(session.worker, header.round, wire.one_line(str(error)))
             raise
-
-    def _require_acceptable(self, joining: JoinRequest) -> None:
-        """Raise BadMessage or TooMany for a worker with too many examples, or one worker too many."""
-        if joining.examples > self._limits.examples:
-            raise BadMessage(
-                f"worker {joining.worker} names {joining.examples} examples, "
-                f"limits.examples allows {self._limits.examples}"
-            )
-        if not self._sessions.knows(joining.worker) and len(self._sessions) >= self._limits.workers:
-            raise TooMany(f"{self._limits.workers} workers have joined; limits.workers allows no more")
 
     @answers
     async def Leave(self, request: federation_pb2.LeaveRequest, context: Any) -> federation_pb2.LeaveResponse:

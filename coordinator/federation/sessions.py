@@ -22,6 +22,7 @@ from common.records import (
     WaitTask,
 )
 from common.runtime.notifier import Notifier
+from coordinator.federation.census import Census
 
 # When thousands come and go, what happens within so long is looked at together.
 COALESCED_SECONDS = 0.05
@@ -83,6 +84,7 @@ class Sessions:
         self.heartbeat_seconds = heartbeat_seconds
         self.changed = Notifier()
         """Who is there."""
+        self.census = Census()
         self._clock = clock
         self._by_token: dict[str, Session] = {}
         self._by_worker: dict[str, Session] = {}

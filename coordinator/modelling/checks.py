@@ -27,6 +27,7 @@ from coordinator.context import labels_apart, run_spec
 from coordinator.modelling.checkpoint import reason
 from coordinator.modelling.foundation import Foundation, wire_config
 from coordinator.storage.alignments import MOST_PATCHES
+from coordinator.storage.class_counts import StoredClasses
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,9 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 def _check_messages(model: PreTrainedModel, config: RunConfig) -> None:
     """What a worker is told at joining, and with each task: by the coordinator's own bounds and by its."""
     labels = ArtifactRef(ArtifactKind.LABELS, "0" * 64, 2**24) if labels_apart(config) else None
-    spec = run_spec(config, "0" * 12, labels)
+    names = config.task.labels
+    classes = StoredClasses(names, (1,) * len(names), len(names), 1) if config.asks_classes else None
+    spec = run_spec(config, "0" * 12, labels, classes)
     try:
         read_config(wire_config(model.config), spec.task)
     except ModelError as error:

@@ -21,6 +21,11 @@ CREATE TABLE IF NOT EXISTS run (
 );
 -- What the run was begun with, by digest of file: the foundation model, the owner's data.
 CREATE TABLE IF NOT EXISTS content (name TEXT PRIMARY KEY, files TEXT NOT NULL);
+-- The run's classes, where workers were asked for theirs: JSON, of all of them together.
+CREATE TABLE IF NOT EXISTS class_counts (
+    one INTEGER PRIMARY KEY CHECK (one = 1), labels TEXT NOT NULL, counts TEXT NOT NULL,
+    examples INTEGER NOT NULL, workers INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS artifacts (
     sha256 TEXT PRIMARY KEY, kind TEXT NOT NULL, size INTEGER NOT NULL, created REAL NOT NULL
 );

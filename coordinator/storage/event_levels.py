@@ -4,6 +4,7 @@ import logging
 
 # A test holds the table complete: every kind that is recorded anywhere.
 LEVELS: dict[str, int] = {
+    "classes_agreed": logging.INFO,
     "phase_entered": logging.INFO,
     "aligned": logging.INFO,
     "sub_model_ready": logging.INFO,

@@ -12,6 +12,7 @@ from common.records import ArtifactKind, ArtifactRef, SubModelRef
 from common.run_status import Evaluation, GradientGap, LayerGap, ModelFacts
 from coordinator.storage.alignments import Alignments
 from coordinator.storage.artifacts import Artifacts
+from coordinator.storage.class_counts import ClassCountsTable
 from coordinator.storage.corrections import Corrections
 from coordinator.storage.database import Database, Row, as_kept
 from coordinator.storage.differences import differences
@@ -44,6 +45,7 @@ class Store:
         self.artifacts = Artifacts(directory, self.database)
         self.events = Events(self.database)
         self.traffic = TrafficTable(self.database)
+        self.classes = ClassCountsTable(self.database)
         self.corrections = Corrections(self.database, self.artifacts)
         self.alignments = Alignments(self.database, self.artifacts)
 

@@ -17,6 +17,7 @@ from common.records import (
     ArtifactKind,
     ArtifactRef,
     Chunk,
+    ClassCounts,
     JoinReply,
     JoinRequest,
     Progress,
@@ -57,6 +58,11 @@ _DECODERS: list[tuple[Any, Callable[[Any], object], Any]] = [
         federation_pb2.JoinResponse,
         wire.join_reply_from_pb,
         wire.join_reply_to_pb(JoinReply("token", 2, _RUN, 5.0)),
+    ),
+    (
+        federation_pb2.TellClassesRequest,
+        wire.class_counts_from_pb,
+        wire.class_counts_to_pb(ClassCounts("w", 5, {"no": 2, "yes": 3})),
     ),
     (federation_pb2.WatchTasksResponse, wire.task_from_pb, wire.task_to_pb(_TASK)),
     (

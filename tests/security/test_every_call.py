@@ -101,7 +101,9 @@ def request_for(call: MethodDescriptor, session: str, worker: str) -> Message:
     if "worker" in fields:
         message.worker = worker
     if "examples" in fields:
-        message.protocol_min, message.protocol_max, message.examples = 1, 2, 5
+        message.examples = 5
+    if "protocol_max" in fields:
+        message.protocol_min, message.protocol_max = 1, 2
     if "progress" in fields:
         message.progress.activity = 1
     if "header" in fields:

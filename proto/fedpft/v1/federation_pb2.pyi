@@ -146,6 +146,86 @@ class DescribeRunResponse(_message.Message):
 Global___DescribeRunResponse: _TypeAlias = DescribeRunResponse  # noqa: Y015
 
 @_typing.final
+class TellClassesRequest(_message.Message):
+    """Tell a worker's classes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """The worker's name in the run."""
+    examples: _builtins.int
+    """Number of private examples."""
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassCount]:
+        """Every class that there is."""
+
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        examples: _builtins.int = ...,
+        classes: _abc.Iterable[Global___ClassCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "examples", b"examples", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TellClassesRequest: _TypeAlias = TellClassesRequest  # noqa: Y015
+
+@_typing.final
+class ClassCount(_message.Message):
+    """A class among a worker's labels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, as it stands in the data."""
+    count: _builtins.int
+    """How many examples have it; of token classification, how many words."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassCount: _TypeAlias = ClassCount  # noqa: Y015
+
+@_typing.final
+class TellClassesResponse(_message.Message):
+    """The run does not know enough yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    waiting_for: _builtins.str
+    """What it waits for, for people."""
+    def __init__(
+        self,
+        *,
+        waiting_for: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["waiting_for", b"waiting_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TellClassesResponse: _TypeAlias = TellClassesResponse  # noqa: Y015
+
+@_typing.final
 class WatchTasksRequest(_message.Message):
     """Receive tasks."""
 

@@ -45,6 +45,11 @@ class FederationServiceStub:
                 request_serializer=fedpft_dot_v1_dot_federation__pb2.DescribeRunRequest.SerializeToString,
                 response_deserializer=fedpft_dot_v1_dot_federation__pb2.DescribeRunResponse.FromString,
                 _registered_method=True)
+        self.TellClasses = channel.unary_stream(
+                '/fedpft.v1.FederationService/TellClasses',
+                request_serializer=fedpft_dot_v1_dot_federation__pb2.TellClassesRequest.SerializeToString,
+                response_deserializer=fedpft_dot_v1_dot_federation__pb2.TellClassesResponse.FromString,
+                _registered_method=True)
         self.WatchTasks = channel.unary_stream(
                 '/fedpft.v1.FederationService/WatchTasks',
                 request_serializer=fedpft_dot_v1_dot_federation__pb2.WatchTasksRequest.SerializeToString,
@@ -92,6 +97,15 @@ class FederationServiceServicer:
 
     def DescribeRun(self, request, context):
         """Say what the run asks of a worker and its data, to one that has not entered it. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TellClasses(self, request, context):
+        """Tell which classes there are among a worker's labels, and how many of each, before it may join: only where
+        RunSpec.asks_classes says so. The stream lasts until the run knows enough; what a worker told is forgotten
+        when its stream ends before that. From protocol 5 on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,6 +168,11 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.DescribeRun,
                     request_deserializer=fedpft_dot_v1_dot_federation__pb2.DescribeRunRequest.FromString,
                     response_serializer=fedpft_dot_v1_dot_federation__pb2.DescribeRunResponse.SerializeToString,
+            ),
+            'TellClasses': grpc.unary_stream_rpc_method_handler(
+                    servicer.TellClasses,
+                    request_deserializer=fedpft_dot_v1_dot_federation__pb2.TellClassesRequest.FromString,
+                    response_serializer=fedpft_dot_v1_dot_federation__pb2.TellClassesResponse.SerializeToString,
             ),
             'WatchTasks': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchTasks,
@@ -241,6 +260,33 @@ class FederationService:
             '/fedpft.v1.FederationService/DescribeRun',
             fedpft_dot_v1_dot_federation__pb2.DescribeRunRequest.SerializeToString,
             fedpft_dot_v1_dot_federation__pb2.DescribeRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TellClasses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedpft.v1.FederationService/TellClasses',
+            fedpft_dot_v1_dot_federation__pb2.TellClassesRequest.SerializeToString,
+            fedpft_dot_v1_dot_federation__pb2.TellClassesResponse.FromString,
             options,
             channel_credentials,
             insecure,

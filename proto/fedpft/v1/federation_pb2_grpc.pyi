@@ -40,6 +40,11 @@ class FederationServiceStub:
     """
     DescribeRun: _grpc.UnaryUnaryMultiCallable[_federation_pb2.DescribeRunRequest, _federation_pb2.DescribeRunResponse]
     """Say what the run asks of a worker and its data, to one that has not entered it. Changes nothing."""
+    TellClasses: _grpc.UnaryStreamMultiCallable[_federation_pb2.TellClassesRequest, _federation_pb2.TellClassesResponse]
+    """Tell which classes there are among a worker's labels, and how many of each, before it may join: only where
+    RunSpec.asks_classes says so. The stream lasts until the run knows enough; what a worker told is forgotten
+    when its stream ends before that. From protocol 5 on.
+    """
     WatchTasks: _grpc.UnaryStreamMultiCallable[_federation_pb2.WatchTasksRequest, _federation_pb2.WatchTasksResponse]
     """Receive tasks as they arise. After a reconnection, the task still owed is sent again.
     UNAUTHENTICATED for an unknown session (join again); ABORTED when another worker took the name.
@@ -71,6 +76,11 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """
     DescribeRun: _aio.UnaryUnaryMultiCallable[_federation_pb2.DescribeRunRequest, _federation_pb2.DescribeRunResponse]  # type: ignore[assignment]
     """Say what the run asks of a worker and its data, to one that has not entered it. Changes nothing."""
+    TellClasses: _aio.UnaryStreamMultiCallable[_federation_pb2.TellClassesRequest, _federation_pb2.TellClassesResponse]  # type: ignore[assignment]
+    """Tell which classes there are among a worker's labels, and how many of each, before it may join: only where
+    RunSpec.asks_classes says so. The stream lasts until the run knows enough; what a worker told is forgotten
+    when its stream ends before that. From protocol 5 on.
+    """
     WatchTasks: _aio.UnaryStreamMultiCallable[_federation_pb2.WatchTasksRequest, _federation_pb2.WatchTasksResponse]  # type: ignore[assignment]
     """Receive tasks as they arise. After a reconnection, the task still owed is sent again.
     UNAUTHENTICATED for an unknown session (join again); ABORTED when another worker took the name.
@@ -111,6 +121,17 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.DescribeRunResponse, _abc.Awaitable[_federation_pb2.DescribeRunResponse]]:
         """Say what the run asks of a worker and its data, to one that has not entered it. Changes nothing."""
+
+    @_abc_1.abstractmethod
+    def TellClasses(
+        self,
+        request: _federation_pb2.TellClassesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_federation_pb2.TellClassesResponse], _abc.AsyncIterator[_federation_pb2.TellClassesResponse]]:
+        """Tell which classes there are among a worker's labels, and how many of each, before it may join: only where
+        RunSpec.asks_classes says so. The stream lasts until the run knows enough; what a worker told is forgotten
+        when its stream ends before that. From protocol 5 on.
+        """
 
     @_abc_1.abstractmethod
     def WatchTasks(

@@ -404,6 +404,7 @@ class TrainingSpec(_message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     MAX_GRADIENT_NORM_FIELD_NUMBER: _builtins.int
     PROXIMAL_FIELD_NUMBER: _builtins.int
+    CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """Passes over the private data per round."""
     batch_size: _builtins.int
@@ -418,6 +419,10 @@ class TrainingSpec(_message.Message):
     """Gradients are clipped to this L2 norm."""
     proximal: _builtins.float
     """Factor mu of FedProx's term (mu / 2) |w - w_round|^2; 0 for none."""
+    @_builtins.property
+    def class_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Factors on the loss by class index; none: 1 each (protocol 5)."""
+
     def __init__(
         self,
         *,
@@ -428,10 +433,11 @@ class TrainingSpec(_message.Message):
         weight_decay: _builtins.float = ...,
         max_gradient_norm: _builtins.float = ...,
         proximal: _builtins.float = ...,
+        class_weights: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "epochs", b"epochs", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "proximal", b"proximal", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "class_weights", b"class_weights", "epochs", b"epochs", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "proximal", b"proximal", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -448,10 +454,13 @@ class RunSpec(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    ASKS_CLASSES_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id, chosen by the coordinator."""
     seed: _builtins.int
     """Seed of the run; a worker derives its own from it, its name and the round."""
+    asks_classes: _builtins.bool
+    """Whether workers are to tell their classes before they may join (protocol 5)."""
     @_builtins.property
     def task(self) -> Global___TaskSpec:
         """The learning task."""
@@ -472,10 +481,11 @@ class RunSpec(_message.Message):
         adapter: Global___AdapterSpec | None = ...,
         training: Global___TrainingSpec | None = ...,
         seed: _builtins.int = ...,
+        asks_classes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "task", b"task", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "run_id", b"run_id", "seed", b"seed", "task", b"task", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asks_classes", b"asks_classes", "run_id", b"run_id", "seed", b"seed", "task", b"task", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -306,3 +306,16 @@ def test_every_family_of_texts_does_what_transformers_has_a_class_for(model_type
             # Encoders that are turned into decoders: not what they are here.
             continue
         assert has == (kind in FAMILIES[model_type].tasks), kind
+
+
+def test_weights_of_classes_are_those_of_the_mean() -> None:
+    wanted, weights = torch.tensor([1, 0]), torch.tensor([3.0, 0.5])
+    expected = (0.5 * THREE_QUARTERS + 3.0 * HALF) / 3.5
+    assert loss(SCORES, wanted, TEXT, weights).item() == pytest.approx(expected)
+    assert loss(SCORES, wanted, TEXT, torch.ones(2)).item() == loss(SCORES, wanted, TEXT).item()
+
+
+def test_weights_of_one_of_several_classes_are_on_its_being_there() -> None:
+    scores, wanted = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
+    weighed = loss(scores, wanted, TaskKind.TEXT_MULTI_LABEL, torch.tensor([4.0, 9.0]))
+    assert weighed.item() == pytest.approx((4 * HALF + HALF) / 2)
