@@ -1,17 +1,15 @@
 """Looking into a model while it runs: FFN activations, attention, residual sums. All is undone after."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from common.data.batches import Batch
 from common.model.families import family_of
 from common.model.ffn import Ffn
-from common.model.layers import encoder_of, layers_of
+from common.model.layers import layers_of
 
 
 def tokens_of(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -21,14 +19,21 @@ def tokens_of(values: Tensor, mask: Tensor | None) -> Tensor:
 
 @contextmanager
 def undisturbed(*models: nn.Module) -> Iterator[None]:
-    """While open, no dropout and no trainable parameter; after that each module's state as it was."""
+    """While open, no dropout, no trainable parameter, no cache of keys and values; after that each module's
+    state as it was."""
+    configs: list[Any] = [model.config for model in models if hasattr(model, "config")]
+    caching = [config for config in configs if getattr(config, "use_cache", False)]
     modes = [(module, module.training) for model in models for module in model.modules()]
     trainable = [p for model in models for p in model.parameters() if p.requires_grad]
     for model in models:
         model.eval().requires_grad_(False)
+    for config in caching:
+        config.use_cache = False
     try:
         yield
     finally:
+        for config in caching:
+            config.use_cache = True
         for module, training in modes:
             module.training = training
         for parameter in trainable:
@@ -89,36 +94,3 @@ def attention_received(probabilities: Tensor, mask: Tensor | None) -> Tensor:
     queries = mask.bool()
     kept = by_query.masked_fill(~queries[:, :, None], 0.0).sum(1)
     return kept / queries.sum(1, keepdim=True).clamp(min=1)
-
-
-class _Reached(Exception):
-    """Ends a forward pass of which the rest is not needed."""
-
-
-@torch.no_grad()
-def activation_and_sum(model: PreTrainedModel, ffn: Ffn, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Of one layer, at the N unpadded tokens: activations a [N, K], and the residual sum z [N, d].
-
-    z = x + scale * (W2 a + b): what `norm` is given in post-norm models, the layer's output in pre-norm
-    ones. The pass ends there.
-    """
-    seen: list[Tensor] = []
-
-    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
-        raise _Reached
-
-    def after_layer(module: nn.Module, inputs: Any, output: Any) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
-        raise _Reached
-
-    with ExitStack() as undo:
-        undo.enter_context(watch_activations(ffn, seen.append))
-        if ffn.post_norm:
-            undo.callback(ffn.norm.register_forward_pre_hook(before_norm).remove)
-        else:
-            undo.callback(ffn.layer.register_forward_hook(after_layer).remove)
-        with suppress(_Reached):
-            encoder_of(model)(**batch.inputs)
-    activation, total = seen
-    return tokens_of(activation, batch.mask), tokens_of(total, batch.mask)

@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 from common.data.batches import Batch
 from common.errors import DataError
 from common.model.ffn import Ffn, ffns_of
-from coordinator.algorithms.activation_capture import activation_and_sum, undisturbed
+from coordinator.algorithms.activation_capture import tokens_of, undisturbed
+from coordinator.algorithms.layer_stream import LayerStream
 
 # Called after every layer with layers done and layers in all; may raise to stop.
 OnLayer = Callable[[int, int], None]
@@ -45,25 +46,38 @@ def reconstruct(
     In ascending order, each layer seeing what the refitted ones before it give. With `neurons`
     (layer → int64 [N]) only these neurons' columns change, and nothing else by a single bit, the bias
     included. `ridge` > 0 is relative to the activations' power: the larger, the nearer to the present
-    weights. Both models run without dropout and are otherwise left as found. Takes, for every layer, a
-    pass of both models over `batches` up to that layer, and float64 [K, K + d] of memory. Raises
-    DataError when there is not one token, ValueError when `ridge` is not positive.
+    weights. Both models run without dropout and are otherwise left as found. Streams: every layer of each
+    model runs once on every batch, from hidden states that are kept, and the refitted layer's output follows
+    from that without another pass. Takes both models' hidden states of all batches, one layer's activations,
+    and float64 [K, K + d]. Raises DataError when there is not one token, ValueError when `ridge` is not
+    positive.
     """
     if not ridge > 0:
         raise ValueError(f"ridge must be > 0, got {ridge}")
     if not any(batch.mask is None or bool(batch.mask.any()) for batch in batches):
         raise DataError("closed-form alignment needs data to look at; there is not one token")
-    teacher_ffns, student_ffns = ffns_of(teacher), ffns_of(student)
+    wanted, done = set(layers), 0
+    student_ffns = ffns_of(student)
     with undisturbed(teacher, student):
-        for done, i in enumerate(sorted(layers), start=1):
+        wholes, parts = (LayerStream(model, batches) for model in (teacher, student))
+        for i in range(max(wanted, default=-1) + 1):
+            if i not in wanted:
+                wholes.advance()
+                parts.advance()
+                continue
             ffn = student_ffns[i]
             chosen = None if neurons is None else neurons[i].to(ffn.out.weight.device)
-            system = _System(ffn, chosen)
-            for batch in batches:
-                _, target = activation_and_sum(teacher, teacher_ffns[i], batch)
-                system.add(*activation_and_sum(student, ffn, batch), target)
-            _correct(ffn, chosen, system.solve(ridge))
-            on_layer(done, len(layers))
+            system, seen = _System(ffn, chosen), []
+            for whole, part, batch in zip(wholes.steps(), parts.steps(), batches, strict=True):
+                system.add(
+                    *(tokens_of(values, batch.mask) for values in (part.activation, part.total, whole.total))
+                )
+                seen.append(part.activation)
+            change = system.solve(ridge)
+            _correct(ffn, chosen, change)
+            parts.correct(system.added(activation, change) for activation in seen)
+            done += 1
+            on_layer(done, len(wanted))
 
 
 class _System:
@@ -81,17 +95,23 @@ class _System:
 
     def add(self, activation: Tensor, total: Tensor, target: Tensor) -> None:
         """Tokens of one batch: the student's activations [n, K] and residual sum [n, d], the teacher's."""
-        A = activation.double()
-        if self._neurons is not None:
-            A = A[:, self._neurons]
-        if self._with_bias:
-            A = torch.cat([A, A.new_ones(len(A), 1)], 1)
+        A = self._columns(activation.double())
         D = target.double() - total.double()
         if self._scale is not None:
             # A dimension that the scale switches off cannot be corrected.
             D = torch.where(self._scale == 0, 0.0, D / self._scale.double())
         self._gram += A.T @ A
         self._right += A.T @ D
+
+    def added(self, activation: Tensor, change: Tensor) -> Tensor:
+        """What V - V0 = `change` adds to the residual sum, [..., d], where activations are [..., K]."""
+        more = self._columns(activation) @ change.to(activation.dtype)
+        return more if self._scale is None else more * self._scale
+
+    def _columns(self, activation: Tensor) -> Tensor:
+        """A: the neurons that change, and 1 for the bias."""
+        A = activation if self._neurons is None else activation[..., self._neurons]
+        return torch.cat([A, A.new_ones(*A.shape[:-1], 1)], -1) if self._with_bias else A
 
     def solve(self, ridge: float) -> Tensor:
         """V - V0, [K (+ 1), d], the bias last."""

@@ -182,7 +182,8 @@ def test_each_layer_is_solved_with_what_the_refitted_ones_before_it_give() -> No
     reconstruct(teacher, in_turn, (1,), batches, RIDGE)
     reconstruct(teacher, in_turn, (2,), batches, RIDGE)
     reconstruct(teacher, alone, (2,), batches, RIDGE)
-    assert not changed(values(at_once), values(in_turn))
+    # Not to the bit: the stream goes on from the refitted layer's output without running it again.
+    torch.testing.assert_close(values(at_once), values(in_turn), rtol=1e-4, atol=1e-5)
     assert changed(values(at_once), values(alone)) >= out_map_names(student, (2,))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -52,6 +52,7 @@ def test_what_are_no_classes_is_told(kind: str, counts: tuple[dict[str, int], ..
     assert "list the classes in task.labels" in str(failure.value)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 10_000), min_size=2, max_size=20))
 def test_balanced_weights_are_scikit_learns(counts: list[int]) -> None:
     classes = StoredClasses(tuple(map(str, range(len(counts)))), tuple(counts), sum(counts), 1)
