@@ -12,10 +12,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from common.config.model_path import names_directory
-from common.config.run import RunConfig
+from common.config.run import OF_LANGUAGE_MODELS, RunConfig
 from common.config.section import Section
 from common.config.task import DataSection, PublicData, TestData
 from common.errors import ConfigError
+from common.records import TaskKind
 
 
 def load_config(path: Path) -> RunConfig:
@@ -150,6 +151,9 @@ def template(values: dict[str, Any]) -> str:
 
     Keys without a value are commented out.
     """
+    if values.get("task.kind") == TaskKind.CAUSAL_LM:
+        usual = {f"{s}.{key}": value for s, keys in OF_LANGUAGE_MODELS.items() for key, value in keys.items()}
+        values = usual | values
     lines = [
         "# A run of FedPFT. Every key is here with its default; paths are relative to this file.",
         *_table(RunConfig, "", values),

@@ -62,7 +62,7 @@ class AlignmentSection(Distillation):
 
     method: AlignmentMethod = AlignmentMethod.GRADIENT
     """"gradient" (the paper), "closed-form" (ridge reconstruction, no steps), or "both" in this order:
-    closed form, then gradient."""
+    closed form, then gradient. For causal-lm, where it is not set: "closed-form"."""
     steps: int = Field(default=200, ge=0)
     """Optimiser steps of the gradient; 0 leaves the sub-FM as it was cut. More steps gain a little."""
     ridge: Annotated[float, Field(gt=0)] = 0.1
