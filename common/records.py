@@ -8,9 +8,10 @@ from enum import StrEnum
 
 PROTOCOL_MIN = 1
 # 2: an interrupted upload goes on where it broke off (OfferUpdate). 3: many labels come as a file.
-# 4: tasks of numbers, of several classes, and of a class for every word.
-PROTOCOL_MAX = 4
+# 4: tasks of numbers, of several classes, and of a class for every word. 5: scores at the workers.
+PROTOCOL_MAX = 5
 LABELS_FILE_SINCE = 3
+VALIDATION_SINCE = 5
 
 
 class ArtifactKind(StrEnum):
@@ -85,6 +86,7 @@ class Activity(StrEnum):
     DOWNLOADING = "downloading"
     TRAINING = "training"
     UPLOADING = "uploading"
+    SCORING = "scoring"
     LOST = "lost"
     LEFT = "left"
 
@@ -187,6 +189,7 @@ class JoinRequest:
     software: str
     examples: int
     process: str = ""  # Drawn at random when it began; "" of one that does not say.
+    validation: int = 0  # Examples kept aside, to score the sub-FM on; 0 of one that does not score.
 
 
 @dataclass(frozen=True)
@@ -217,6 +220,23 @@ class TrainTask:
 
 
 @dataclass(frozen=True)
+class EvaluateTask:
+    """Score `sub_model` with the adapter after `round` on the examples kept aside, and submit the sums."""
+
+    round: int
+    sub_model: SubModelRef
+    adapter: ArtifactRef
+    seconds_left: float
+    attempt: int
+    traceparent: str = field(default="", compare=False)
+    """As of a TrainTask."""
+
+
+# Tasks that a worker needs the sub-FM and an adapter for.
+ModelTask = TrainTask | EvaluateTask
+
+
+@dataclass(frozen=True)
 class WaitTask:
     """Nothing to do yet; `reason` is for people."""
 
@@ -231,7 +251,7 @@ class StopTask:
     reason: str
 
 
-Task = TrainTask | WaitTask | StopTask
+Task = TrainTask | EvaluateTask | WaitTask | StopTask
 
 
 @dataclass(frozen=True)
@@ -259,3 +279,29 @@ class UpdateHeader:
     examples: int
     loss: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class ScoreSums:
+    """What scores are made of, all of it sums over examples; `common.model.scores` makes and reads them.
+
+    Answers are what is right or wrong: an example, or one of its words or tokens. `loss` in nats, or squared
+    errors. `counts` and `sums` are the states of the task's further metrics, in a fixed order.
+    """
+
+    examples: int
+    answers: int
+    right: int
+    loss: float
+    counts: tuple[int, ...] = ()
+    sums: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SubmittedScores:
+    """A worker's answer to an EvaluateTask."""
+
+    session: str
+    round: int
+    adapter_sha256: str
+    scores: ScoreSums

@@ -33,11 +33,12 @@ from common.records import (
     JoinReply,
     JoinRequest,
     Progress,
+    SubmittedScores,
     Task,
     UpdateHeader,
 )
 from common.runtime.fault_points import Point, reach
-from common.transport import wire
+from common.transport import score_wire, wire
 from common.transport.chunk_messages import (
     encoded_bytes,
     submission,
@@ -234,6 +235,18 @@ class CoordinatorClient:
             reach(Point.REPLY_RECEIVED, "SubmitUpdate")
             self._count("update", None, reply)
             return bool(reply.duplicate)
+
+        return await self._persist(send)
+
+    async def submit_scores(self, scores: SubmittedScores) -> bool:
+        """Deliver scores; returns whether they had been delivered before.
+
+        Raises StaleRound when they are not waited for, BadScores or BadMessage when they are refused.
+        """
+
+        async def send(outage: Outage) -> bool:
+            request = score_wire.scores_to_pb(replace(scores, session=self._session))
+            return bool((await self._call("SubmitScores", "scores", request)).duplicate)
 
         return await self._persist(send)
 

@@ -1,14 +1,19 @@
 """A round's updates brought together: the one step in which services and simulation differ."""
 
+import math
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from common.config.run import RunConfig
 from common.model.update import DELTA, Prefixed
-from common.records import ArtifactRef, StopTask
+from common.records import ArtifactRef, ScoreSums, StopTask
+from common.run_status import Validation
 from common.runtime.compute import one_thread
+from common.runtime.fault_points import Point, reach
 from common.storage.tensors import TensorFile
 from coordinator.algorithms.outliers import norm, outliers
+from coordinator.campaign import announcements, schedule
 from coordinator.context import RunContext
 from coordinator.modelling.models import Models
 from coordinator.storage.store import Store, StoredUpdate
@@ -26,6 +31,28 @@ class Gathering(ABC):
 
         They are the same, also in another process, once the store has them as accepted. Raises RunFailed.
         """
+
+    async def validate(self, models: Models, number: int, adapter: ArtifactRef) -> None:
+        """Scores after a round on examples that clients keep aside, added up and committed.
+
+        Nothing that becomes of them ends the run: with too few answers the round has no score.
+        """
+        store, config = self._run.store, self._run.config
+        if not schedule.validates_after(config, number) or store.validations.done_after(number):
+            return
+        counted = await self._scores(models, number, adapter)
+        reach(Point.STEP, "validated")
+        if len(counted) < config.validation.minimum:
+            store.validations.close(Validation(number, 0, 0, math.nan, math.nan), (), ())
+            announcements.not_validated(self._run, number, len(counted))
+            return
+        together, each = await self._run.compute.run(_added_up, config, number, counted)
+        store.validations.close(together, each if config.validation.per_worker else (), counted)
+        announcements.validated(self._run, together)
+
+    @abstractmethod
+    async def _scores(self, models: Models, number: int, adapter: ArtifactRef) -> dict[str, ScoreSums]:
+        """The sums of the clients that have answered, by name, all committed."""
 
     @abstractmethod
     def dismiss(self, task: StopTask) -> None:
@@ -51,6 +78,21 @@ class Gathering(ABC):
             self._run.metrics.updates.labels("set-aside").inc()
             self._run.events.record("update_set_aside", reason, number, client, norm=norms[client])
         return reasons
+
+
+@one_thread()
+def _added_up(
+    config: RunConfig, number: int, parts: Mapping[str, ScoreSums]
+) -> tuple[Validation, list[Validation]]:
+    """The score of all together, and of each by name; blocking."""
+    from common.model.scores import figures, total
+
+    kind, labels = config.task.kind, config.task.labels
+
+    def of(sums: ScoreSums, workers: int, worker: str = "") -> Validation:
+        return Validation(number, workers, sums.examples, *figures(sums, kind, labels), worker)
+
+    return of(total(parts), len(parts)), [of(parts[name], 1, name) for name in sorted(parts)]
 
 
 @one_thread()

@@ -25,53 +25,61 @@ _sym_db = _symbol_database.Default()
 from fedpft.v1 import types_pb2 as fedpft_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64pft/v1/federation.proto\x12\tfedpft.v1\x1a\x15\x66\x65\x64pft/v1/types.proto\"~\n\x0bJoinRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x14\n\x0cprotocol_min\x18\x02 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x03 \x01(\r\x12\x10\n\x08software\x18\x04 \x01(\t\x12\x10\n\x08\x65xamples\x18\x05 \x01(\x04\x12\x0f\n\x07process\x18\x06 \x01(\t\"m\n\x0cJoinResponse\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x1f\n\x03run\x18\x03 \x01(\x0b\x32\x12.fedpft.v1.RunSpec\x12\x19\n\x11heartbeat_seconds\x18\x04 \x01(\x01\"$\n\x12\x44\x65scribeRunRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\"6\n\x13\x44\x65scribeRunResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.fedpft.v1.RunSpec\"$\n\x11WatchTasksRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\x8d\x01\n\x12WatchTasksResponse\x12%\n\x05train\x18\x01 \x01(\x0b\x32\x14.fedpft.v1.TrainTaskH\x00\x12#\n\x04wait\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.WaitTaskH\x00\x12#\n\x04stop\x18\x03 \x01(\x0b\x32\x13.fedpft.v1.StopTaskH\x00\x42\x06\n\x04task\"\x9a\x02\n\tTrainTask\x12\r\n\x05round\x18\x01 \x01(\r\x12&\n\tsub_model\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.SubModel\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x16.fedpft.v1.ArtifactRef\x12\x1c\n\x14learning_rate_factor\x18\x04 \x01(\x01\x12\x13\n\x0b\x61poz_layers\x18\x05 \x03(\r\x12\x14\n\x0cseconds_left\x18\x06 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12&\n\tzero_rule\x18\x08 \x01(\x0e\x32\x13.fedpft.v1.ZeroRule\x12\x16\n\x0ezero_threshold\x18\t \x01(\x01\x12\x13\n\x0btraceparent\x18\n \x01(\t\"\x1a\n\x08WaitTask\x12\x0e\n\x06reason\x18\x01 \x01(\t\",\n\x08StopTask\x12\x10\n\x08\x66inished\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"J\n\x10HeartbeatRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12%\n\x08progress\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.Progress\"\x13\n\x11HeartbeatResponse\"J\n\x17\x44ownloadArtifactRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\";\n\x18\x44ownloadArtifactResponse\x12\x1f\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x10.fedpft.v1.Chunk\"=\n\x12OfferUpdateRequest\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x17.fedpft.v1.UpdateHeader\"8\n\x13OfferUpdateResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"k\n\x13SubmitUpdateRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.fedpft.v1.UpdateHeaderH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.fedpft.v1.ChunkH\x00\x42\x06\n\x04part\"\x95\x01\n\x0cUpdateHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_sha256\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x10\n\x08\x65xamples\x18\x06 \x01(\x04\x12\x0c\n\x04loss\x18\x07 \x01(\x01\x12\x0f\n\x07seconds\x18\x08 \x01(\x01\")\n\x14SubmitUpdateResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\"/\n\x0cLeaveRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0f\n\rLeaveResponse2\xeb\x04\n\x11\x46\x65\x64\x65rationService\x12\x37\n\x04Join\x12\x16.fedpft.v1.JoinRequest\x1a\x17.fedpft.v1.JoinResponse\x12L\n\x0b\x44\x65scribeRun\x12\x1d.fedpft.v1.DescribeRunRequest\x1a\x1e.fedpft.v1.DescribeRunResponse\x12K\n\nWatchTasks\x12\x1c.fedpft.v1.WatchTasksRequest\x1a\x1d.fedpft.v1.WatchTasksResponse0\x01\x12\x46\n\tHeartbeat\x12\x1b.fedpft.v1.HeartbeatRequest\x1a\x1c.fedpft.v1.HeartbeatResponse\x12]\n\x10\x44ownloadArtifact\x12\".fedpft.v1.DownloadArtifactRequest\x1a#.fedpft.v1.DownloadArtifactResponse0\x01\x12L\n\x0bOfferUpdate\x12\x1d.fedpft.v1.OfferUpdateRequest\x1a\x1e.fedpft.v1.OfferUpdateResponse\x12Q\n\x0cSubmitUpdate\x12\x1e.fedpft.v1.SubmitUpdateRequest\x1a\x1f.fedpft.v1.SubmitUpdateResponse(\x01\x12:\n\x05Leave\x12\x17.fedpft.v1.LeaveRequest\x1a\x18.fedpft.v1.LeaveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64pft/v1/federation.proto\x12\tfedpft.v1\x1a\x15\x66\x65\x64pft/v1/types.proto\"\x92\x01\n\x0bJoinRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x14\n\x0cprotocol_min\x18\x02 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x03 \x01(\r\x12\x10\n\x08software\x18\x04 \x01(\t\x12\x10\n\x08\x65xamples\x18\x05 \x01(\x04\x12\x0f\n\x07process\x18\x06 \x01(\t\x12\x12\n\nvalidation\x18\x07 \x01(\x04\"m\n\x0cJoinResponse\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x1f\n\x03run\x18\x03 \x01(\x0b\x32\x12.fedpft.v1.RunSpec\x12\x19\n\x11heartbeat_seconds\x18\x04 \x01(\x01\"$\n\x12\x44\x65scribeRunRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\"6\n\x13\x44\x65scribeRunResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.fedpft.v1.RunSpec\"$\n\x11WatchTasksRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\xba\x01\n\x12WatchTasksResponse\x12%\n\x05train\x18\x01 \x01(\x0b\x32\x14.fedpft.v1.TrainTaskH\x00\x12#\n\x04wait\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.WaitTaskH\x00\x12#\n\x04stop\x18\x03 \x01(\x0b\x32\x13.fedpft.v1.StopTaskH\x00\x12+\n\x08\x65valuate\x18\x04 \x01(\x0b\x32\x17.fedpft.v1.EvaluateTaskH\x00\x42\x06\n\x04task\"\x9a\x02\n\tTrainTask\x12\r\n\x05round\x18\x01 \x01(\r\x12&\n\tsub_model\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.SubModel\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x16.fedpft.v1.ArtifactRef\x12\x1c\n\x14learning_rate_factor\x18\x04 \x01(\x01\x12\x13\n\x0b\x61poz_layers\x18\x05 \x03(\r\x12\x14\n\x0cseconds_left\x18\x06 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12&\n\tzero_rule\x18\x08 \x01(\x0e\x32\x13.fedpft.v1.ZeroRule\x12\x16\n\x0ezero_threshold\x18\t \x01(\x01\x12\x13\n\x0btraceparent\x18\n \x01(\t\"\xaa\x01\n\x0c\x45valuateTask\x12\r\n\x05round\x18\x01 \x01(\r\x12&\n\tsub_model\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.SubModel\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x16.fedpft.v1.ArtifactRef\x12\x14\n\x0cseconds_left\x18\x04 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"\x1a\n\x08WaitTask\x12\x0e\n\x06reason\x18\x01 \x01(\t\",\n\x08StopTask\x12\x10\n\x08\x66inished\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"J\n\x10HeartbeatRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12%\n\x08progress\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.Progress\"\x13\n\x11HeartbeatResponse\"J\n\x17\x44ownloadArtifactRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\";\n\x18\x44ownloadArtifactResponse\x12\x1f\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x10.fedpft.v1.Chunk\"=\n\x12OfferUpdateRequest\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x17.fedpft.v1.UpdateHeader\"8\n\x13OfferUpdateResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"k\n\x13SubmitUpdateRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.fedpft.v1.UpdateHeaderH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.fedpft.v1.ChunkH\x00\x42\x06\n\x04part\"\x95\x01\n\x0cUpdateHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_sha256\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x10\n\x08\x65xamples\x18\x06 \x01(\x04\x12\x0c\n\x04loss\x18\x07 \x01(\x01\x12\x0f\n\x07seconds\x18\x08 \x01(\x01\")\n\x14SubmitUpdateResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\"s\n\x13SubmitScoresRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_sha256\x18\x03 \x01(\t\x12$\n\x06scores\x18\x04 \x01(\x0b\x32\x14.fedpft.v1.ScoreSums\"i\n\tScoreSums\x12\x10\n\x08\x65xamples\x18\x01 \x01(\x04\x12\x0f\n\x07\x61nswers\x18\x02 \x01(\x04\x12\r\n\x05right\x18\x03 \x01(\x04\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x0e\n\x06\x63ounts\x18\x05 \x03(\x04\x12\x0c\n\x04sums\x18\x06 \x03(\x01\")\n\x14SubmitScoresResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\"/\n\x0cLeaveRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0f\n\rLeaveResponse2\xbc\x05\n\x11\x46\x65\x64\x65rationService\x12\x37\n\x04Join\x12\x16.fedpft.v1.JoinRequest\x1a\x17.fedpft.v1.JoinResponse\x12L\n\x0b\x44\x65scribeRun\x12\x1d.fedpft.v1.DescribeRunRequest\x1a\x1e.fedpft.v1.DescribeRunResponse\x12K\n\nWatchTasks\x12\x1c.fedpft.v1.WatchTasksRequest\x1a\x1d.fedpft.v1.WatchTasksResponse0\x01\x12\x46\n\tHeartbeat\x12\x1b.fedpft.v1.HeartbeatRequest\x1a\x1c.fedpft.v1.HeartbeatResponse\x12]\n\x10\x44ownloadArtifact\x12\".fedpft.v1.DownloadArtifactRequest\x1a#.fedpft.v1.DownloadArtifactResponse0\x01\x12L\n\x0bOfferUpdate\x12\x1d.fedpft.v1.OfferUpdateRequest\x1a\x1e.fedpft.v1.OfferUpdateResponse\x12Q\n\x0cSubmitUpdate\x12\x1e.fedpft.v1.SubmitUpdateRequest\x1a\x1f.fedpft.v1.SubmitUpdateResponse(\x01\x12O\n\x0cSubmitScores\x12\x1e.fedpft.v1.SubmitScoresRequest\x1a\x1f.fedpft.v1.SubmitScoresResponse\x12:\n\x05Leave\x12\x17.fedpft.v1.LeaveRequest\x1a\x18.fedpft.v1.LeaveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedpft.v1.federation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOINREQUEST']._serialized_start=64
-  _globals['_JOINREQUEST']._serialized_end=190
-  _globals['_JOINRESPONSE']._serialized_start=192
-  _globals['_JOINRESPONSE']._serialized_end=301
-  _globals['_DESCRIBERUNREQUEST']._serialized_start=303
-  _globals['_DESCRIBERUNREQUEST']._serialized_end=339
-  _globals['_DESCRIBERUNRESPONSE']._serialized_start=341
-  _globals['_DESCRIBERUNRESPONSE']._serialized_end=395
-  _globals['_WATCHTASKSREQUEST']._serialized_start=397
-  _globals['_WATCHTASKSREQUEST']._serialized_end=433
-  _globals['_WATCHTASKSRESPONSE']._serialized_start=436
-  _globals['_WATCHTASKSRESPONSE']._serialized_end=577
-  _globals['_TRAINTASK']._serialized_start=580
-  _globals['_TRAINTASK']._serialized_end=862
-  _globals['_WAITTASK']._serialized_start=864
-  _globals['_WAITTASK']._serialized_end=890
-  _globals['_STOPTASK']._serialized_start=892
-  _globals['_STOPTASK']._serialized_end=936
-  _globals['_HEARTBEATREQUEST']._serialized_start=938
-  _globals['_HEARTBEATREQUEST']._serialized_end=1012
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1014
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1033
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=1035
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=1109
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=1111
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=1170
-  _globals['_OFFERUPDATEREQUEST']._serialized_start=1172
-  _globals['_OFFERUPDATEREQUEST']._serialized_end=1233
-  _globals['_OFFERUPDATERESPONSE']._serialized_start=1235
-  _globals['_OFFERUPDATERESPONSE']._serialized_end=1291
-  _globals['_SUBMITUPDATEREQUEST']._serialized_start=1293
-  _globals['_SUBMITUPDATEREQUEST']._serialized_end=1400
-  _globals['_UPDATEHEADER']._serialized_start=1403
-  _globals['_UPDATEHEADER']._serialized_end=1552
-  _globals['_SUBMITUPDATERESPONSE']._serialized_start=1554
-  _globals['_SUBMITUPDATERESPONSE']._serialized_end=1595
-  _globals['_LEAVEREQUEST']._serialized_start=1597
-  _globals['_LEAVEREQUEST']._serialized_end=1644
-  _globals['_LEAVERESPONSE']._serialized_start=1646
-  _globals['_LEAVERESPONSE']._serialized_end=1661
-  _globals['_FEDERATIONSERVICE']._serialized_start=1664
-  _globals['_FEDERATIONSERVICE']._serialized_end=2283
+  _globals['_JOINREQUEST']._serialized_start=65
+  _globals['_JOINREQUEST']._serialized_end=211
+  _globals['_JOINRESPONSE']._serialized_start=213
+  _globals['_JOINRESPONSE']._serialized_end=322
+  _globals['_DESCRIBERUNREQUEST']._serialized_start=324
+  _globals['_DESCRIBERUNREQUEST']._serialized_end=360
+  _globals['_DESCRIBERUNRESPONSE']._serialized_start=362
+  _globals['_DESCRIBERUNRESPONSE']._serialized_end=416
+  _globals['_WATCHTASKSREQUEST']._serialized_start=418
+  _globals['_WATCHTASKSREQUEST']._serialized_end=454
+  _globals['_WATCHTASKSRESPONSE']._serialized_start=457
+  _globals['_WATCHTASKSRESPONSE']._serialized_end=643
+  _globals['_TRAINTASK']._serialized_start=646
+  _globals['_TRAINTASK']._serialized_end=928
+  _globals['_EVALUATETASK']._serialized_start=931
+  _globals['_EVALUATETASK']._serialized_end=1101
+  _globals['_WAITTASK']._serialized_start=1103
+  _globals['_WAITTASK']._serialized_end=1129
+  _globals['_STOPTASK']._serialized_start=1131
+  _globals['_STOPTASK']._serialized_end=1175
+  _globals['_HEARTBEATREQUEST']._serialized_start=1177
+  _globals['_HEARTBEATREQUEST']._serialized_end=1251
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1253
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1272
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=1274
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=1348
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=1350
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=1409
+  _globals['_OFFERUPDATEREQUEST']._serialized_start=1411
+  _globals['_OFFERUPDATEREQUEST']._serialized_end=1472
+  _globals['_OFFERUPDATERESPONSE']._serialized_start=1474
+  _globals['_OFFERUPDATERESPONSE']._serialized_end=1530
+  _globals['_SUBMITUPDATEREQUEST']._serialized_start=1532
+  _globals['_SUBMITUPDATEREQUEST']._serialized_end=1639
+  _globals['_UPDATEHEADER']._serialized_start=1642
+  _globals['_UPDATEHEADER']._serialized_end=1791
+  _globals['_SUBMITUPDATERESPONSE']._serialized_start=1793
+  _globals['_SUBMITUPDATERESPONSE']._serialized_end=1834
+  _globals['_SUBMITSCORESREQUEST']._serialized_start=1836
+  _globals['_SUBMITSCORESREQUEST']._serialized_end=1951
+  _globals['_SCORESUMS']._serialized_start=1953
+  _globals['_SCORESUMS']._serialized_end=2058
+  _globals['_SUBMITSCORESRESPONSE']._serialized_start=2060
+  _globals['_SUBMITSCORESRESPONSE']._serialized_end=2101
+  _globals['_LEAVEREQUEST']._serialized_start=2103
+  _globals['_LEAVEREQUEST']._serialized_end=2150
+  _globals['_LEAVERESPONSE']._serialized_start=2152
+  _globals['_LEAVERESPONSE']._serialized_end=2167
+  _globals['_FEDERATIONSERVICE']._serialized_start=2170
+  _globals['_FEDERATIONSERVICE']._serialized_end=2870
 # @@protoc_insertion_point(module_scope)
