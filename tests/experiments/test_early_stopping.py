@@ -1,5 +1,6 @@
 """Simulated runs that end early, by the owner's scores or the workers'; what they leave is the best round."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import torch
 
 from common.config.file import parse_config
 from common.config.run import RunConfig
-from common.records import Phase
+from common.data.examples import Columns, read_examples
+from common.records import Phase, TaskKind
+from coordinator.campaign.best import best_round
 from coordinator.modelling.models import Models
 from coordinator.storage.store import Store
 from experiments.report.of_run import document
 from experiments.simulation import simulate
-from tests.conftest import LABELS, write_table
+from tests.conftest import LABELS, labels_of, write_data, write_table
 from tests.experiments.test_simulation import data
+from tests.families import write_family
 from worker.data import held_out
 
 
@@ -133,4 +137,49 @@ def test_a_run_with_another_deciding_score_can_end_at_another_round(
     store = Store.existing(found.run.directory)
     scores = {v.round: v.metrics["macro_f1"] for v in store.validations.all()}
     assert list(scores) == [0, 2, 4, 5]
+    store.close()
+
+
+METRICS = {
+    TaskKind.TEXT_CLASSIFICATION: {"macro_f1", "matthews", "auc"},
+    TaskKind.TEXT_MULTI_LABEL: {"macro_f1", "auc"},
+    TaskKind.TEXT_REGRESSION: {"pearson"},
+    TaskKind.TOKEN_CLASSIFICATION: {"entity_f1", "precision", "recall"},
+    TaskKind.IMAGE_CLASSIFICATION: {"macro_f1", "matthews", "auc"},
+    TaskKind.CAUSAL_LM: set(),
+}
+FAMILIES = {TaskKind.IMAGE_CLASSIFICATION: "vit", TaskKind.CAUSAL_LM: "gpt2"}
+
+
+@pytest.mark.parametrize("kind", TaskKind)
+def test_workers_can_score_every_kind_of_task(kind: TaskKind, tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "run.directory": tmp_path / "run",
+        "model.path": str(write_family(tmp_path / "model", FAMILIES.get(kind, "bert"), kind)),
+        "task.kind": kind,
+        "task.labels": labels_of(kind),
+        "task.max_length": 16,
+        "data.test.path": str(write_data(tmp_path / "test", kind, 30, 91)),
+        "alignment.steps": 0,
+        "gradient_gap.batches": 0,
+        "rounds.count": 1,
+        "rounds.workers": 2,
+        "validation.every": 1,
+        "compute.threads": 1,
+    }
+    columns = Columns(label=None if kind is TaskKind.CAUSAL_LM else "label")
+    parts = {}
+    for number, name in enumerate(("a", "b"), 1):
+        examples = read_examples(write_data(tmp_path / name, kind, 40, number), columns, kind)
+        parts[name] = held_out(examples, 0.5, name)
+    trained = {name: rest for name, (rest, _) in parts.items()}
+    aside = {name: kept for name, (_, kept) in parts.items()}
+    simulate(parse_config(values, "test"), trained, validation=aside)
+    store = Store.existing(tmp_path / "run")
+    scores = store.validations.all()
+    assert [(v.round, v.workers, v.examples) for v in scores] == [(0, 2, 40), (1, 2, 40)]
+    for score in scores:
+        assert math.isfinite(score.loss) and math.isnan(score.accuracy) is (kind is TaskKind.TEXT_REGRESSION)
+        assert score.as_evaluation.told.keys() == METRICS[kind]
+    assert best_round(store, parse_config(values, "test")) == 1
     store.close()
