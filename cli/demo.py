@@ -7,7 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,6 +77,9 @@ def demo(
     dirichlet: Annotated[
         float, typer.Option(min=0, help="How evenly classes are spread over workers; 0: equally.")
     ] = 1.0,
+    validation_share: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="Workers score on this share of their data.")
+    ] = 0.0,
     directory: Annotated[
         Path | None,
         typer.Option(help="Folder for the run; must not hold one. [default: runs/demo-METHOD]"),
@@ -117,6 +120,7 @@ def demo(
                     raise StoreError(f"{folder} holds a run already; --resume goes on with it")
                 folder = _fresh(folder)
             wanted = _Wanted(each, data, workers, dirichlet or None, folder, rounds, seed, extra)
+            wanted = replace(wanted, validation_share=validation_share)
             result = asyncio.run(_run(wanted))
             if isinstance(result, int):
                 raise typer.Exit(result)
@@ -140,6 +144,7 @@ class _Wanted:
     rounds: int | None
     seed: int
     extra: dict[str, Any]
+    validation_share: float = 0.0
 
 
 def _fresh(folder: Path) -> Path:
@@ -167,6 +172,8 @@ async def _run(wanted: _Wanted) -> dict[str, Any] | int:
         "data.public.path": str(data.public.resolve()),
         "data.test.path": str(data.test.resolve()),
     }
+    if wanted.validation_share:
+        settings |= {"validation.every": 1, "validation.minimum": min(2, wanted.workers)}
     settings |= wanted.extra
     parse_config(settings, "fedpft demo")
     config = folder / "run.toml"
@@ -200,6 +207,7 @@ async def _supervised(wanted: _Wanted, config: Path, workers: Sequence[Path], co
     folder = wanted.folder
     async with Processes(folder / "logs") as processes:
         extra = {"--label-column": ""} if wanted.data.is_language else {}
+        extra |= {"--validation-share": str(wanted.validation_share)} if wanted.validation_share else {}
         running = asyncio.create_task(_federation(processes, folder, config, workers, extra, console))
         interrupted = asyncio.Event()
         loop, ended = asyncio.get_running_loop(), list[signal.Signals]()

@@ -10,9 +10,10 @@ from enum import StrEnum
 PROTOCOL_MIN = 1
 # 2: an interrupted upload goes on where it broke off (OfferUpdate). 3: many labels come as a file.
 # 4: tasks of numbers, of several classes, and of a class for every word.
-# 5: workers may be asked for their classes before they join, and told how to weigh these.
+# 5: scores at the workers; workers asked for their classes before they join, and told how to weigh these.
 PROTOCOL_MAX = 5
 LABELS_FILE_SINCE = 3
+VALIDATION_SINCE = 5
 CLASSES_SINCE = 5
 
 
@@ -88,6 +89,7 @@ class Activity(StrEnum):
     DOWNLOADING = "downloading"
     TRAINING = "training"
     UPLOADING = "uploading"
+    SCORING = "scoring"
     LOST = "lost"
     LEFT = "left"
 
@@ -202,6 +204,7 @@ class JoinRequest:
     software: str
     examples: int
     process: str = ""  # Drawn at random when it began; "" of one that does not say.
+    validation: int = 0  # Examples kept aside, to score the sub-FM on; 0 of one that does not score.
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,23 @@ class TrainTask:
 
 
 @dataclass(frozen=True)
+class EvaluateTask:
+    """Score `sub_model` with the adapter after `round` on the examples kept aside, and submit the sums."""
+
+    round: int
+    sub_model: SubModelRef
+    adapter: ArtifactRef
+    seconds_left: float
+    attempt: int
+    traceparent: str = field(default="", compare=False)
+    """As of a TrainTask."""
+
+
+# Tasks that a worker needs the sub-FM and an adapter for.
+ModelTask = TrainTask | EvaluateTask
+
+
+@dataclass(frozen=True)
 class WaitTask:
     """Nothing to do yet; `reason` is for people."""
 
@@ -246,7 +266,7 @@ class StopTask:
     reason: str
 
 
-Task = TrainTask | WaitTask | StopTask
+Task = TrainTask | EvaluateTask | WaitTask | StopTask
 
 
 @dataclass(frozen=True)
@@ -274,3 +294,29 @@ class UpdateHeader:
     examples: int
     loss: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class ScoreSums:
+    """What scores are made of, all of it sums over examples; `common.model.scores` makes and reads them.
+
+    Answers are what is right or wrong: an example, or one of its words or tokens. `loss` in nats, or squared
+    errors. `counts` and `sums` are the states of the task's further metrics, in a fixed order.
+    """
+
+    examples: int
+    answers: int
+    right: int
+    loss: float
+    counts: tuple[int, ...] = ()
+    sums: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SubmittedScores:
+    """A worker's answer to an EvaluateTask."""
+
+    session: str
+    round: int
+    adapter_sha256: str
+    scores: ScoreSums

@@ -22,6 +22,7 @@ from common.records import ArtifactKind
 from common.run_status import Evaluation, reported
 from common.runtime import seeds
 from common.storage.files import write_atomically
+from coordinator.campaign.best import result_round
 from coordinator.modelling.building import ABOUT_FILE, Recipe, SubModelBuilder
 from coordinator.modelling.data import read_source
 from coordinator.modelling.foundation import load_foundation
@@ -202,20 +203,19 @@ def _figures(
         stored = store.sub_model()
         assert stored is not None
         reference, _, facts = stored
-        rounds = range(1, config.rounds.count + 1)
+        done, result = max(store.adapters()), result_round(store, config)
+        rounds = range(1, done + 1)
         updates = [store.updates(number) for number in rounds]
         adapters, received = (
             store.artifacts.sizes(ArtifactKind.ADAPTER),
             store.artifacts.sizes(ArtifactKind.UPDATE),
         )
-        latest = store.latest_adapter()
-        assert latest is not None
-        correction = store.corrections.of(latest[0])
+        correction = store.corrections.of(result)
         losses = [sum(u.loss * u.examples for u in us) / sum(u.examples for u in us) for us in updates]
         return {
             "scores": [asdict(e) for e in outcome.evaluations],
-            "accuracy": _final(outcome.evaluations).accuracy,
-            "adapter_sha256": latest[1].sha256,
+            "accuracy": _final(outcome.evaluations, result).accuracy,
+            "adapter_sha256": store.adapters()[result],
             "parameters": asdict(facts),
             "bytes": {
                 "once": reference.base.size + sum(artifact.size for artifact in reference.processor),
@@ -235,8 +235,8 @@ def _figures(
         store.close()
 
 
-def _final(evaluations: tuple[Evaluation, ...]) -> Evaluation:
-    """The last score of the tuned FM."""
-    last = reported(evaluations)
+def _final(evaluations: tuple[Evaluation, ...], result: int) -> Evaluation:
+    """The score of the FM that is the run's result."""
+    last = reported(evaluations, result)
     assert last is not None
     return last

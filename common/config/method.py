@@ -195,6 +195,9 @@ class GradientGapSection(Section):
     """Texts or images per batch."""
 
 
+BestBy = Literal["loss", "accuracy", "macro_f1", "matthews", "auc", "pearson", "entity_f1"]
+
+
 class RoundsSection(Section):
     """The federated rounds."""
 
@@ -224,3 +227,26 @@ class RoundsSection(Section):
     """Adapters of so many last rounds stay on disk, for `fedpft rewind`."""
     tries: Positive = 3
     """A round that misses its minimum is repeated this often before the run fails."""
+    patience: Positive | None = None
+    """The run ends early once so many scores on end are not better than the best one, and its result is the
+    best round's adapter, not the last's. Scores are those at the workers; where there are none, the FM's on
+    the owner's test data. Those before the first round do not count. Unset: all rounds, the last one's."""
+    best_by: BestBy = "loss"
+    """By which score a round is the best: "loss" (smallest; it moves when accuracy stands still), or largest
+    "accuracy", "macro_f1", "matthews", "auc", "pearson" or "entity_f1", whichever the task has."""
+
+
+class ValidationSection(Section):
+    """Scores at the workers: of the sub-FM, on examples that they keep aside. Only sums are shown."""
+
+    every: int = Field(default=0, ge=0)
+    """Score before the first round, after every so many, and after the last; 0 never. Workers are asked that
+    were started with --validation or --validation-share."""
+    workers: Positive | None = None
+    """Workers drawn for each; unset asks all that are there."""
+    minimum: Positive = 2
+    """With fewer answers there is no score: a sum of one worker alone would be that worker's."""
+    deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """The run goes on with what has come after this time at the latest."""
+    per_worker: bool = False
+    """Keep and show each worker's own score as well."""

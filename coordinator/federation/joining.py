@@ -12,10 +12,9 @@ def require_able(run: RunContext, sessions: Sessions, joining: JoinRequest) -> N
     ProtocolMismatch for one that cannot do what the run asks; ClassesWanted for one that is to tell its
     classes before."""
     limits, spec = run.config.limits, run.spec
-    if joining.examples > limits.examples:
+    if (examples := max(joining.examples, joining.validation)) > limits.examples:
         raise BadMessage(
-            f"worker {joining.worker} names {joining.examples} examples, "
-            f"limits.examples allows {limits.examples}"
+            f"worker {joining.worker} names {examples} examples, limits.examples allows {limits.examples}"
         )
     if not sessions.knows(joining.worker) and len(sessions) >= limits.workers:
         raise TooMany(f"{limits.workers} workers have joined; limits.workers allows no more")

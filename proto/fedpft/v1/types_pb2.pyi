@@ -174,7 +174,7 @@ class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType
     PHASE_AGGREGATING: _Phase.ValueType  # 5
     """Combining the workers' updates."""
     PHASE_EVALUATING: _Phase.ValueType  # 6
-    """Scoring the models on the owner's test data."""
+    """Scoring the models: on the owner's test data, or at the workers."""
     PHASE_FINISHED: _Phase.ValueType  # 7
     """All rounds are done."""
     PHASE_FAILED: _Phase.ValueType  # 8
@@ -202,7 +202,7 @@ PHASE_TRAINING: Phase.ValueType  # 4
 PHASE_AGGREGATING: Phase.ValueType  # 5
 """Combining the workers' updates."""
 PHASE_EVALUATING: Phase.ValueType  # 6
-"""Scoring the models on the owner's test data."""
+"""Scoring the models: on the owner's test data, or at the workers."""
 PHASE_FINISHED: Phase.ValueType  # 7
 """All rounds are done."""
 PHASE_FAILED: Phase.ValueType  # 8
@@ -235,6 +235,8 @@ class _ActivityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Activity.Val
     """Its connection or heartbeat was lost."""
     ACTIVITY_LEFT: _Activity.ValueType  # 6
     """It said goodbye."""
+    ACTIVITY_SCORING: _Activity.ValueType  # 7
+    """Scoring the sub-FM on examples that it keeps aside."""
 
 class Activity(_Activity, metaclass=_ActivityEnumTypeWrapper):
     """What a worker is doing."""
@@ -253,6 +255,8 @@ ACTIVITY_LOST: Activity.ValueType  # 5
 """Its connection or heartbeat was lost."""
 ACTIVITY_LEFT: Activity.ValueType  # 6
 """It said goodbye."""
+ACTIVITY_SCORING: Activity.ValueType  # 7
+"""Scoring the sub-FM on examples that it keeps aside."""
 Global___Activity: _TypeAlias = Activity  # noqa: Y015
 
 @_typing.final
