@@ -9,8 +9,10 @@ from enum import StrEnum
 PROTOCOL_MIN = 1
 # 2: an interrupted upload goes on where it broke off (OfferUpdate). 3: many labels come as a file.
 # 4: tasks of numbers, of several classes, and of a class for every word.
-PROTOCOL_MAX = 4
+# 5: workers train by SGD, where the run says so.
+PROTOCOL_MAX = 5
 LABELS_FILE_SINCE = 3
+SGD_SINCE = 5
 
 
 class ArtifactKind(StrEnum):
@@ -47,6 +49,13 @@ class AdapterTargets(StrEnum):
     NONE = "none"
     ATTENTION = "attention"
     ATTENTION_FFN = "attention+ffn"
+
+
+class LocalOptimizer(StrEnum):
+    """What takes a worker's steps."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
 
 
 class ZeroRule(StrEnum):
@@ -141,7 +150,7 @@ class AdapterSpec:
 class TrainingSpec:
     """How a worker trains in every round; learning rates before the round's factor.
 
-    `proximal` is FedProx's mu: 0 is none.
+    `proximal` is FedProx's mu: 0 is none. `momentum` is SGD's.
     """
 
     epochs: int
@@ -151,6 +160,8 @@ class TrainingSpec:
     weight_decay: float
     max_gradient_norm: float
     proximal: float = 0.0
+    optimizer: LocalOptimizer = LocalOptimizer.ADAMW
+    momentum: float = 0.0
 
 
 @dataclass(frozen=True)

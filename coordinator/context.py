@@ -66,6 +66,8 @@ def run_spec(config: RunConfig, run_id: str, labels_file: ArtifactRef | None = N
             t.weight_decay,
             t.max_gradient_norm,
             t.proximal,
+            t.optimizer,
+            t.momentum,
         ),
         config.run.seed,
     )

@@ -17,14 +17,12 @@ from common.errors import (
     BadUpdate,
     BrokenTransfer,
     FedPftError,
-    ProtocolMismatch,
     SessionReplaced,
     TooMany,
     UnknownArtifact,
 )
-from common.records import LABELS_FILE_SINCE, Chunk, JoinReply, JoinRequest, UpdateHeader
+from common.records import Chunk, JoinReply, JoinRequest, UpdateHeader
 from common.runtime.fault_points import Point, reach
-from common.task_forms import FORMS
 from common.transport import wire
 from common.transport.chunk_messages import decode_submission, encode_download, encoded_bytes
 from common.transport.chunks import read_chunks
@@ -33,6 +31,7 @@ from coordinator.context import RunContext
 from coordinator.federation.authorization import PUBLISHED, Admission
 from coordinator.federation.contest import require_only, tell_replaced
 from coordinator.federation.inbox import Inbox
+from coordinator.federation.needs import require_protocol
 from coordinator.federation.rate_limits import RateLimiter
 from coordinator.federation.rounds import Returned
 from coordinator.federation.sessions import Session, Sessions
@@ -66,13 +65,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self._admission.require(joining.worker, context)
         self._rate_limiter.call(joining.worker)
         self._require_acceptable(joining)
-        if self._run.spec.task.labels_file and joining.protocol_max < LABELS_FILE_SINCE:
-            told = f"this run's classes are too many for protocol {joining.protocol_max}"
-            raise ProtocolMismatch(f"{told}: upgrade the worker")
-        kind = self._run.spec.task.kind
-        if joining.protocol_max < FORMS[kind].since:
-            told = f"this run is for {kind}, which protocol {joining.protocol_max} does not know"
-            raise ProtocolMismatch(f"{told}: upgrade the worker")
+        require_protocol(self._run.spec, joining.protocol_max)
         await require_only(self._run, self._sessions, joining, context)
         session, version = self._sessions.join(joining)
         self._store.remember_worker(joining.worker, joining.examples, joining.software)
