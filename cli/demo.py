@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from experiments.splitting import SplitData
 
 WORKERS = 3
-VIT_FOLDER = Path("runs") / "vit-fashion-mnist"
 
 
 class Method(StrEnum):
@@ -241,11 +240,9 @@ def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, SplitData]":
             return packaged_model(), write_tweets(folder, *split)
         case Data.FASHION_MNIST:
             data = write_fashion_mnist(folder, *split)
-            from experiments.pretraining import pretrain_vit
+            from experiments.pretraining import packaged_vit
 
-            if not (VIT_FOLDER / "config.json").exists():
-                pretrain_vit(VIT_FOLDER, seed=0, console=console)
-            return VIT_FOLDER, data
+            return packaged_vit(console), data
         case Data.BBC_GPT2 | Data.BBC_LLAMA:
             from experiments.random_models import random_language_model
 

@@ -1,14 +1,12 @@
 """The experiments: which variants of the method each compares, and how large a run of it is."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 from experiments.paper import BEFORE, DURING, FEDOT, FEDPETUNING, FEDPFT, NONE
-
-HEAD_ONLY = "head-only"
-Settings = Mapping[str, Any]
+from experiments.tuned import HEAD_ONLY as HEAD_ONLY
+from experiments.tuned import Settings
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,10 @@ class Scale:
     public: int = 4000
     score_every: int = 1
     settings: Settings = field(default_factory=dict)
+    validation: float = 0.0
+    """Share of the private examples that are scored on instead of the test data, which nobody sees then."""
+    trials: int = 0
+    """Of a search, for each variant."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Experiment:
     settings: Settings = field(default_factory=dict)
     only_quick: tuple[str, ...] | None = None
     """Variants of the quick form; None: all."""
+    is_search: bool = False
+    """Whether its variants are methods whose best settings are searched for."""
     measures_steps: bool = False
     """Whether a worker's step is timed for every variant afterwards."""
 
@@ -276,6 +280,32 @@ VARIANTS = Experiment(
     only_quick=(FEDPETUNING, "fedpft-b", "ffn", "full+ffn", "ffa-lora", "fedex-lora", HEAD_ONLY),
 )
 
+# A third of what is private is scored on; the rest is as much as elsewhere.
+TUNE = Experiment(
+    "tune",
+    "Which optimiser, learning rates, epochs and batch size does each method want, so that each can be "
+    "compared at its own best?",
+    (
+        _PETUNING,
+        _OFFSITE,
+        Variant(FEDPFT, "FedPFT, aligned before the rounds", {_EVERY: 0}),
+        _HEAD,
+    ),
+    FEDPETUNING,
+    full=replace(
+        _PAPERS,
+        splits=("iid", "dirichlet-1"),
+        seeds=1,
+        rounds=20,
+        train=3000,
+        validation=1 / 3,
+        trials=24,
+        score_every=20,
+    ),
+    quick=replace(_SMALL, rounds=4, train=1600, validation=0.5, trials=13, score_every=4),
+    is_search=True,
+)
+
 EXPERIMENTS = MappingProxyType(
-    {e.name: e for e in (COMPARE, RATIO, ALIGNMENT, SALIENCY, THEORY, COST, CORRECTION, VARIANTS)}
+    {e.name: e for e in (COMPARE, TUNE, RATIO, ALIGNMENT, SALIENCY, THEORY, COST, CORRECTION, VARIANTS)}
 )

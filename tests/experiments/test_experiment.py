@@ -67,7 +67,12 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name == "compare" else pytest.mark.slow) for name in EXPERIMENTS],
+    [
+        pytest.param(name, marks=() if name == "compare" else pytest.mark.slow)
+        for name, experiment in EXPERIMENTS.items()
+        # A search's cells are trials: test_tuning.
+        if not experiment.is_search
+    ],
 )
 def test_every_experiment_runs_and_is_reported(tmp_path: Path, model_folder: Path, name: str) -> None:
     order = wanted(tmp_path, model_folder, name, scale={"seeds": 2 if name == "compare" else 1})
@@ -181,7 +186,7 @@ def test_a_folder_of_another_experiment_is_refused(tmp_path: Path, model_folder:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nonsense"], "there is no experiment 'nonsense'; there are: compare, ratio"),
+        (["nonsense"], "there is no experiment 'nonsense'; there are: compare, tune, ratio"),
         (["compare", "--only", "fedpff"], "compare has no variant 'fedpff'; it has: fedpetuning"),
         (["compare", "--clients", "5", "--sample", "6"], "--sample 6 is more than there are clients: 5"),
         (["compare", "--split", "even"], "split must be iid or dirichlet-A with A > 0, got even"),
