@@ -153,7 +153,10 @@ class AggregationSection(Section):
     """How updates become the next adapter."""
 
     rule: AggregationRule = AggregationRule.MEAN
-    """"mean" (FedAvg); against bad workers "median", "trimmed-mean", "krum", "multi-krum"."""
+    """"mean" (FedAvg); "ties", where workers pull in opposite directions (TIES-merging: trim, elect a sign,
+    average those that agree); against bad workers "median", "trimmed-mean", "krum", "multi-krum"."""
+    density: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of every tensor of a worker's change that "ties" keeps: its largest entries."""
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     """Share that "trimmed-mean" cuts off at either end."""
     byzantine: int = Field(default=1, ge=0)

@@ -288,6 +288,10 @@ CAUSAL = {"task__kind": "causal-lm", "task__labels": None}
             "data.test.pair_column must be set, as task.pairs is true",
         ),
         (
+            {"aggregation__lora": "exact", "aggregation__rule": "ties"},
+            'aggregation.lora = "exact" needs aggregation.rule = "mean" and optimizer = "none"',
+        ),
+        (
             {"aggregation__lora": "exact", "aggregation__rule": "median"},
             'aggregation.lora = "exact" needs aggregation.rule = "mean" and optimizer = "none"',
         ),
