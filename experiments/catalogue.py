@@ -8,6 +8,8 @@ from experiments.paper import BEFORE, DURING, FEDOT, FEDPETUNING, FEDPFT, NONE
 from experiments.tuned import HEAD_ONLY as HEAD_ONLY
 from experiments.tuned import Settings
 
+CORRECTED = "corrected"
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -103,6 +105,7 @@ COMPARE = Experiment(
         Variant(NONE, "FedPFT-N: not aligned", _UNALIGNED | {_EVERY: 0}),
         Variant(BEFORE, "FedPFT-B: aligned before only", {_EVERY: 0}),
         Variant(DURING, "FedPFT-D: aligned during only", _UNALIGNED),
+        Variant(CORRECTED, "FedPFT corrected: 200 steps after the last round", {"correction.steps": 200}),
         _HEAD,
     ),
     FEDPETUNING,
@@ -228,7 +231,7 @@ CORRECTION = Experiment(
     "What does the FM gain from what the sub-FM has learnt, and is it that which helps?",
     (
         _PETUNING,
-        Variant("corrected", "FedPFT-B, corrected: 200 steps", _CORRECTED),
+        Variant(CORRECTED, "FedPFT-B, corrected: 200 steps", _CORRECTED),
         Variant("100-steps", "100 steps", _CORRECTED | {_STEPS: 100}),
         Variant("400-steps", "400 steps", _CORRECTED | {_STEPS: 400}),
         Variant("slower", "a third of the rates", _CORRECTED | {"correction.learning_rate": 3e-4}),
@@ -252,7 +255,7 @@ CORRECTION = Experiment(
     quick=replace(_SMALL, sample=4, rounds=4),
     # Whatever it does is to be seen, also where a run would leave it out.
     settings={"correction.least_gain": 0.0},
-    only_quick=(FEDPETUNING, "corrected", "rounds", "fedot", HEAD_ONLY),
+    only_quick=(FEDPETUNING, CORRECTED, "rounds", "fedot", HEAD_ONLY),
 )
 
 VARIANTS = Experiment(

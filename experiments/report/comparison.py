@@ -1,7 +1,7 @@
 """Accuracy or the like of an experiment's variants: means, paired differences, the paper's beside them."""
 
 from experiments import paper
-from experiments.catalogue import HEAD_ONLY
+from experiments.catalogue import CORRECTED, HEAD_ONLY
 from experiments.report.document import Cell, Column, Plot, PlotKind, Section, Series, Table
 from experiments.report.results import (
     Figures,
@@ -208,6 +208,9 @@ def findings(results: Results) -> list[str]:
         if paper.FEDPFT in found and paper.FEDPFT not in (best, reference):
             sentence += f" FedPFT has {_percent(found[paper.FEDPFT])}."
             sentence += _told(results, split, paper.FEDPFT, paper.FEDOT)
+        if CORRECTED in found and best != CORRECTED:
+            sentence += f" {short_title(results, CORRECTED)} has {_percent(found[CORRECTED])}."
+            sentence += _told(results, split, CORRECTED, reference)
         if head is not None:
             sentence += f" The head alone reaches {_percent(head)}: the rest is the adapter's."
         told.append(sentence[0].upper() + sentence[1:])

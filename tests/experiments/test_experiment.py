@@ -148,14 +148,14 @@ def test_killed_half_way_an_experiment_loses_at_most_what_was_running(
     written = {name: (folder / name).stat().st_mtime_ns for name in done}
     ran = CliRunner().invoke(app, arguments)
     assert ran.exit_code == 0, ran.output
-    assert f"{len(done)} of 14 cells are done already" in ran.output
-    assert len(results(folder)) == 14
+    assert f"{len(done)} of 16 cells are done already" in ran.output
+    assert len(results(folder)) == 16
     assert {name: (folder / name).stat().st_mtime_ns for name in done} == written
     page = folder / "report" / "report.html"
     assert "FedPETuning" in page.read_text()
     # Once more, there is nothing left to do.
     again = CliRunner().invoke(app, arguments)
-    assert again.exit_code == 0 and "14 of 14 cells are done already" in again.output
+    assert again.exit_code == 0 and "14 of 16 cells are done already" in again.output
 
 
 def files_in(folder: Path) -> list[Path]:
