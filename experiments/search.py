@@ -62,11 +62,12 @@ def first_design(with_adapter: bool) -> list[Trial]:
             Trial(adamw, 5e-4, 1e-3),
             Trial(adamw, 2e-3, 5e-3),
             Trial(adamw, 1e-2, 2e-2),
-            Trial(sgd, 0.02, 0.2),
             Trial(sgd, 0.1, 1.0),
             Trial(sgd, 0.5, 5.0),
+            Trial(sgd, 2.0, 20.0),
         ]
-    heads = {adamw: (5e-3, 2e-2, 1e-1), sgd: (1.0, 5.0, 20.0)}
+    # A head alone wants more than one beside LoRA, and how much more is less well known.
+    heads = {adamw: (5e-3, 5e-2, 0.5), sgd: (2.0, 20.0, 200.0)}
     return [Trial(optimizer, None, rate) for optimizer, rates in heads.items() for rate in rates]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.records import LocalOptimizer
 from common.storage.files import write_atomically
 from experiments.catalogue import Scale, Variant
 from experiments.cells import Cell
@@ -102,6 +103,7 @@ def found_by_method(cells: Mapping[tuple[str, str, int], Figures]) -> dict[str, 
 def _trial(settings: Mapping[str, Any]) -> Trial:
     values = {key.removeprefix("training."): v for key, v in settings.items() if key.startswith("training.")}
     values.pop("weight_decay", None)
+    values["optimizer"] = LocalOptimizer(values["optimizer"])
     return Trial(**({"learning_rate": None} | values))
 
 

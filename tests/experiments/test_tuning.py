@@ -19,9 +19,11 @@ from experiments.catalogue import EXPERIMENTS, HEAD_ONLY
 from experiments.clients import LocalClients
 from experiments.experiment import conduct
 from experiments.report.of_experiment import document
+from experiments.search import first_design
 from experiments.sources import Sizes, Source, deal_out
 from experiments.splitting import held_out
 from experiments.tuned import METHODS, TUNED, method_of, read_tuned, settings_of
+from experiments.tuning import found_by_method
 from tests.conftest import write_table
 from tests.experiments.test_experiment import FAST, results, wanted
 
@@ -64,6 +66,12 @@ def test_a_search_is_resumed_reported_and_used(tmp_path: Path, model_folder: Pat
         cells = [c for c in done.values() if c["cell"]["variant"].startswith(f"{method}+")]
         assert best["methods"][method]["trials"] == len(cells) == ONE["trials"]
         assert best["methods"][method]["validation"] == max(c["score"] for c in cells)
+        # As the search itself sees them, though they come out of files.
+        names = {c["cell"]["variant"]: c for c in cells}
+        design = [t for t in first_design(method != HEAD_ONLY) if f"{method}+{t.name}" in names]
+        found = found_by_method({("s", name, 1): c for name, c in names.items()})[method]
+        assert len(design) == 6 and set(design) <= set(found.scores)
+        assert best["methods"][method]["at_edge"] == found.edges
         chosen = best["methods"][method]["settings"]
         parse_config({"model.path": "m", "task.labels": ("a", "b"), "alignment.steps": 0} | chosen, "test")
         assert ("training.learning_rate" in chosen) == (method != HEAD_ONLY)
