@@ -286,6 +286,11 @@ def _settings(wanted: _Wanted) -> dict[str, Any]:
         "compute.threads": 2,
     }
     settings |= _BY_DATA[wanted.data] | _BY_METHOD[wanted.method]
+    if wanted.method is Method.HEAD_ONLY:
+        from experiments.tuned import TUNED
+
+        # The adapters' methods do well by default; a head alone learns next to nothing at these rates.
+        settings |= TUNED.get(wanted.data, {}).get(wanted.method, {})
     return settings | ({"rounds.count": wanted.rounds} if wanted.rounds else {})
 
 
