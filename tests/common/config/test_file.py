@@ -133,7 +133,8 @@ def test_an_unknown_section_is_named(tmp_path: Path) -> None:
         (
             "aggregation",
             'rule = "x"',
-            "aggregation.rule must be 'mean', 'median', 'trimmed-mean', 'krum', 'multi-krum' or 'ties', got 'x'",
+            "aggregation.rule must be 'mean', 'median', 'trimmed-mean', 'krum', 'multi-krum' or 'ties', "
+            "got 'x'",
         ),
         (
             "aggregation",
