@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from experiments.splitting import SplitData
 
 WORKERS = 3
-VIT_FOLDER = Path("runs") / "vit-fashion-mnist"
 
 
 class Method(StrEnum):
@@ -249,11 +248,9 @@ def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, SplitData]":
             return packaged_model(), write_tweets(folder, *split)
         case Data.FASHION_MNIST:
             data = write_fashion_mnist(folder, *split)
-            from experiments.pretraining import pretrain_vit
+            from experiments.pretraining import packaged_vit
 
-            if not (VIT_FOLDER / "config.json").exists():
-                pretrain_vit(VIT_FOLDER, seed=0, console=console)
-            return VIT_FOLDER, data
+            return packaged_vit(console), data
         case Data.BBC_GPT2 | Data.BBC_LLAMA:
             from experiments.random_models import random_language_model
 
@@ -297,6 +294,11 @@ def _settings(wanted: _Wanted) -> dict[str, Any]:
         "compute.threads": 2,
     }
     settings |= _BY_DATA[wanted.data] | _BY_METHOD[wanted.method]
+    if wanted.method is Method.HEAD_ONLY:
+        from experiments.tuned import TUNED
+
+        # The adapters' methods do well by default; a head alone learns next to nothing at these rates.
+        settings |= TUNED.get(wanted.data, {}).get(wanted.method, {})
     return settings | ({"rounds.count": wanted.rounds} if wanted.rounds else {})
 
 

@@ -10,11 +10,12 @@ from enum import StrEnum
 PROTOCOL_MIN = 1
 # 2: an interrupted upload goes on where it broke off (OfferUpdate). 3: many labels come as a file.
 # 4: tasks of numbers, of several classes, and of a class for every word.
-# 5: scores at the workers; workers asked for their classes before they join, and told how to weigh these.
+# 5: scores at the workers; workers asked for their classes before they join, and how these weigh; SGD.
 PROTOCOL_MAX = 5
 LABELS_FILE_SINCE = 3
 VALIDATION_SINCE = 5
 CLASSES_SINCE = 5
+SGD_SINCE = 5
 
 
 class ArtifactKind(StrEnum):
@@ -51,6 +52,13 @@ class AdapterTargets(StrEnum):
     NONE = "none"
     ATTENTION = "attention"
     ATTENTION_FFN = "attention+ffn"
+
+
+class LocalOptimizer(StrEnum):
+    """What takes a worker's steps."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
 
 
 class ZeroRule(StrEnum):
@@ -146,7 +154,8 @@ class AdapterSpec:
 class TrainingSpec:
     """How a worker trains in every round; learning rates before the round's factor.
 
-    `proximal` is FedProx's mu: 0 is none. `class_weights` are factors on the loss by class index; none: 1.
+    `proximal` is FedProx's mu: 0 is none. `momentum` is SGD's. `class_weights` are factors on the loss by
+    class index; none: 1.
     """
 
     epochs: int
@@ -156,6 +165,8 @@ class TrainingSpec:
     weight_decay: float
     max_gradient_norm: float
     proximal: float = 0.0
+    optimizer: LocalOptimizer = LocalOptimizer.ADAMW
+    momentum: float = 0.0
     class_weights: tuple[float, ...] = ()
 
 

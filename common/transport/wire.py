@@ -23,6 +23,7 @@ from common.records import (
     EvaluateTask,
     JoinReply,
     JoinRequest,
+    LocalOptimizer,
     Progress,
     RunSpec,
     StopTask,
@@ -164,6 +165,8 @@ def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
             weight_decay=r.training.weight_decay,
             max_gradient_norm=r.training.max_gradient_norm,
             proximal=r.training.proximal,
+            optimizer=types_pb2.LocalOptimizer.Value(f"LOCAL_OPTIMIZER_{r.training.optimizer.name}"),
+            momentum=r.training.momentum,
             class_weights=r.training.class_weights,
         ),
         seed=r.seed,
@@ -193,11 +196,20 @@ def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
             t.weight_decay,
             t.max_gradient_norm,
             t.proximal,
+            _optimizer(t.optimizer),
+            t.momentum,
             tuple(t.class_weights),
         ),
         seed=m.seed,
         asks_classes=m.asks_classes,
     )
+
+
+def _optimizer(number: int) -> LocalOptimizer:
+    if number == types_pb2.LOCAL_OPTIMIZER_UNSPECIFIED:
+        # A coordinator from before there was a choice.
+        return LocalOptimizer.ADAMW
+    return enum_from_pb(LocalOptimizer, types_pb2.LocalOptimizer, "LOCAL_OPTIMIZER_", number)
 
 
 # --- tasks ---

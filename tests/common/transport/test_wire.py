@@ -24,6 +24,7 @@ from common.records import (
     EvaluateTask,
     JoinReply,
     JoinRequest,
+    LocalOptimizer,
     Phase,
     Progress,
     RunSpec,
@@ -75,7 +76,18 @@ spec = st.builds(
     text,
     st.builds(TaskSpec, st.sampled_from(TaskKind), several(text), u32, st.booleans()),
     st.builds(AdapterSpec, st.sampled_from(AdapterTargets), u32, number, number, st.booleans()),
-    st.builds(TrainingSpec, u32, u32, number, number, number, number, number),
+    st.builds(
+        TrainingSpec,
+        u32,
+        u32,
+        number,
+        number,
+        number,
+        number,
+        number,
+        st.sampled_from(LocalOptimizer),
+        number,
+    ),
     u64,
 )
 progress = st.builds(Progress, st.sampled_from(Activity), u32, u32, u32, number, name, u32)
@@ -288,11 +300,12 @@ def test_a_message_that_lacks_a_reference_is_bad() -> None:
 
 
 def test_fields_that_came_later_keep_what_they_meant_when_left_out() -> None:
-    """Defaults of records are protobuf's own: FedAvg, nothing frozen, no threshold."""
+    """Defaults of records are protobuf's own: FedAvg, AdamW, nothing frozen, no threshold."""
     old = TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0)
     run = RunSpec("r", TaskSpec(TaskKind.CAUSAL_LM, (), 8, False), LORA, old, 1)
     message = wire.run_spec_to_pb(run)
-    message.training.ClearField("proximal")
+    for name in ("proximal", "optimizer", "momentum"):
+        message.training.ClearField(name)
     message.adapter.ClearField("freeze_a")
     assert wire.run_spec_from_pb(message) == run
 
