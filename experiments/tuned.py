@@ -18,7 +18,21 @@ Settings = Mapping[str, Any]
 
 
 # Data set → method → keys of run.toml. What is not here keeps the defaults.
-TUNED: Mapping[str, Mapping[str, Settings]] = MappingProxyType({})
+TUNED: Mapping[str, Mapping[str, Settings]] = MappingProxyType(
+    {
+        "bbc-news": {
+            # fedpft experiment tune --quick --data bbc-news --clients 3 --sample 3 --only head-only
+            # The demo's clients and rounds; 0.878 on validation data, by AdamW's default 0.587.
+            HEAD_ONLY: {
+                "training.optimizer": "sgd",
+                "training.head_learning_rate": 200.0,
+                "training.epochs": 2,
+                "training.batch_size": 8,
+                "training.weight_decay": 0.0,
+            },
+        },
+    }
+)
 
 
 def method_of(settings: Settings) -> str:
