@@ -196,20 +196,14 @@ def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
             t.weight_decay,
             t.max_gradient_norm,
             t.proximal,
-            _optimizer(t.optimizer),
+            # 0: of a coordinator from before there was a choice.
+            enum_from_pb(LocalOptimizer, types_pb2.LocalOptimizer, "LOCAL_OPTIMIZER_", t.optimizer or 1),
             t.momentum,
             tuple(t.class_weights),
         ),
         seed=m.seed,
         asks_classes=m.asks_classes,
     )
-
-
-def _optimizer(number: int) -> LocalOptimizer:
-    if number == types_pb2.LOCAL_OPTIMIZER_UNSPECIFIED:
-        # A coordinator from before there was a choice.
-        return LocalOptimizer.ADAMW
-    return enum_from_pb(LocalOptimizer, types_pb2.LocalOptimizer, "LOCAL_OPTIMIZER_", number)
 
 
 # --- tasks ---
