@@ -26,7 +26,7 @@ from common.trust.tls import open_tls
 from coordinator.modelling.checks import check_run
 from coordinator.modelling.foundation import load_foundation
 from worker.connection import Endpoint
-from worker.data import PrivateData
+from worker.data import PrivateData, held_out
 from worker.description import describe_run
 
 _SECONDS = 10.0
@@ -130,9 +130,19 @@ def run_of(address: Address, tls: Path | None, name: str | None) -> tuple[Findin
     return Finding("run", told), run
 
 
-def fits(run: RunSpec, examples: Examples) -> Iterator[Finding]:
+def share(examples: Examples, aside: float) -> Finding:
+    """Whether this share of the examples can be kept aside."""
+    what = "validation share"
+    try:
+        rest, kept = held_out(examples, aside, "")
+    except DataError as error:
+        return Finding(what, str(error), "choose another share, or give a file of its own by --validation")
+    return Finding(what, f"{len(kept):,} examples are kept aside, {len(rest):,} are trained on")
+
+
+def fits(run: RunSpec, examples: Examples, what: str = "data for the run") -> Iterator[Finding]:
     """Whether the data are of the run's form, and their labels its classes."""
-    what, told = "data for the run", run.task.labels
+    told = run.task.labels
     if run.asks_classes and not told:
         try:
             PrivateData(examples).require_form(run.task)

@@ -7,7 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from experiments.splitting import SplitData
 
 WORKERS = 3
-VIT_FOLDER = Path("runs") / "vit-fashion-mnist"
 
 
 class Method(StrEnum):
@@ -77,6 +76,9 @@ def demo(
     dirichlet: Annotated[
         float, typer.Option(min=0, help="How evenly classes are spread over workers; 0: equally.")
     ] = 1.0,
+    validation_share: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="Workers score on this share of their data.")
+    ] = 0.0,
     directory: Annotated[
         Path | None,
         typer.Option(help="Folder for the run; must not hold one. [default: runs/demo-METHOD]"),
@@ -117,6 +119,7 @@ def demo(
                     raise StoreError(f"{folder} holds a run already; --resume goes on with it")
                 folder = _fresh(folder)
             wanted = _Wanted(each, data, workers, dirichlet or None, folder, rounds, seed, extra)
+            wanted = replace(wanted, validation_share=validation_share)
             result = asyncio.run(_run(wanted))
             if isinstance(result, int):
                 raise typer.Exit(result)
@@ -140,6 +143,7 @@ class _Wanted:
     rounds: int | None
     seed: int
     extra: dict[str, Any]
+    validation_share: float = 0.0
 
 
 def _fresh(folder: Path) -> Path:
@@ -167,6 +171,8 @@ async def _run(wanted: _Wanted) -> dict[str, Any] | int:
         "data.public.path": str(data.public.resolve()),
         "data.test.path": str(data.test.resolve()),
     }
+    if wanted.validation_share:
+        settings |= {"validation.every": 1, "validation.minimum": min(2, wanted.workers)}
     settings |= wanted.extra
     parse_config(settings, "fedpft demo")
     config = folder / "run.toml"
@@ -200,6 +206,7 @@ async def _supervised(wanted: _Wanted, config: Path, workers: Sequence[Path], co
     folder = wanted.folder
     async with Processes(folder / "logs") as processes:
         extra = {"--label-column": ""} if wanted.data.is_language else {}
+        extra |= {"--validation-share": str(wanted.validation_share)} if wanted.validation_share else {}
         running = asyncio.create_task(_federation(processes, folder, config, workers, extra, console))
         interrupted = asyncio.Event()
         loop, ended = asyncio.get_running_loop(), list[signal.Signals]()
@@ -241,11 +248,9 @@ def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, SplitData]":
             return packaged_model(), write_tweets(folder, *split)
         case Data.FASHION_MNIST:
             data = write_fashion_mnist(folder, *split)
-            from experiments.pretraining import pretrain_vit
+            from experiments.pretraining import packaged_vit
 
-            if not (VIT_FOLDER / "config.json").exists():
-                pretrain_vit(VIT_FOLDER, seed=0, console=console)
-            return VIT_FOLDER, data
+            return packaged_vit(console), data
         case Data.BBC_GPT2 | Data.BBC_LLAMA:
             from experiments.random_models import random_language_model
 
@@ -289,6 +294,11 @@ def _settings(wanted: _Wanted) -> dict[str, Any]:
         "compute.threads": 2,
     }
     settings |= _BY_DATA[wanted.data] | _BY_METHOD[wanted.method]
+    if wanted.method is Method.HEAD_ONLY:
+        from experiments.tuned import TUNED
+
+        # The adapters' methods do well by default; a head alone learns next to nothing at these rates.
+        settings |= TUNED.get(wanted.data, {}).get(wanted.method, {})
     return settings | ({"rounds.count": wanted.rounds} if wanted.rounds else {})
 
 

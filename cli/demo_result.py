@@ -37,8 +37,8 @@ def figures(method: str, data: str, folder: Path, model: Path, seconds: float, m
         "seconds": round(seconds, 1),
         measure: {
             "fm_before": scores[0, "fm"],
-            "sub_fm": scores[status.round, "sub_fm"],
-            "fm_after": scores.get((status.round, "corrected"), scores[status.round, "fm"]),
+            "sub_fm": scores[status.result, "sub_fm"],
+            "fm_after": scores.get((status.result, "corrected"), scores[status.result, "fm"]),
         },
         f"{measure}_by_round": {
             model: [scores[number, model] for number in range(status.round + 1)] for model in ("fm", "sub_fm")

@@ -36,6 +36,12 @@ def doctor(
     preset: Annotated[
         str | None, typer.Option(metavar="NAME[:SPLIT]", help="Instead of --data, a data set by name.")
     ] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="The file that the worker scores on and does not train on.")
+    ] = None,
+    validation_share: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="The share of the data that is kept aside.")
+    ] = 0.0,
     data_root: Annotated[Path | None, typer.Option(help="Folder with local copies of presets.")] = None,
     name: Annotated[
         str | None, typer.Option(help="The worker's name in the run. [default: the certificate's]")
@@ -68,7 +74,9 @@ def doctor(
         else:
             columns = Columns(text_column, pair_column, label_column or None, image_column)
             address = Address.of_peer(str(coordinator))
-            source = Source(data, columns, preset, data_root)
+            if validation is not None and validation_share:
+                raise ConfigError("give one of --validation and --validation-share")
+            source = Source(data, columns, preset, data_root, validation, validation_share)
             folder = folder or (known_home() or Path()) / ".cache" / "fedpft"
             findings = _of_worker(address, tls, name, source, folder, device)
         console, wrong = Console(), 0
@@ -89,6 +97,7 @@ def _of_worker(
     address: Address, tls: Path | None, name: str | None, source: "Source", folder: Path, device: str
 ) -> Iterator[Finding]:
     from cli import data_checks
+    from common.data.examples import read_examples
     from worker.data import examples_of
 
     yield checks.versions()
@@ -110,11 +119,22 @@ def _of_worker(
     if source.path is not None or source.preset is not None:
         finding, examples = data_checks.data("private data", lambda: examples_of(source), _MEND)
         yield finding
+    aside = None
+    if source.validation is not None:
+        lies = source.validation
+        finding, aside = data_checks.data(
+            "validation data", lambda: read_examples(lies, source.columns), _MEND
+        )
+        yield finding
+    elif source.validation_share and examples is not None:
+        yield data_checks.share(examples, source.validation_share)
     if answers:
         finding, run = data_checks.run_of(address, tls, name)
         yield finding
     if run is not None and examples is not None:
         yield from data_checks.fits(run, examples)
+    if run is not None and aside is not None:
+        yield from data_checks.fits(run, aside, "validation data for the run")
 
 
 _MEND = "correct the path or the columns' names, or mend the file"

@@ -10,6 +10,7 @@ import typer
 
 from common.errors import ConfigError
 from common.observability.console import plain_errors
+from common.records import TaskKind
 from experiments.catalogue import EXPERIMENTS
 
 if TYPE_CHECKING:
@@ -60,6 +61,18 @@ def experiment(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any key of run.toml, for every variant."),
     ] = None,
+    task: Annotated[
+        TaskKind | None,
+        typer.Option(help="Of a file of your own, such as text-regression. [default: by its form]"),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="tune: trials of every method.")] = None,
+    tuned: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of `fedpft experiment tune` whose findings to use, or none: default settings. "
+            "[default: the catalogue's, of packaged model and data]"
+        ),
+    ] = None,
     engine: Annotated[
         Engine, typer.Option(help="Where clients are trained: in this machine's processes, or by Ray.")
     ] = Engine.LOCAL,
@@ -102,9 +115,11 @@ def experiment(
         from common.data.examples import Columns
         from experiments.experiment import Wanted, conduct
         from experiments.packaged import packaged_model
+        from experiments.pretraining import packaged_vit
         from experiments.report.of_experiment import document
         from experiments.report.terminal import show
         from experiments.sources import Source
+        from experiments.tuned import settings_of
 
         chosen, console = EXPERIMENTS[name], Console()
         known = [v.name for v in chosen.variants]
@@ -120,17 +135,19 @@ def experiment(
             "train": train,
             "test": test,
             "score_every": min(scale.score_every, rounds) if rounds else None,
+            "trials": trials if chosen.is_search else None,
         }
         scale = replace(scale, **{key: value for key, value in given.items() if value is not None})
         if scale.sample > scale.clients:
             raise ConfigError(f"--sample {scale.sample} is more than there are clients: {scale.clients}")
         default = Path("runs") / "experiments" / (f"{name}-quick" if quick else name)
-        source = Source(data, data_root, Columns(text_column, pair_column, label_column))
+        columns = Columns(text_column, pair_column, label_column)
+        source = Source(data, data_root, columns, task)
         wanted = Wanted(
             experiment=chosen,
             quick=quick,
             folder=folder or default,
-            model=model or str(packaged_model()),
+            model=model or str(packaged_vit(console) if data == "fashion-mnist" else packaged_model()),
             source=source,
             scale=scale,
             variants=tuple(v for v in known if v in (variants or chosen.chosen(quick))),
@@ -139,6 +156,7 @@ def experiment(
             threads=threads,
             engine=engine,
             keep_runs=keep_runs,
+            tuned={} if chosen.is_search else settings_of(tuned, data, packaged=model is None),
         )
         console.print(f"[bold]{name}[/]: {chosen.question}")
 

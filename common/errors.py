@@ -114,6 +114,10 @@ class BadUpdate(FedPftError):
     """An update is not of the form that the round asked for."""
 
 
+class BadScores(FedPftError):
+    """Scores are not what a worker with its examples can have, or not of the form that the task asked for."""
+
+
 class StaleRound(FedPftError):
     """The round named is over, and a later one is under way; or none is yet."""
 

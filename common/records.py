@@ -10,10 +10,12 @@ from enum import StrEnum
 PROTOCOL_MIN = 1
 # 2: an interrupted upload goes on where it broke off (OfferUpdate). 3: many labels come as a file.
 # 4: tasks of numbers, of several classes, and of a class for every word.
-# 5: workers may be asked for their classes before they join, and told how to weigh these.
+# 5: scores at the workers; workers asked for their classes before they join, and how these weigh; SGD.
 PROTOCOL_MAX = 5
 LABELS_FILE_SINCE = 3
+VALIDATION_SINCE = 5
 CLASSES_SINCE = 5
+SGD_SINCE = 5
 
 
 class ArtifactKind(StrEnum):
@@ -52,6 +54,13 @@ class AdapterTargets(StrEnum):
     ATTENTION_FFN = "attention+ffn"
 
 
+class LocalOptimizer(StrEnum):
+    """What takes a worker's steps."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
+
+
 class ZeroRule(StrEnum):
     """When a neuron counts as at rest: its pre-activation is <= 0, or its activation is near zero."""
 
@@ -88,6 +97,7 @@ class Activity(StrEnum):
     DOWNLOADING = "downloading"
     TRAINING = "training"
     UPLOADING = "uploading"
+    SCORING = "scoring"
     LOST = "lost"
     LEFT = "left"
 
@@ -144,7 +154,8 @@ class AdapterSpec:
 class TrainingSpec:
     """How a worker trains in every round; learning rates before the round's factor.
 
-    `proximal` is FedProx's mu: 0 is none. `class_weights` are factors on the loss by class index; none: 1.
+    `proximal` is FedProx's mu: 0 is none. `momentum` is SGD's. `class_weights` are factors on the loss by
+    class index; none: 1.
     """
 
     epochs: int
@@ -154,6 +165,8 @@ class TrainingSpec:
     weight_decay: float
     max_gradient_norm: float
     proximal: float = 0.0
+    optimizer: LocalOptimizer = LocalOptimizer.ADAMW
+    momentum: float = 0.0
     class_weights: tuple[float, ...] = ()
 
 
@@ -202,6 +215,7 @@ class JoinRequest:
     software: str
     examples: int
     process: str = ""  # Drawn at random when it began; "" of one that does not say.
+    validation: int = 0  # Examples kept aside, to score the sub-FM on; 0 of one that does not score.
 
 
 @dataclass(frozen=True)
@@ -232,6 +246,23 @@ class TrainTask:
 
 
 @dataclass(frozen=True)
+class EvaluateTask:
+    """Score `sub_model` with the adapter after `round` on the examples kept aside, and submit the sums."""
+
+    round: int
+    sub_model: SubModelRef
+    adapter: ArtifactRef
+    seconds_left: float
+    attempt: int
+    traceparent: str = field(default="", compare=False)
+    """As of a TrainTask."""
+
+
+# Tasks that a worker needs the sub-FM and an adapter for.
+ModelTask = TrainTask | EvaluateTask
+
+
+@dataclass(frozen=True)
 class WaitTask:
     """Nothing to do yet; `reason` is for people."""
 
@@ -246,7 +277,7 @@ class StopTask:
     reason: str
 
 
-Task = TrainTask | WaitTask | StopTask
+Task = TrainTask | EvaluateTask | WaitTask | StopTask
 
 
 @dataclass(frozen=True)
@@ -274,3 +305,29 @@ class UpdateHeader:
     examples: int
     loss: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class ScoreSums:
+    """What scores are made of, all of it sums over examples; `common.model.scores` makes and reads them.
+
+    Answers are what is right or wrong: an example, or one of its words or tokens. `loss` in nats, or squared
+    errors. `counts` and `sums` are the states of the task's further metrics, in a fixed order.
+    """
+
+    examples: int
+    answers: int
+    right: int
+    loss: float
+    counts: tuple[int, ...] = ()
+    sums: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SubmittedScores:
+    """A worker's answer to an EvaluateTask."""
+
+    session: str
+    round: int
+    adapter_sha256: str
+    scores: ScoreSums

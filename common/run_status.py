@@ -30,6 +30,10 @@ class WorkerStatus:
 SCORED = {"fm": "FM", "sub_fm": "sub-FM", "corrected": "corrected FM"}
 
 
+# As a model beside these: the sub-FM, scored at the workers.
+AT_WORKERS = "workers"
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A score on the owner's test data. `model` is one of `SCORED`."""
@@ -45,6 +49,25 @@ class Evaluation:
     def told(self) -> dict[str, float]:
         """The metrics that are of all classes together."""
         return {name: value for name, value in self.metrics.items() if ":" not in name}
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A score of the sub-FM at `workers` workers, on `examples` that they keep aside; of one alone, where
+    `worker` names it. Figures as of an `Evaluation`; NaN where too few workers answered: none then."""
+
+    round: int
+    workers: int
+    examples: int
+    accuracy: float
+    loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    worker: str = ""
+
+    @property
+    def as_evaluation(self) -> Evaluation:
+        """The same figures beside those of the owner."""
+        return Evaluation(self.round, AT_WORKERS, self.accuracy, self.loss, self.metrics)
 
 
 # Metrics as people know them.
@@ -66,9 +89,12 @@ def told_metrics(evaluations: Sequence[Evaluation]) -> dict[str, str]:
     return {name: title for name, title in METRIC_TITLES.items() if name in there}
 
 
-def reported(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """The last score of the tuned FM: corrected, where that was done. None where nothing was scored."""
-    own = [e for e in evaluations if e.model in ("fm", "corrected")]
+def reported(evaluations: Sequence[Evaluation], number: int | None = None) -> Evaluation | None:
+    """The last score of the tuned FM, or the one after round `number`: corrected, where that was done.
+
+    None where nothing was scored.
+    """
+    own = [e for e in evaluations if e.model in ("fm", "corrected") and number in (None, e.round)]
     return max(own, key=lambda e: (e.round, e.model == "corrected"), default=None)
 
 
@@ -129,6 +155,16 @@ class RunStatus:
     adapter_sha256: str
     directory: str
     task: TaskKind = TaskKind.TEXT_CLASSIFICATION
+    validations: tuple[Validation, ...] = ()
+    best: int = 0
+    """The round with the best score; 0 where none is known."""
+    result: int = 0
+    """The round whose adapter is the run's result: the best one under rounds.patience, else the newest."""
+
+    @property
+    def at_workers(self) -> tuple[Validation, ...]:
+        """The scores of all workers together, where there are any."""
+        return tuple(v for v in self.validations if v.workers and not v.worker)
 
 
 @dataclass(frozen=True)

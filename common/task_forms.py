@@ -34,6 +34,18 @@ class Answer(StrEnum):
     NEXT_TOKEN = "the next token"
 
 
+# By what score the best round can be told; the loss is smallest there, all others are largest.
+BEST_BY = MappingProxyType(
+    {
+        Answer.CLASS: ("loss", "accuracy", "macro_f1", "matthews", "auc"),
+        Answer.CLASSES: ("loss", "accuracy", "macro_f1", "auc"),
+        Answer.NUMBER: ("loss", "pearson"),
+        Answer.TAGS: ("loss", "accuracy", "entity_f1"),
+        Answer.NEXT_TOKEN: ("loss", "accuracy"),
+    }
+)
+
+
 @dataclass(frozen=True)
 class TaskForm:
     """A kind of task, seen from the data."""

@@ -96,6 +96,8 @@ def run_spec(
             t.weight_decay,
             t.max_gradient_norm,
             t.proximal,
+            t.optimizer,
+            t.momentum,
             class_weights(classes, task.kind) if balanced and classes is not None else (),
         ),
         config.run.seed,

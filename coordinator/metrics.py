@@ -9,9 +9,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
-from common.errors import BadUpdate, LateUpdate, NotSelected, StaleRound, UnknownRound
+from common.errors import BadScores, BadUpdate, LateUpdate, NotSelected, StaleRound, UnknownRound
 from common.records import Activity, Phase
-from common.run_status import Evaluation, GradientGap
+from common.run_status import Evaluation, GradientGap, Validation
 
 # Why an update is refused, whoever is right; other errors get their series when they occur.
 _REFUSALS = (LateUpdate, StaleRound, UnknownRound, NotSelected, BadUpdate)
@@ -84,7 +84,7 @@ class Metrics:
         )
         self.turns = Counter(
             "fedpft_turns_without_update",
-            "Turns of workers in a round that ended without an update, by why; one may come back",
+            "Turns of workers in a round or its scoring that came to nothing, by why; one may come back",
             ["reason"],
             registry=r,
         )
@@ -123,6 +123,35 @@ class Metrics:
             ["model", "metric"],
             registry=r,
         )
+        self._validation = Gauge(
+            "fedpft_validation_score_ratio",
+            "Accuracy and further metrics of the sub-FM at the workers, all of them together; absent where "
+            "undefined",
+            ["metric"],
+            registry=r,
+        )
+        self._validation_loss = Gauge(
+            "fedpft_validation_loss_nats",
+            "Loss of the sub-FM at the workers, all of them together",
+            registry=r,
+        )
+        self._validation_round = Gauge(
+            "fedpft_validation_round", "The round of the last scores at the workers", registry=r
+        )
+        self._validators = Gauge(
+            "fedpft_validation_workers",
+            "How many workers the last scores at the workers are of",
+            registry=r,
+        )
+        self.best = Gauge(
+            "fedpft_best_round", "The round with the best score; 0 where none is known", registry=r
+        )
+        self.scores = Counter(
+            "fedpft_validation_submissions",
+            "Scores that arrived from workers: accepted, duplicate, or refused for a reason",
+            ["result"],
+            registry=r,
+        )
         self.alignment_error = Gauge(
             "fedpft_alignment_error_ratio",
             "Squared hidden-state error of the sub-FM, relative to the FM's, around an alignment",
@@ -154,6 +183,8 @@ class Metrics:
             self._phase_seconds.labels(phase)
         for result in ("accepted", "duplicate", *(kind.__name__ for kind in _REFUSALS)):
             self.updates.labels(result)
+        for result in ("accepted", "duplicate", BadScores.__name__):
+            self.scores.labels(result)
         for result in ("closed", "short"):
             self.tries.labels(result)
 
@@ -196,6 +227,15 @@ class Metrics:
         for name, value in evaluation.told.items():
             if math.isfinite(value):
                 self._scores.labels(evaluation.model, name).set(value)
+
+    def validated(self, validation: Validation) -> None:
+        """The sub-FM was scored at the workers."""
+        self._validation_round.set(validation.round)
+        self._validators.set(validation.workers)
+        self._validation_loss.set(validation.loss)
+        for name, value in {"accuracy": validation.accuracy, **validation.as_evaluation.told}.items():
+            if math.isfinite(value):
+                self._validation.labels(name).set(value)
 
     def corrected(self, before: float, after: float) -> None:
         """The FM was corrected; KL divergences from the teacher in nats."""

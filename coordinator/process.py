@@ -36,6 +36,7 @@ from common.transport.decoding import Decoding
 from common.transport.rpc import new_server
 from common.trust.identity import Role
 from common.trust.tls import Tls, TlsFiles
+from coordinator.campaign.best import kept_rounds
 from coordinator.campaign.liveness import ENDPOINT_FILE, require_no_repetition, tell_death
 from coordinator.campaign.loop import Campaign
 from coordinator.campaign.progress import RunProgress
@@ -203,7 +204,7 @@ class _Service:
         if death := tell_death(self._store.directory):
             self._run.events.record("run_crashed", f"going on: {death}", self._run.traffic.round)
         retention.sweep(self._store)
-        for number, worker in retention.verify(self._store):
+        for number, worker in retention.verify(self._store, kept_rounds(self._store, self._config)):
             self._run.events.record(
                 "update_damaged",
                 f"round {number}: the update of worker {worker} is damaged; it is asked for again",

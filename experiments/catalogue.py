@@ -1,14 +1,14 @@
 """The experiments: which variants of the method each compares, and how large a run of it is."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 from experiments.paper import BEFORE, DURING, FEDOT, FEDPETUNING, FEDPFT, NONE
+from experiments.tuned import HEAD_ONLY as HEAD_ONLY
+from experiments.tuned import Settings
 
-HEAD_ONLY = "head-only"
-Settings = Mapping[str, Any]
+CORRECTED = "corrected"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Scale:
     public: int = 4000
     score_every: int = 1
     settings: Settings = field(default_factory=dict)
+    validation: float = 0.0
+    """Share of the private examples that are scored on instead of the test data, which nobody sees then."""
+    trials: int = 0
+    """Of a search, for each variant."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Experiment:
     settings: Settings = field(default_factory=dict)
     only_quick: tuple[str, ...] | None = None
     """Variants of the quick form; None: all."""
+    is_search: bool = False
+    """Whether its variants are methods whose best settings are searched for."""
     measures_steps: bool = False
     """Whether a worker's step is timed for every variant afterwards."""
 
@@ -99,6 +105,7 @@ COMPARE = Experiment(
         Variant(NONE, "FedPFT-N: not aligned", _UNALIGNED | {_EVERY: 0}),
         Variant(BEFORE, "FedPFT-B: aligned before only", {_EVERY: 0}),
         Variant(DURING, "FedPFT-D: aligned during only", _UNALIGNED),
+        Variant(CORRECTED, "FedPFT corrected: 200 steps after the last round", {"correction.steps": 200}),
         _HEAD,
     ),
     FEDPETUNING,
@@ -224,7 +231,7 @@ CORRECTION = Experiment(
     "What does the FM gain from what the sub-FM has learnt, and is it that which helps?",
     (
         _PETUNING,
-        Variant("corrected", "FedPFT-B, corrected: 200 steps", _CORRECTED),
+        Variant(CORRECTED, "FedPFT-B, corrected: 200 steps", _CORRECTED),
         Variant("100-steps", "100 steps", _CORRECTED | {_STEPS: 100}),
         Variant("400-steps", "400 steps", _CORRECTED | {_STEPS: 400}),
         Variant("slower", "a third of the rates", _CORRECTED | {"correction.learning_rate": 3e-4}),
@@ -248,7 +255,7 @@ CORRECTION = Experiment(
     quick=replace(_SMALL, sample=4, rounds=4),
     # Whatever it does is to be seen, also where a run would leave it out.
     settings={"correction.least_gain": 0.0},
-    only_quick=(FEDPETUNING, "corrected", "rounds", "fedot", HEAD_ONLY),
+    only_quick=(FEDPETUNING, CORRECTED, "rounds", "fedot", HEAD_ONLY),
 )
 
 VARIANTS = Experiment(
@@ -276,6 +283,32 @@ VARIANTS = Experiment(
     only_quick=(FEDPETUNING, "fedpft-b", "ffn", "full+ffn", "ffa-lora", "fedex-lora", HEAD_ONLY),
 )
 
+# A third of what is private is scored on; the rest is as much as elsewhere.
+TUNE = Experiment(
+    "tune",
+    "Which optimiser, learning rates, epochs and batch size does each method want, so that each can be "
+    "compared at its own best?",
+    (
+        _PETUNING,
+        _OFFSITE,
+        Variant(FEDPFT, "FedPFT, aligned before the rounds", {_EVERY: 0}),
+        _HEAD,
+    ),
+    FEDPETUNING,
+    full=replace(
+        _PAPERS,
+        splits=("iid", "dirichlet-1"),
+        seeds=1,
+        rounds=20,
+        train=3000,
+        validation=1 / 3,
+        trials=24,
+        score_every=20,
+    ),
+    quick=replace(_SMALL, rounds=4, train=1600, validation=0.5, trials=13, score_every=4),
+    is_search=True,
+)
+
 EXPERIMENTS = MappingProxyType(
-    {e.name: e for e in (COMPARE, RATIO, ALIGNMENT, SALIENCY, THEORY, COST, CORRECTION, VARIANTS)}
+    {e.name: e for e in (COMPARE, TUNE, RATIO, ALIGNMENT, SALIENCY, THEORY, COST, CORRECTION, VARIANTS)}
 )

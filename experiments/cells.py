@@ -11,25 +11,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
 from common.config.file import parse_config
 from common.config.run import RunConfig
 from common.data.encoding import encode
 from common.data.examples import Columns, read_examples
-from common.errors import ConfigError
+from common.errors import ConfigError, RunFailed
 from common.records import ArtifactKind
 from common.run_status import Evaluation, reported
 from common.runtime import seeds
 from common.storage.files import write_atomically
+from coordinator.campaign.best import result_round
 from coordinator.modelling.building import ABOUT_FILE, Recipe, SubModelBuilder
 from coordinator.modelling.data import read_source
 from coordinator.modelling.foundation import load_foundation
 from coordinator.storage.store import Store
 from experiments.clients import Clients
+from experiments.headline import ACCURACY, value_of
 from experiments.simulation import OnProgress, Simulated, simulate
 from experiments.sources import Sizes, Source, deal_out
-from experiments.splitting import SplitData
+from experiments.splitting import SplitData, held_out
 
 _SECONDS_FILE = "seconds.json"
 
@@ -65,6 +68,9 @@ class Cell:
 class ExperimentSetup:
     """What all cells of an experiment share.
 
+    `metric` is what runs are compared by. With `validation`, that share of the clients' data is scored on
+    instead of the test data.
+
     `settings` are keys of run.toml; `sub_fms` is where built sub-FMs are kept for other cells, also
     those of other experiments.
     """
@@ -81,6 +87,8 @@ class ExperimentSetup:
     threads: int
     settings: dict[str, Any]
     keep_runs: bool = False
+    validation: float = 0.0
+    metric: str = ACCURACY
 
 
 def run_cell(
@@ -99,13 +107,25 @@ def run_cell(
     place = setup.folder / "runs" / cell.split / cell.variant / f"seed-{cell.seed}"
     shutil.rmtree(place, ignore_errors=True)
     data = deal_out(setup.source, place / "data", setup.clients, cell.concentration, cell.seed, setup.sizes)
+    if setup.validation:
+        drawn = numpy.random.default_rng(seeds.derive(cell.seed, "validation"))
+        data = held_out(data, setup.validation, drawn)
     config = parse_config(_settings(setup, cell, data, place / "run") | settings, "the experiment")
     config, hidden_error, building = _with_built(config, setup.sub_fms, on_progress)
     labels = Columns(pair="pair" if config.task.pairs else None)
     clients = {path.stem: read_examples(path, labels, config.task.kind) for path in data.workers}
-    outcome = simulate(config, clients, on_progress, score_every=setup.score_every, trained_by=trained_by)
-    figures = _figures(config, outcome, hidden_error, building) | {
+    figures: dict[str, Any]
+    try:
+        outcome = simulate(config, clients, on_progress, score_every=setup.score_every, trained_by=trained_by)
+        figures = _figures(config, outcome, hidden_error, building, setup.metric)
+    except RunFailed as error:
+        if not setup.validation:
+            raise
+        # Rates that training runs away with are a finding of a search.
+        figures = {"failed": str(error), "score": None, "scores": []}
+    figures |= {
         "cell": asdict(cell),
+        "training": config.training.model_dump(mode="json"),
         "settings": settings,
         "clients": len(clients),
         "examples": sum(len(examples) for examples in clients.values()),
@@ -194,7 +214,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _figures(
-    config: RunConfig, outcome: Simulated, hidden_error: tuple[float, float] | None, building: float
+    config: RunConfig,
+    outcome: Simulated,
+    hidden_error: tuple[float, float] | None,
+    building: float,
+    metric: str,
 ) -> dict[str, Any]:
     """What the run came to."""
     store = Store(config.run.directory)
@@ -202,20 +226,21 @@ def _figures(
         stored = store.sub_model()
         assert stored is not None
         reference, _, facts = stored
-        rounds = range(1, config.rounds.count + 1)
+        done, result = max(store.adapters()), result_round(store, config)
+        rounds = range(1, done + 1)
         updates = [store.updates(number) for number in rounds]
         adapters, received = (
             store.artifacts.sizes(ArtifactKind.ADAPTER),
             store.artifacts.sizes(ArtifactKind.UPDATE),
         )
-        latest = store.latest_adapter()
-        assert latest is not None
-        correction = store.corrections.of(latest[0])
+        correction = store.corrections.of(result)
         losses = [sum(u.loss * u.examples for u in us) / sum(u.examples for u in us) for us in updates]
         return {
             "scores": [asdict(e) for e in outcome.evaluations],
-            "accuracy": _final(outcome.evaluations).accuracy,
-            "adapter_sha256": latest[1].sha256,
+            "accuracy": (final := _final(outcome.evaluations, result)).accuracy,
+            "score": value_of(asdict(final), metric),
+            "metric": metric,
+            "adapter_sha256": store.adapters()[result],
             "parameters": asdict(facts),
             "bytes": {
                 "once": reference.base.size + sum(artifact.size for artifact in reference.processor),
@@ -235,8 +260,8 @@ def _figures(
         store.close()
 
 
-def _final(evaluations: tuple[Evaluation, ...]) -> Evaluation:
-    """The last score of the tuned FM."""
-    last = reported(evaluations)
+def _final(evaluations: tuple[Evaluation, ...], result: int) -> Evaluation:
+    """The score of the FM that is the run's result."""
+    last = reported(evaluations, result)
     assert last is not None
     return last

@@ -6,7 +6,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -29,9 +29,12 @@ from coordinator.modelling.foundation import load_foundation
 from experiments.catalogue import Experiment, Scale
 from experiments.cells import Cell, ExperimentSetup
 from experiments.clients import Clients
+from experiments.headline import ACCURACY
 from experiments.running import Work, run_all
 from experiments.sources import Sizes, Source, deal_out
 from experiments.steps import StepCost, measure_steps
+from experiments.tuned import method_of
+from experiments.tuning import found_by_method, stages, write_best
 
 EXPERIMENT_FILE = "experiment.json"
 STEPS_FILE = "steps.json"
@@ -58,6 +61,8 @@ class Wanted:
     threads: int
     engine: str
     keep_runs: bool = False
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Keys of run.toml by method (`experiments.tuned.METHODS`); a variant's own and `settings` go before."""
 
 
 def conduct(wanted: Wanted, console: Console, trained_by: Callable[[], Clients] | None = None) -> None:
@@ -66,15 +71,21 @@ def conduct(wanted: Wanted, console: Console, trained_by: Callable[[], Clients] 
     Raises ConfigError, DataError and ModelError for what cannot be run, RunFailed when a process dies.
     """
     setup = _setup(wanted)
+    for split in wanted.scale.splits:
+        _ = Cell(split, "", 1).concentration
+    _begin(wanted, setup)
+    if wanted.experiment.is_search:
+        methods = [wanted.experiment.variant(name) for name in wanted.variants]
+        for cells in stages(setup.folder, methods, wanted.scale):
+            run_all(setup, cells, wanted.parallel, console, trained_by)
+        _write_best(wanted, setup)
+        return
     cells = [
-        Work(Cell(split, name, seed), wanted.experiment.variant(name).settings)
+        Work(Cell(split, name, seed), _of_variant(wanted, name))
         for seed in range(1, wanted.scale.seeds + 1)
         for split in wanted.scale.splits
         for name in wanted.variants
     ]
-    for work in cells:
-        _ = work.cell.concentration
-    _begin(wanted, setup)
     run_all(setup, cells, wanted.parallel, console, trained_by)
     steps = wanted.folder / STEPS_FILE
     if wanted.experiment.measures_steps and not steps.exists():
@@ -82,6 +93,25 @@ def conduct(wanted: Wanted, console: Console, trained_by: Callable[[], Clients] 
             bar = progress.add_task("timing a worker's step")
             costs = _measure(wanted, setup, lambda done, of: progress.update(bar, completed=done, total=of))
         write_atomically(steps, json.dumps({n: asdict(c) for n, c in costs.items()}, indent=1).encode())
+
+
+def _write_best(wanted: Wanted, setup: ExperimentSetup) -> None:
+    """What a search came to, as a file."""
+    cells = {}
+    for file in sorted((setup.folder / "cells").glob("*/*/seed-*.json")):
+        figures = json.loads(file.read_text())
+        cell = figures["cell"]
+        cells[cell["split"], cell["variant"], cell["seed"]] = figures
+    about = json.loads((wanted.folder / EXPERIMENT_FILE).read_text())
+    told = {"data": wanted.source.name, "model": wanted.model, "metric": setup.metric}
+    write_best(setup.folder, found_by_method(cells), told | {"command": about["command"]})
+
+
+def _of_variant(wanted: Wanted, name: str) -> dict[str, Any]:
+    """A variant's settings, and what was found for its method; what the user sets is not looked up."""
+    own = wanted.experiment.variant(name).settings
+    found = wanted.tuned.get(method_of(own), {})
+    return {key: value for key, value in found.items() if key not in wanted.settings} | dict(own)
 
 
 def _setup(wanted: Wanted) -> ExperimentSetup:
@@ -105,6 +135,8 @@ def _setup(wanted: Wanted) -> ExperimentSetup:
             **wanted.settings,
         },
         wanted.keep_runs,
+        scale.validation,
+        wanted.source.metric,
     )
 
 
@@ -125,6 +157,10 @@ def _begin(wanted: Wanted, setup: ExperimentSetup) -> None:
         "threads": setup.threads,
         "settings": {key: str(value) for key, value in setup.settings.items()},
     }
+    if setup.metric != ACCURACY:
+        fixed["metric"] = setup.metric
+    if wanted.scale.validation:
+        fixed |= {"validation": wanted.scale.validation, "trials": wanted.scale.trials}
     file = wanted.folder / EXPERIMENT_FILE
     before: dict[str, Any] = {}
     if file.exists():

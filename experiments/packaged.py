@@ -80,15 +80,19 @@ def tweets() -> Examples:
     )
 
 
-def write_bbc_news(folder: Path, workers: int, concentration: float | None, seed: int) -> SplitData:
+def write_bbc_news(
+    folder: Path, workers: int, concentration: float | None, seed: int, train: int | None = None
+) -> SplitData:
     """Split the packaged BBC News: owner's test, unlabelled public corpus, the rest over workers.
 
-    Classes are spread over the workers by `split_indices`. Raises DataError when the package is not
-    installed.
+    Of that rest at most `train` documents. Classes are spread over the workers by `split_indices`. Raises
+    DataError when the package is not installed.
     """
     documents = bbc_news()
     random = numpy.random.default_rng(seeds.derive(seed, "demo-data"))
     test, public, private = drawn_parts(documents, (TEST_DOCUMENTS, PUBLIC_DOCUMENTS), random)
+    if train is not None and train < len(private):
+        private, _ = drawn_parts(private, (train,), random)
     labels = tuple(sorted(set(documents.label_names or ())))
     return write_parts(folder, labels, test, public, private, workers, concentration, random)
 

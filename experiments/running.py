@@ -1,6 +1,7 @@
 """All cells of an experiment, several at a time; what is done is not done again."""
 
 import json
+import math
 import multiprocessing
 import os
 import queue
@@ -17,6 +18,7 @@ from common.errors import ConfigError, FedPftError, RunFailed
 from common.runtime.signals import end_with_parent
 from experiments.cells import Cell, ExperimentSetup, run_cell
 from experiments.clients import Clients
+from experiments.headline import title_of
 
 # A process that runs cells tells the one that started it: its number, the cell, what, step, steps.
 _Report = tuple[int, Cell, str, int, int]
@@ -120,7 +122,8 @@ def _in_processes(
                 remaining -= 1
                 progress.advance(total)
                 progress.remove_task(bars.pop(number))
-                progress.console.print(f"{_title(cell)}: accuracy {step / 1e4:.4f}")
+                told = f"{title_of(setup.metric)} {step / 1e4:.4f}" if steps else "diverged"
+                progress.console.print(f"{_title(cell)}: {told}")
             elif what.startswith(FAILED):
                 raise ConfigError(f"{_title(cell)}: {what.removeprefix(FAILED)}")
             else:
@@ -162,4 +165,6 @@ def _work(number: int, parent: int, setup: ExperimentSetup, tasks: Any, reports:
             except FedPftError as error:
                 report(f"{FAILED}{error}", 0, 0)
                 return
-            report(DONE, round(figures["accuracy"] * 1e4), 0)
+            score = figures["score"]
+            scored = score is not None and math.isfinite(score)
+            report(DONE, round(score * 1e4) if scored else 0, int(scored))

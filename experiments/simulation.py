@@ -18,8 +18,9 @@ from common.data.batches import Dataset
 from common.data.examples import Examples
 from common.errors import CannotTrain, RunFailed
 from common.listing import first_workers
+from common.model.scores import score_sums
 from common.model.update import update_tensors
-from common.records import ArtifactKind, ArtifactRef, ClassCounts, Phase, StopTask
+from common.records import ArtifactKind, ArtifactRef, ClassCounts, Phase, ScoreSums, StopTask
 from common.run_status import Evaluation
 from common.runtime import seeds
 from common.runtime.compute import InlineCompute
@@ -57,12 +58,14 @@ def simulate(
     score_every: int | None = None,
     score_sub_fm: bool = False,
     trained_by: Clients | None = None,
+    validation: Mapping[str, Examples] | None = None,
 ) -> Simulated:
     """Run `config` on these clients' data, by name; a run that broke off goes on, a finished one is not run.
 
     Both models are scored after the last round, after every `score_every`-th the FM with the adapter
     plugged in; with `score_sub_fm` also the sub-FM.
-    `trained_by` says where the clients are trained: None, in this process.
+    `trained_by` says where the clients are trained: None, in this process. `validation` is what clients
+    keep aside, by name: scored after the rounds that config.validation names.
 
     The store in config.run.directory holds everything else.
     """
@@ -76,7 +79,10 @@ def simulate(
         require_same(store, config)
         run = RunContext.of(config, store, InlineCompute())
         progress = RunProgress(run, lambda: on_progress(progress.waiting_for, *progress.steps))
-        gathering = ClientGathering(run, progress, clients, trained_by or LocalClients())
+        gathering = ClientGathering(run, progress, clients, trained_by or LocalClients(), validation or {})
+        if config.rounds.patience is not None and not config.validation.every:
+            # The owner's scores decide when it ends.
+            score_every = 1
         scoring = Scoring(before=False, every=score_every, sub_fm=score_sub_fm)
         campaign = Campaign(run, progress, gathering, scoring)
         _run_at_once(campaign.run())
@@ -102,11 +108,18 @@ class ClientGathering(Gathering):
     """Has simulated clients train, one call for all that are drawn."""
 
     def __init__(
-        self, run: RunContext, progress: RunProgress, clients: Mapping[str, Examples], trained_by: Clients
+        self,
+        run: RunContext,
+        progress: RunProgress,
+        clients: Mapping[str, Examples],
+        trained_by: Clients,
+        validation: Mapping[str, Examples],
     ) -> None:
         super().__init__(run)
         self._progress, self._clients, self._trained_by = progress, clients, trained_by
+        self._validation = validation
         self._data: dict[str, Dataset] = {}
+        self._aside: dict[str, Dataset] = {}
 
     async def classes(self) -> list[ClassCounts]:
         """Of all clients: none of them is late."""
@@ -141,6 +154,33 @@ class ClientGathering(Gathering):
         accepted = store.accepted(number)
         assert accepted is not None
         return accepted
+
+    async def _scores(self, models: Models, number: int, adapter: ArtifactRef) -> dict[str, ScoreSums]:
+        """Of every drawn client on what it keeps aside: the worker's own arithmetic, on the same sub-FM."""
+        validations, spec = self._run.store.validations, self._run.spec
+        drawn = schedule.validators(self._run.config, number, sorted(self._validation))
+        validations.open_try(number, drawn)
+        self._progress.enter(Phase.EVALUATING, f"scores after round {number}")
+        sub_fm = models.tuned_sub_fm
+        sub_fm.load(models.tensors(adapter))
+        for done, name in enumerate(drawn, start=1):
+            if name not in self._aside:
+                self._aside[name] = models.encoded(self._validation[name])
+            try:
+                scores = score_sums(
+                    sub_fm.model,
+                    self._aside[name],
+                    len(self._validation[name]),
+                    spec.task.kind,
+                    spec.task.labels,
+                )
+            except CannotTrain as error:
+                text = f"round {number}: worker {name} cannot go on: {error}"
+                self._run.events.record("worker_cannot", text, number, name)
+                continue
+            validations.commit_scores(number, name, scores)
+            self._progress.on_step(done, len(drawn))
+        return validations.scores(number)
 
     def dismiss(self, task: StopTask) -> None:
         """Nobody waits."""

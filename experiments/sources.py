@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from common.errors import DataError
 from common.records import TaskKind
 from common.runtime import seeds
 from common.task_forms import FORMS, Answer, Input
+from experiments.headline import headline_of, headline_of_preset
 from experiments.packaged import write_bbc_news, write_fashion_mnist, write_tweets
 from experiments.splitting import SplitData, draw_indices, write_parts
 
@@ -39,24 +41,40 @@ class Source:
     name: str
     root: Path | None = None
     columns: Columns = field(default_factory=Columns)
+    kind: TaskKind | None = None
+    """Of a file of one's own, where it is another task than its form says: numbers, several classes."""
+
+    @cached_property
+    def task(self) -> TaskKind:
+        """What it is for. Raises DataError."""
+        if self._packaged:
+            return (
+                TaskKind.IMAGE_CLASSIFICATION
+                if self.name == "fashion-mnist"
+                else TaskKind.TEXT_CLASSIFICATION
+            )
+        if is_preset(self.name):
+            return find_preset(self.name)[0].kind
+        return self.kind or _kind_of(read_examples(Path(self.name), self.columns))
+
+    @property
+    def metric(self) -> str:
+        """By what runs on it are compared (`experiments.headline`). Raises DataError."""
+        return (
+            headline_of_preset(find_preset(self.name)[0]) if is_preset(self.name) else headline_of(self.task)
+        )
 
     def settings(self) -> dict[str, Any]:
         """What a run on it is to be told of its task, by keys of run.toml. Raises DataError."""
-        pairs = False
-        if self._packaged:
-            images = self.name == "fashion-mnist"
-            kind = TaskKind.IMAGE_CLASSIFICATION if images else TaskKind.TEXT_CLASSIFICATION
-        elif is_preset(self.name):
-            preset, _ = find_preset(self.name)
-            kind, pairs = preset.kind, preset.columns.pair is not None
-            if FORMS[kind].answer is Answer.NUMBER:
-                # Before anything is run, and not when the first score is to be told.
-                raise DataError(
-                    f"{preset.name} is for {kind}: experiments compare accuracies, and it has none"
-                )
-        else:
-            examples = read_examples(Path(self.name), self.columns)
-            kind, pairs = _kind_of(examples), examples.pairs is not None
+        kind, pairs = self.task, False
+        if self.kind is not None and (self._packaged or is_preset(self.name)) and self.kind is not kind:
+            raise DataError(f"{self.name} is for {kind}, not for {self.kind}")
+        if not FORMS[kind].labelled:
+            raise DataError(f"experiments compare how often answers are right, which {kind} has none of")
+        if is_preset(self.name):
+            pairs = find_preset(self.name)[0].columns.pair is not None
+        elif not self._packaged:
+            pairs = read_examples(Path(self.name), self.columns).pairs is not None
         return {"task.kind": kind} | ({"task.pairs": True, "data.test.pair_column": "pair"} if pairs else {})
 
     @property
@@ -81,8 +99,13 @@ def deal_out(
     A file of the user's own that is smaller gives a fifth each to test and public. Raises DataError when
     the data are not there or too few.
     """
+    if concentration is not None and FORMS[source.task].answer is not Answer.CLASS:
+        raise DataError(
+            f"{source.name} is for {source.task}: shares of classes need one class for every example; "
+            "--split iid deals it out evenly"
+        )
     if source.name == BBC_NEWS:
-        return write_bbc_news(folder, clients, concentration, seed)
+        return write_bbc_news(folder, clients, concentration, seed, most.train)
     if source.name in PACKAGED:
         write = PACKAGED[source.name]
         return write(folder, clients, concentration, seed, most.train, most.test, most.public)
@@ -99,7 +122,7 @@ def deal_out(
             log.warning("%s", note)
         if not whole.labelled:
             raise DataError(f"{source.name} has no labels; an experiment needs them to score")
-        labels = tuple(sorted(set(names_in(whole, _kind_of(whole)))))
+        labels = tuple(sorted(set(names_in(whole, source.task)))) if FORMS[source.task].named else ()
         train, public, test = _fitting(len(whole), most, source.name)
         held, rest = _parted(whole, test, random)
     unlabelled, private = _parted(rest, public, random)

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
+from pyarrow import parquet
 
-from common.data.examples import Examples, write_examples
+from common.data.examples import Columns, Examples, join, read_examples, write_examples
 from common.errors import DataError
 
 
@@ -79,6 +80,35 @@ def draw_indices(
 def drawn_parts(pool: Examples, sizes: Sequence[int], random: numpy.random.Generator) -> list[Examples]:
     """Examples of `pool` in groups of `sizes`, then those left over."""
     return [pool.take(indices) for indices in draw_indices(len(pool), sizes, pool.source, random)]
+
+
+def held_out(data: SplitData, share: float, random: numpy.random.Generator) -> SplitData:
+    """The same with a share of every worker's examples as validation.parquet in the test data's place.
+
+    A worker keeps one example at least. What was drawn is gone from the workers' files, and the owner's
+    test data are deleted: nothing that is chosen by these scores can have seen them. Raises DataError when
+    nothing is left to validate on.
+    """
+    columns, parts = Columns(pair=_pair_column(data.test)), []
+    for path in data.workers:
+        examples = read_examples(path, columns)
+        count = min(round(share * len(examples)), len(examples) - 1)
+        if count < 1:
+            continue
+        chosen, others = draw_indices(len(examples), (count,), str(path), random)
+        parts.append(examples.take(sorted(chosen)))
+        write_examples(path, examples.take(sorted(others)))
+    if not parts:
+        raise DataError("the workers have too few examples to keep some of them for validation")
+    validation = data.test.with_name("validation.parquet")
+    write_examples(validation, join(parts[0].source, parts))
+    data.test.unlink()
+    return replace(data, test=validation)
+
+
+def _pair_column(path: Path) -> str | None:
+    """ "pair", where a file that `write_examples` wrote has that column."""
+    return "pair" if "pair" in parquet.read_schema(path).names else None
 
 
 def write_parts(

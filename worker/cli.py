@@ -32,6 +32,18 @@ def worker(
     data_root: Annotated[
         Path | None, typer.Option(help="Folder with local copies of presets. [default: ask the hub]")
     ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file like --data to score the sub-FM on, and not to train on. Sums alone leave."
+        ),
+    ] = None,
+    validation_share: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", min=0, max=1, help="Keep this share of the private data aside for that instead."
+        ),
+    ] = 0.0,
     name: Annotated[
         str | None,
         typer.Option(
@@ -104,6 +116,8 @@ def worker(
 
     if (data is None) == (preset is None):
         raise typer.BadParameter("give exactly one of --data and --preset")
+    if validation is not None and validation_share:
+        raise typer.BadParameter("give one of --validation and --validation-share")
     set_up_logging("worker", verbose=verbose, worker=name or "", form=log_format)
     with plain_errors(logged=True):
         address = Address.of_peer(coordinator)
@@ -121,6 +135,8 @@ def worker(
             find_preset(preset)
         elif data is not None and not data.exists():
             raise DataError(f"{data}: no such data file or folder")
+        if validation is not None and not validation.exists():
+            raise DataError(f"{validation}: no such data file or folder")
     set_up_logging("worker", verbose=verbose, worker=name, form=log_format)
 
     # torch takes seconds to import; --help and a mistake in an option should not.
@@ -133,7 +149,7 @@ def worker(
         work(
             WorkerOptions(
                 coordinator=coordinator,
-                data=Source(data, columns, preset, data_root),
+                data=Source(data, columns, preset, data_root, validation, validation_share),
                 name=name,
                 folder=folder,
                 join_timeout=join_timeout,

@@ -20,10 +20,8 @@ from common.errors import (
     RunFailed,
     StoreError,
     TooMany,
-    UnknownHost,
     UnknownSession,
     Unreachable,
-    WrongService,
 )
 from common.observability import tracing
 from common.records import (
@@ -35,11 +33,12 @@ from common.records import (
     JoinRequest,
     Progress,
     RunSpec,
+    SubmittedScores,
     Task,
     UpdateHeader,
 )
 from common.runtime.fault_points import Point, reach
-from common.transport import wire
+from common.transport import class_wire, score_wire, wire
 from common.transport.chunk_messages import (
     encoded_bytes,
     submission,
@@ -48,7 +47,7 @@ from common.transport.chunks import ChunkWriter, read_chunks, verify
 from common.transport.rpc import FRAME_BYTES, domain_error, readable
 from worker.connection import Connection, Endpoint
 from worker.metrics import Metrics
-from worker.retries import Outage, unstalled
+from worker.retries import Outage, patience_with, unstalled
 from worker.sent_log import SentLog
 
 log = logging.getLogger(__name__)
@@ -61,9 +60,6 @@ _CALL_SECONDS = 30.0
 _TRANSFER_SECONDS = 3600.0
 _WATCH_SECONDS = 3600.0
 _GOODBYE_SECONDS = 1.0
-
-# At its start a worker waits so long at most for a name to be known.
-_UNKNOWN_HOST_SECONDS = 30.0
 
 # The same content arrives damaged so often on end: it is damaged where it comes from.
 _DAMAGED_TIMES = 3
@@ -132,7 +128,7 @@ class CoordinatorClient:
 
         Raises DataError when the run does not know one of them, RunFailed.
         """
-        request = wire.class_counts_to_pb(told)
+        request = class_wire.class_counts_to_pb(told)
         async for message in self._followed("TellClasses", lambda: request):
             log.info("waiting: %s", message.waiting_for)
 
@@ -263,6 +259,18 @@ class CoordinatorClient:
 
         return await self._persist(send)
 
+    async def submit_scores(self, scores: SubmittedScores) -> bool:
+        """Deliver scores; returns whether they had been delivered before.
+
+        Raises StaleRound when they are not waited for, BadScores or BadMessage when they are refused.
+        """
+
+        async def send(outage: Outage) -> bool:
+            request = score_wire.scores_to_pb(replace(scores, session=self._session))
+            return bool((await self._call("SubmitScores", "scores", request)).duplicate)
+
+        return await self._persist(send)
+
     async def leave(self, reason: str) -> None:
         """Say goodbye, if the coordinator still listens."""
         request = federation_pb2.LeaveRequest(session=self._session, reason=reason)
@@ -304,7 +312,7 @@ class CoordinatorClient:
             outage.damaged += 1
             if outage.damaged >= _DAMAGED_TIMES:
                 raise BadDigest(f"{error}; {outage.damaged} times on end: it is damaged at its source")
-        silent, patience = outage.seconds(), self._patience(error)
+        silent, patience = outage.seconds(), patience_with(error, self._endpoint.patience, bool(self._run_id))
         if silent >= patience:
             if patience < self._endpoint.patience:
                 raise type(error)(f"coordinator {self._endpoint.address}: {error}")
@@ -322,16 +330,6 @@ class CoordinatorClient:
         )
         self._metrics.reconnects.inc()
         await asyncio.sleep(delay)
-
-    def _patience(self, error: FedPftError) -> float:
-        """Seconds for which to try again.
-
-        Where nothing has answered yet, what cannot become right is not waited for: another service at the
-        address at all, a name that is not known for long; a DNS may come up after the worker.
-        """
-        if self._run_id or not isinstance(error, WrongService | UnknownHost):
-            return self._endpoint.patience
-        return min(self._endpoint.patience, 0.0 if isinstance(error, WrongService) else _UNKNOWN_HOST_SECONDS)
 
     def _about_to_send(self, call: str, kind: str, message: Message | bytes, update: str = "") -> None:
         """Enter a message in the worker's own log. Raises StoreError; then it must not go out."""

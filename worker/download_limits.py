@@ -12,7 +12,7 @@ from common.model.adapter import PEFT_PREFIX, Adapted
 from common.model.ffn import Projection, ffns_of
 from common.model.submodel import empty, tied_names
 from common.model.wire_config import MOST, MOST_CLASSES, MOST_LAYERS, read_config
-from common.records import ArtifactKind, ArtifactRef, RunSpec, SubModelRef, TrainTask
+from common.records import ArtifactKind, ArtifactRef, ModelTask, RunSpec, SubModelRef
 from common.storage.schema import Schema, content_bytes, schema_of
 from common.storage.tensor_header import MAX_HEADER_BYTES
 
@@ -81,7 +81,7 @@ def _mapped(adapted: Adapted, name: str) -> int:
     return Projection(adapted.base.get_submodule(path)).weight.nbytes
 
 
-def judge(task: TrainTask, limits: Limits, most: int) -> None:
+def judge(task: ModelTask, limits: Limits, most: int) -> None:
     """Raise BadMessage when a file announced is of a wrong kind, or larger than it can be.
 
     `most` bytes are allowed for all files of the task together.
@@ -121,7 +121,7 @@ def read_labels(content: bytes) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def named(task: TrainTask) -> list[ArtifactRef]:
+def named(task: ModelTask) -> list[ArtifactRef]:
     """All files that a task names."""
     sub_model = task.sub_model
     return [sub_model.base, *sub_model.patches, *sub_model.processor, task.adapter]

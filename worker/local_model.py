@@ -1,6 +1,6 @@
 """The sub-FM on the worker, kept at the version that the task names. Blocking: runs in the compute thread."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from common.data.batches import Dataset
 from common.data.processors import write_processor
-from common.errors import ModelError
+from common.errors import CannotTrain, ModelError
 from common.model.adapter import Adapted
 from common.model.apoz import ZeroCounter
 from common.model.ffn import ffns_of
 from common.model.submodel import apply_patch, build
 from common.model.wire_config import read_config
-from common.records import ArtifactRef, RunSpec, SubModelRef, TrainTask
+from common.records import ArtifactRef, ModelTask, RunSpec, ScoreSums, SubModelRef, TrainTask
 from common.runtime import seeds
 from common.storage.schema import Schema, check_specs
 from common.storage.tensors import TensorFile, header_of
@@ -45,6 +45,7 @@ class LocalModel:
         self._data, self._place = data, place
         self._adapted: Adapted | None = None
         self._dataset: Dataset | None = None
+        self._validation: Dataset | None = None
         self._base: ArtifactRef | None = None
         self._patches: tuple[ArtifactRef, ...] = ()
         self._limits: tuple[object, Limits] | None = None
@@ -59,7 +60,7 @@ class LocalModel:
         known = self._patches
         return self._base == wanted.base and wanted.patches[: len(known)] == known
 
-    def judge(self, task: TrainTask) -> None:
+    def judge(self, task: ModelTask) -> None:
         """Before anything is fetched: raise BadMessage or ModelError when what is announced cannot be."""
         judge(task, self._limits_of(task.sub_model), self._place.most_download)
 
@@ -95,6 +96,7 @@ class LocalModel:
             contents = {ref.kind: files[ref.sha256].read_bytes() for ref in wanted.processor}
             processor = write_processor(self._place.folder / "processor", contents, task.kind)
             self._dataset = self._data.encoded(processor, task)
+            self._validation = self._data.encoded_validation(processor, task)
             self._base, missing = wanted.base, wanted.patches
         for patch in missing:
             apply_patch(ffns_of(self._adapted.base), TensorFile.foreign(files[patch.sha256]))
@@ -117,6 +119,22 @@ class LocalModel:
             counter=ZeroCounter(counted, task.zero_rule, task.zero_threshold),
             on_step=on_step,
         )
+
+    def score(self, adapter: Path, on_progress: Callable[[int, int], None]) -> ScoreSums:
+        """The sums on what is kept aside, with the adapter in the file.
+
+        Raises CannotTrain when nothing is, or when scores are no numbers.
+        """
+        # It brings torchmetrics, which takes half a second.
+        from common.model.scores import score_sums
+
+        assert self._adapted is not None
+        if self._validation is None or self._data.validation is None:
+            raise CannotTrain("keeps no examples aside")
+        self._adapted.load(TensorFile.foreign(adapter).load())
+        task, model = self.run.task, self._adapted.model
+        examples = len(self._data.validation)
+        return score_sums(model, self._validation, examples, task.kind, task.labels, on_progress)
 
     def adapter(self) -> dict[str, Tensor]:
         """The adapter in the model now."""

@@ -1,4 +1,4 @@
-"""THE LOOP of a worker: take the newest task, bring the sub-FM up to date, train, submit."""
+"""THE LOOP of a worker: take the newest task, bring the sub-FM up to date, train or score, submit."""
 
 import asyncio
 import logging
@@ -10,10 +10,9 @@ from pathlib import Path
 
 from common.errors import (
     BadMessage,
+    BadScores,
     BadUpdate,
     CannotTrain,
-    ClassesWanted,
-    NotAllowed,
     RunFailed,
     StaleRound,
     Stopped,
@@ -25,10 +24,13 @@ from common.observability.logs import log_about
 from common.records import (
     Activity,
     ArtifactRef,
+    EvaluateTask,
     JoinReply,
+    ModelTask,
     Progress,
     RunSpec,
     StopTask,
+    SubmittedScores,
     Task,
     TrainTask,
     UpdateHeader,
@@ -41,9 +43,11 @@ from common.storage.tensors import to_bytes
 from worker.client import CoordinatorClient
 from worker.data import PrivateData
 from worker.download_limits import named, read_labels, require_labels_file
+from worker.joining import joined
 from worker.local_model import LocalModel, Place
 from worker.metrics import Metrics
 from worker.outbox import Outbox, question_of
+from worker.same_work import same_try, same_work
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +79,7 @@ class Worker:
         Raises RunFailed when the run failed, DataError when the run does not know a label, and what
         the connection raises for good.
         """
-        reply = await self._joined()
+        reply = await joined(self._name, self._coordinator, self._data, self._place)
         reply = replace(reply, run=await self._with_labels(reply.run))
         log_about(run=reply.run.run_id)
         log.info("joined run %s", reply.run.run_id)
@@ -93,26 +97,6 @@ class Worker:
         if not stop.finished:
             raise RunFailed(f"the run ended early: {stop.reason}")
         log.info("the run is finished")
-
-    async def _joined(self) -> JoinReply:
-        """Join; where the run asks for it, tell the names and numbers of classes before.
-
-        Raises NotAllowed when this worker's owner keeps them, DataError when these are no data for the run.
-        """
-        while True:
-            try:
-                return await self._coordinator.join()
-            except ClassesWanted:
-                run = await self._coordinator.describe()
-                self._data.require_form(run.task)
-                if not self._place.tells_classes:
-                    raise NotAllowed(
-                        "the run asks for the names and numbers of this worker's classes, and --keep-classes "
-                        "forbids to tell them; ask the run's owner to list task.labels, without class_weights"
-                    ) from None
-                told = self._data.class_counts(self._name, run.task.kind)
-                log.info("telling the coordinator the names and numbers of %d classes", len(told.counts))
-                await self._coordinator.tell_classes(told)
 
     async def _with_labels(self, run: RunSpec) -> RunSpec:
         """The run with the names of its classes, where these are too many to have come with it."""
@@ -142,7 +126,7 @@ class Worker:
         done: Task | None = None
         while True:
             task = self._task
-            if task is None or (done and _same_try(task, done)):
+            if task is None or (done and same_try(task, done)):
                 await self._changed.wait()
                 continue
             done = task
@@ -151,11 +135,11 @@ class Worker:
                     return task
                 case WaitTask(reason):
                     log.info("waiting: %s", reason)
-                case TrainTask():
+                case TrainTask() | EvaluateTask():
                     trouble = ""
                     try:
                         with self._traced(model.run, task):
-                            await self._train(model, task)
+                            await self._do(model, task)
                     except Stopped:
                         log.info("round %d goes on without this worker", task.round)
                     except StaleRound as error:
@@ -166,6 +150,13 @@ class Worker:
                     self._report(Progress(Activity.IDLE, task.round, trouble=trouble, attempt=task.attempt))
                     if trouble:
                         self._urgent.notify()
+
+    async def _do(self, model: LocalModel, task: ModelTask) -> None:
+        match task:
+            case TrainTask():
+                await self._train(model, task)
+            case EvaluateTask():
+                await self._score(model, task)
 
     async def _train(self, model: LocalModel, task: TrainTask) -> None:
         """One round: fetch what is missing, fine-tune, deliver the change."""
@@ -201,14 +192,8 @@ class Worker:
         self, model: LocalModel, task: TrainTask, question: str
     ) -> tuple[UpdateHeader, Path]:
         """Fetch what is missing, train, and keep the update. Raises CannotTrain when that cannot be."""
-        await self._compute.run(model.judge, task)
-        self._report(Progress(Activity.DOWNLOADING, task.round))
         with _as_cannot_train():
-            with self._timed("download"):
-                files = await self._fetch(task, model.lacks(task.sub_model))
-            reach(Point.STEP, "fetched")
-            await self._compute.run(model.equip, task.sub_model, files)
-            reach(Point.STEP, "equipped")
+            files = await self._bring_up(model, task)
             begun = time.monotonic()
             with self._timed("train"):
                 update = await self._compute.run(
@@ -236,7 +221,36 @@ class Worker:
         )
         return await asyncio.to_thread(self._outbox.keep, question, header, to_bytes(tensors))
 
-    async def _fetch(self, task: TrainTask, lacking: list[ArtifactRef]) -> dict[str, Path]:
+    async def _score(self, model: LocalModel, task: EvaluateTask) -> None:
+        """Between rounds: score the sub-FM on what is kept aside, and deliver the sums."""
+        log_about(round=task.round)
+        reach(Point.STEP, "evaluation-taken")
+        with _as_cannot_train():
+            files = await self._bring_up(model, task)
+            with self._timed("score"):
+                adapter = files[task.adapter.sha256]
+                scores = await self._compute.run(model.score, adapter, self._score_stepper(task))
+        reach(Point.STEP, "scored")
+        submitted = SubmittedScores("", task.round, task.adapter.sha256, scores)
+        try:
+            await self._coordinator.submit_scores(submitted)
+        except (BadScores, BadMessage) as error:
+            raise CannotTrain(f"the coordinator refused the scores: {error}") from error
+        log.info("round %d: receipt for scores on %d examples", task.round, scores.examples)
+        reach(Point.STEP, "scores-delivered")
+
+    async def _bring_up(self, model: LocalModel, task: ModelTask) -> dict[str, Path]:
+        """Fetch what is missing, and have the sub-FM at the task's version."""
+        await self._compute.run(model.judge, task)
+        self._report(Progress(Activity.DOWNLOADING, task.round))
+        with self._timed("download"):
+            files = await self._fetch(task, model.lacks(task.sub_model))
+        reach(Point.STEP, "fetched")
+        await self._compute.run(model.equip, task.sub_model, files)
+        reach(Point.STEP, "equipped")
+        return files
+
+    async def _fetch(self, task: ModelTask, lacking: list[ArtifactRef]) -> dict[str, Path]:
         """Download into the cache, and drop from it what this task does not name."""
         folder = self._place.folder / "artifacts"
         wanted = [*lacking, task.adapter]
@@ -277,12 +291,24 @@ class Worker:
             self._metrics.steps.inc()
             reach(Point.STEP, "trained-a-step")
             self._compute.check()
-            if self._task is None or not _same_work(self._task, task):
+            if self._task is None or not same_work(self._task, task):
                 raise Stopped("another task came")
 
         return on_step
 
-    def _traced(self, run: RunSpec, task: TrainTask) -> AbstractContextManager[None]:
+    def _score_stepper(self, task: EvaluateTask) -> Callable[[int, int], None]:
+        """Called from the compute thread before every batch."""
+
+        def on_step(step: int, steps: int) -> None:
+            self._report(Progress(Activity.SCORING, task.round, step, steps))
+            reach(Point.STEP, "scored-a-batch")
+            self._compute.check()
+            if self._task is None or not same_work(self._task, task):
+                raise Stopped("another task came")
+
+        return on_step
+
+    def _traced(self, run: RunSpec, task: ModelTask) -> AbstractContextManager[None]:
         """A span around the work on a task, below the coordinator's round."""
         about = {"run": run.run_id, "worker": self._name}
         return tracing.span("task", task.traceparent, **about, round=task.round, attempt=task.attempt)
@@ -314,17 +340,3 @@ def _as_cannot_train() -> Iterator[None]:
             "out of memory; end what else uses it, give this worker more or another --device, or have the "
             "owner of the run lower training.batch_size"
         ) from error
-
-
-def _same_try(a: Task, b: Task) -> bool:
-    """Whether two tasks differ in nothing but the time left: one of them was sent again."""
-    if isinstance(a, TrainTask) and isinstance(b, TrainTask):
-        return replace(a, seconds_left=0) == replace(b, seconds_left=0)
-    return a == b
-
-
-def _same_work(a: Task, b: Task) -> bool:
-    """Whether the update that one task asks for serves the other: a round's second try does."""
-    if isinstance(a, TrainTask) and isinstance(b, TrainTask):
-        return _same_try(replace(a, attempt=0), replace(b, attempt=0))
-    return False

@@ -63,7 +63,7 @@ class Metrics:
             self._activity.labels(activity).set(activity is Activity.IDLE)
         for result in ("accepted", "duplicate", "refused"):
             self.updates.labels(result)
-        for part in ("download", "train", "upload"):
+        for part in ("download", "train", "upload", "score"):
             self.seconds.labels(part)
 
     def progressed(self, progress: Progress) -> None:

@@ -80,11 +80,15 @@ async def work(options: WorkerOptions) -> signal.Signals | None:
 
 
 async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -> signal.Signals | None:
-    data = PrivateData.read(options.data)
+    data = PrivateData.read(options.data, name)
     log.info("%d private examples in %s", len(data), data.examples.source)
-    for note in data.examples.notes:
+    for note in data.notes:
         log.warning("%s", note)
-    joining = JoinRequest(name, PROTOCOL_MIN, PROTOCOL_MAX, version("fedpft"), len(data))
+    aside = 0 if data.validation is None else len(data.validation)
+    if aside:
+        log.info("%d further examples are kept aside, to score on", aside)
+    software = version("fedpft")
+    joining = JoinRequest(name, PROTOCOL_MIN, PROTOCOL_MAX, software, len(data), validation=aside)
     metrics = Metrics()
     serving = open_metrics(options.metrics, metrics.registry, options.insecure)
     compute = ComputeThread()

@@ -6,10 +6,13 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from typing import TypeVar
 
-from common.errors import BrokenTransfer
+from common.errors import BrokenTransfer, UnknownHost, WrongService
 from common.transport.rpc import STALL_SECONDS
 
 T = TypeVar("T")
+
+# At its start a worker waits so long at most for a name to be known.
+_UNKNOWN_HOST_SECONDS = 30.0
 
 
 def backoff(first: float = 0.2, most: float = 10.0) -> Iterator[float]:
@@ -39,6 +42,17 @@ class Outage:
         now = time.monotonic()
         self._since = now if self._since is None else self._since
         return now - self._since
+
+
+def patience_with(error: Exception, patience: float, known: bool) -> float:
+    """Seconds for which to try again, of the most that there are; `known`: somebody has answered before.
+
+    Where nothing has answered yet, what cannot become right is not waited for: another service at the
+    address at all, a name that is not known for long; a DNS may come up after the worker.
+    """
+    if known or not isinstance(error, WrongService | UnknownHost):
+        return patience
+    return min(patience, 0.0 if isinstance(error, WrongService) else _UNKNOWN_HOST_SECONDS)
 
 
 async def unstalled(messages: AsyncIterable[T]) -> AsyncIterator[T]:

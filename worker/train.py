@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from common.model import tasks
 from common.model.adapter import Adapted, difference, plus
 from common.model.apoz import ZeroCounter, ZeroCounts
 from common.model.dropout import cheap_dropout
-from common.records import TrainingSpec
+from common.records import LocalOptimizer, TrainingSpec
 
 # Called after every step with steps done, steps in all and the running loss; may raise to stop.
 OnStep = Callable[[int, int, float], None]
@@ -61,9 +62,7 @@ def fine_tune(
         {"params": lora, "lr": spec.learning_rate * factor},
         {"params": head, "lr": spec.head_learning_rate * factor},
     ]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]], weight_decay=spec.weight_decay
-    )
+    optimizer = _optimizer([group for group in groups if group["params"]], spec)
     per_epoch = -(-len(data) // spec.batch_size)
     steps, step, total = per_epoch * spec.epochs, 0, 0.0
     counter = counter or ZeroCounter({})
@@ -96,6 +95,31 @@ def fine_tune(
         raise _diverged(f"after {steps} steps {len(spoilt)} of {len(delta)} tensors are not finite")
     adapted.load(plus(start, delta))
     return LocalUpdate(delta, total / step, step, counter.counts)
+
+
+def _optimizer(groups: list[dict[str, Any]], spec: TrainingSpec) -> torch.optim.Optimizer:
+    """AdamW; or SGD, whose weight decay is decoupled as AdamW's is (Loshchilov and Hutter 2019)."""
+    match spec.optimizer:
+        case LocalOptimizer.ADAMW:
+            return torch.optim.AdamW(groups, weight_decay=spec.weight_decay)
+        case LocalOptimizer.SGD:
+            return _Sgd(groups, spec)
+
+
+class _Sgd(torch.optim.SGD):
+    """p ← (1 − rate · decay) p − rate · m, m = momentum · m + gradient; torch puts the decay into m."""
+
+    def __init__(self, groups: list[dict[str, Any]], spec: TrainingSpec) -> None:
+        super().__init__(groups, momentum=spec.momentum)
+        self._decay = spec.weight_decay
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step."""
+        for group in self.param_groups if self._decay else ():
+            for parameter in group["params"]:
+                parameter.mul_(1 - group["lr"] * self._decay)
+        return super().step(closure)
 
 
 def _diverged(how: str) -> Diverged:

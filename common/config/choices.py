@@ -50,6 +50,7 @@ class AggregationRule(StrEnum):
     TRIMMED_MEAN = "trimmed-mean"
     KRUM = "krum"
     MULTI_KRUM = "multi-krum"
+    TIES = "ties"
 
 
 class ClassWeights(StrEnum):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.config.choices import (
     AggregationRule,
@@ -17,7 +17,7 @@ from common.config.choices import (
     ServerOptimizer,
 )
 from common.config.section import Positive, Rate, Section, Sent, Share
-from common.records import AdapterTargets
+from common.records import AdapterTargets, LocalOptimizer
 
 
 class SubModelSection(Section):
@@ -115,12 +115,18 @@ class TrainingSection(Section):
     """Passes over the private data."""
     batch_size: Sent = 16
     """Examples per step."""
-    learning_rate: Rate = 2e-3
-    """AdamW's learning rate for LoRA."""
-    head_learning_rate: Rate = 5e-3
-    """AdamW's learning rate for the head."""
+    optimizer: LocalOptimizer = LocalOptimizer.ADAMW
+    """What takes the workers' steps: "adamw"; or "sgd", which wants far larger rates, for the head alone
+    some 10, and workers of protocol 5."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    """Learning rate for LoRA; AdamW's must be < 1."""
+    head_learning_rate: Annotated[float, Field(gt=0)] = 5e-3
+    """Learning rate for the head; AdamW's must be < 1."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of "sgd": share of the last step that is added to the next."""
     weight_decay: Share = 0.01
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay: in a step, weights shrink by this times their learning rate. At SGD's rates
+    even 0.01 is much: 0 is usual there."""
     max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this L2 norm."""
     decay: Literal["linear", "constant"] = "linear"
@@ -131,12 +137,30 @@ class TrainingSection(Section):
     """"balanced": a class counts in the loss the more, the rarer it is among all workers together. For that
     each worker tells how many examples of each class it has, before it joins."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainingSection":
+        if self.optimizer is LocalOptimizer.ADAMW and self.momentum:
+            raise ValueError(f'momentum must be 0 for optimizer = "adamw", got {self.momentum:g}')
+        for key in ("learning_rate", "head_learning_rate"):
+            rate = getattr(self, key)
+            if self.optimizer is LocalOptimizer.ADAMW and rate >= 1:
+                raise ValueError(f'{key} must be < 1 for optimizer = "adamw", got {rate:g}')
+            if rate * self.weight_decay >= 1:
+                # A step would turn the weights' signs.
+                raise ValueError(
+                    f"{key} times weight_decay must be < 1, got {rate:g} times {self.weight_decay:g}"
+                )
+        return self
+
 
 class AggregationSection(Section):
     """How updates become the next adapter."""
 
     rule: AggregationRule = AggregationRule.MEAN
-    """"mean" (FedAvg); against bad workers "median", "trimmed-mean", "krum", "multi-krum"."""
+    """"mean" (FedAvg); "ties", where workers pull in opposite directions (TIES-merging: trim, elect a sign,
+    average those that agree); against bad workers "median", "trimmed-mean", "krum", "multi-krum"."""
+    density: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of every tensor of a worker's change that "ties" keeps: its largest entries."""
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     """Share that "trimmed-mean" cuts off at either end."""
     byzantine: int = Field(default=1, ge=0)
@@ -195,6 +219,9 @@ class GradientGapSection(Section):
     """Texts or images per batch."""
 
 
+BestBy = Literal["loss", "accuracy", "macro_f1", "matthews", "auc", "pearson", "entity_f1"]
+
+
 class RoundsSection(Section):
     """The federated rounds."""
 
@@ -224,3 +251,26 @@ class RoundsSection(Section):
     """Adapters of so many last rounds stay on disk, for `fedpft rewind`."""
     tries: Positive = 3
     """A round that misses its minimum is repeated this often before the run fails."""
+    patience: Positive | None = None
+    """The run ends early once so many scores on end are not better than the best one, and its result is the
+    best round's adapter, not the last's. Scores are those at the workers; where there are none, the FM's on
+    the owner's test data. Those before the first round do not count. Unset: all rounds, the last one's."""
+    best_by: BestBy = "loss"
+    """By which score a round is the best: "loss" (smallest; it moves when accuracy stands still), or largest
+    "accuracy", "macro_f1", "matthews", "auc", "pearson" or "entity_f1", whichever the task has."""
+
+
+class ValidationSection(Section):
+    """Scores at the workers: of the sub-FM, on examples that they keep aside. Only sums are shown."""
+
+    every: int = Field(default=0, ge=0)
+    """Score before the first round, after every so many, and after the last; 0 never. Workers are asked that
+    were started with --validation or --validation-share."""
+    workers: Positive | None = None
+    """Workers drawn for each; unset asks all that are there."""
+    minimum: Positive = 2
+    """With fewer answers there is no score: a sum of one worker alone would be that worker's."""
+    deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """The run goes on with what has come after this time at the latest."""
+    per_worker: bool = False
+    """Keep and show each worker's own score as well."""

@@ -25,12 +25,13 @@ from common.config.method import (
     RoundsSection,
     SubModelSection,
     TrainingSection,
+    ValidationSection,
 )
 from common.config.section import Section
 from common.config.service import AdmissionSection, ComputeSection, LimitsSection, ServerSection, TlsSection
 from common.config.task import DataSection, ModelSection, RunSection, TaskSection
 from common.records import AdapterTargets, TaskKind
-from common.task_forms import FORMS
+from common.task_forms import BEST_BY, FORMS
 
 
 # What holds for language models, and where the paper's own settings do not: with neurons cut by their norm, and
@@ -70,6 +71,8 @@ class RunConfig(Section):
     """How far apart the FM's and the sub-FM's gradients are, after each round, on public data."""
     rounds: RoundsSection = RoundsSection()
     """The federated rounds."""
+    validation: ValidationSection = ValidationSection()
+    """Scores at the workers: of the sub-FM, on examples that they keep aside. Only sums are shown."""
     server: ServerSection = ServerSection()
     """Where the coordinator listens."""
     tls: TlsSection = TlsSection()
@@ -132,7 +135,23 @@ class RunConfig(Section):
             )
         self._check_exact_averaging()
         self._check_robust_rule()
+        self._check_best()
         return self
+
+    def _check_best(self) -> None:
+        v, rounds, answer = self.validation, self.rounds, FORMS[self.task.kind].answer
+        if rounds.patience is not None and not v.every and self.data.test is None:
+            raise ValueError("rounds.patience needs scores: set validation.every, or data.test.path")
+        if rounds.best_by not in BEST_BY[answer]:
+            known = ", ".join(f'"{name}"' for name in BEST_BY[answer])
+            raise ValueError(
+                f'rounds.best_by must be one of {known} for {self.task.kind}, got "{rounds.best_by}"'
+            )
+        if v.every and v.minimum > (v.workers or rounds.workers):
+            raise ValueError(
+                f"validation.minimum must not exceed the workers that are asked, got {v.minimum} of "
+                f"{v.workers or rounds.workers}"
+            )
 
     def _check_robust_rule(self) -> None:
         a, least = self.aggregation, self.rounds.minimum

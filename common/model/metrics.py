@@ -38,16 +38,23 @@ State = Mapping[str, Tensor]
 class TaskMetrics:
     """A task's metrics: `update` them with answers, `add` others' states, `compute` what they come to.
 
-    `labels` name the classes; `bounds` are the smallest and the largest number that is a label.
+    `labels` name the classes; `bounds` are the smallest and the largest number that is a label. Metrics
+    whose states would hold more than `most` numbers together are left out, the last first.
     """
 
     def __init__(
-        self, kind: TaskKind, labels: Sequence[str], bounds: tuple[float, float] | None = None
+        self,
+        kind: TaskKind,
+        labels: Sequence[str],
+        bounds: tuple[float, float] | None = None,
+        most: float = math.inf,
     ) -> None:
         self._kind, self._labels = kind, labels
         self._parts = _PARTS[FORMS[kind].answer](labels)
         if bounds is not None and FORMS[kind].answer is Answer.NUMBER:
             self._parts["spearman"] = Spearman(*bounds)
+        while sum(count.numel() for count in self.state().values()) > most:
+            self._parts.popitem()
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """A batch of answers: scores and labels as `common.model.tasks` has them."""

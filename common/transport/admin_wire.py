@@ -14,6 +14,7 @@ from common.run_status import (
     ModelFacts,
     RunStatus,
     Traffic,
+    Validation,
     WorkerStatus,
 )
 from common.transport.wire import enum_from_pb, progress_from_pb, progress_to_pb
@@ -108,6 +109,9 @@ def status_to_pb(s: RunStatus) -> admin_pb2.GetStatusResponse:
         directory=s.directory,
         task=types_pb2.TaskKind.Value(f"TASK_KIND_{s.task.name}"),
         gaps=[_gap_to_pb(g) for g in s.gaps],
+        validations=[admin_pb2.Validation(**asdict(v)) for v in s.validations],
+        best=s.best,
+        result=s.result,
     )
 
 
@@ -129,13 +133,19 @@ def status_from_pb(m: admin_pb2.GetStatusResponse) -> RunStatus:
         adapter_sha256=m.adapter_sha256,
         directory=m.directory,
         task=enum_from_pb(TaskKind, types_pb2.TaskKind, "TASK_KIND_", m.task),
+        validations=tuple(
+            Validation(v.round, v.workers, v.examples, v.accuracy, v.loss, dict(v.metrics), v.worker)
+            for v in m.validations
+        ),
+        best=m.best,
+        result=m.result,
     )
 
 
 def status_parts(s: RunStatus) -> Iterator[admin_pb2.ReadStatusResponse]:
     """A status in messages of bounded size: lists go on where the part before ended."""
     whole = status_to_pb(s)
-    rest = {name: list(getattr(whole, name)) for name in ("workers", "evaluations", "gaps")}
+    rest = {name: list(getattr(whole, name)) for name in ("workers", "evaluations", "gaps", "validations")}
     for name in rest:
         whole.ClearField(name)  # type: ignore[arg-type]  # mistyped for names that vary
     yield admin_pb2.ReadStatusResponse(part=whole)

@@ -111,6 +111,7 @@ STATUS: dict[type[FedPftError], StatusCode] = {
     errors.BrokenTransfer: StatusCode.OUT_OF_RANGE,
     errors.BadDigest: StatusCode.DATA_LOSS,
     errors.BadUpdate: StatusCode.INVALID_ARGUMENT,
+    errors.BadScores: StatusCode.INVALID_ARGUMENT,
     errors.CannotTrain: StatusCode.ABORTED,
     errors.StaleRound: StatusCode.FAILED_PRECONDITION,
     errors.LateUpdate: StatusCode.FAILED_PRECONDITION,

@@ -20,9 +20,10 @@ from common.records import (
     ArtifactKind,
     ArtifactRef,
     Chunk,
-    ClassCounts,
+    EvaluateTask,
     JoinReply,
     JoinRequest,
+    LocalOptimizer,
     Progress,
     RunSpec,
     StopTask,
@@ -41,7 +42,6 @@ from common.trust.identity import NAME
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(NAME)
 _MOST_TOLD = 300
-_MOST_COUNTED = 2**53
 _MOST_U32 = 2**32 - 1
 
 Member = TypeVar("Member", bound=StrEnum)
@@ -56,7 +56,8 @@ def enum_from_pb(kind: type[Member], pb_enum: object, prefix: str, number: int) 
         raise BadMessage(f"{kind.__name__} {number} is not known; upgrade this side") from None
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Check a digest. Raises BadMessage."""
     if not _SHA256.fullmatch(text):
         raise BadMessage("a digest must be 64 lower-case hexadecimal digits")
     return text
@@ -91,7 +92,7 @@ def ref_to_pb(ref: ArtifactRef) -> types_pb2.ArtifactRef:
 
 def ref_from_pb(m: types_pb2.ArtifactRef) -> ArtifactRef:
     kind = enum_from_pb(ArtifactKind, types_pb2.ArtifactKind, "ARTIFACT_KIND_", m.kind)
-    return ArtifactRef(kind, _digest(m.sha256), m.size)
+    return ArtifactRef(kind, digest(m.sha256), m.size)
 
 
 def chunk_to_pb(chunk: Chunk) -> types_pb2.Chunk:
@@ -113,6 +114,7 @@ def join_request_to_pb(r: JoinRequest) -> federation_pb2.JoinRequest:
         software=r.software,
         examples=r.examples,
         process=r.process,
+        validation=r.validation,
     )
 
 
@@ -120,7 +122,8 @@ def join_request_from_pb(m: federation_pb2.JoinRequest) -> JoinRequest:
     if m.examples < 1:
         raise BadMessage("a worker needs at least one example")
     name, software, process = worker_name(m.worker), m.software[:64], m.process[:64]
-    return JoinRequest(name, m.protocol_min, m.protocol_max, software, m.examples, process)
+    protocols = m.protocol_min, m.protocol_max
+    return JoinRequest(name, *protocols, software, m.examples, process, m.validation)
 
 
 def join_reply_to_pb(r: JoinReply) -> federation_pb2.JoinResponse:
@@ -162,6 +165,8 @@ def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
             weight_decay=r.training.weight_decay,
             max_gradient_norm=r.training.max_gradient_norm,
             proximal=r.training.proximal,
+            optimizer=types_pb2.LocalOptimizer.Value(f"LOCAL_OPTIMIZER_{r.training.optimizer.name}"),
+            momentum=r.training.momentum,
             class_weights=r.training.class_weights,
         ),
         seed=r.seed,
@@ -191,26 +196,14 @@ def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
             t.weight_decay,
             t.max_gradient_norm,
             t.proximal,
+            # 0: of a coordinator from before there was a choice.
+            enum_from_pb(LocalOptimizer, types_pb2.LocalOptimizer, "LOCAL_OPTIMIZER_", t.optimizer or 1),
+            t.momentum,
             tuple(t.class_weights),
         ),
         seed=m.seed,
         asks_classes=m.asks_classes,
     )
-
-
-def class_counts_to_pb(r: ClassCounts) -> federation_pb2.TellClassesRequest:
-    classes = [federation_pb2.ClassCount(name=name, count=count) for name, count in r.counts.items()]
-    return federation_pb2.TellClassesRequest(worker=r.worker, examples=r.examples, classes=classes)
-
-
-def class_counts_from_pb(m: federation_pb2.TellClassesRequest) -> ClassCounts:
-    counts = {c.name: c.count for c in m.classes}
-    if m.examples < 1 or len(counts) < len(m.classes):
-        raise BadMessage("a worker tells each of its classes once, and has at least one example")
-    for name, count in counts.items():
-        if not name or name != name.strip() or not 1 <= count <= _MOST_COUNTED:
-            raise BadMessage(f"class {name[:40]!r} must have a name without blanks around it, and be there")
-    return ClassCounts(worker_name(m.worker), m.examples, counts)
 
 
 # --- tasks ---
@@ -254,6 +247,16 @@ def task_to_pb(task: Task) -> federation_pb2.WatchTasksResponse:
                 traceparent=task.traceparent,
             )
             return federation_pb2.WatchTasksResponse(train=train)
+        case EvaluateTask():
+            evaluate = federation_pb2.EvaluateTask(
+                round=task.round,
+                sub_model=sub_model_to_pb(task.sub_model),
+                adapter=ref_to_pb(task.adapter),
+                seconds_left=task.seconds_left,
+                attempt=task.attempt,
+                traceparent=task.traceparent,
+            )
+            return federation_pb2.WatchTasksResponse(evaluate=evaluate)
         case WaitTask(reason):
             wait = federation_pb2.WaitTask(reason=reason)
             return federation_pb2.WatchTasksResponse(wait=wait)
@@ -277,6 +280,16 @@ def task_from_pb(m: federation_pb2.WatchTasksResponse) -> Task:
                 enum_from_pb(ZeroRule, types_pb2.ZeroRule, "ZERO_RULE_", t.zero_rule),
                 t.zero_threshold,
                 well_formed(t.traceparent),
+            )
+        case "evaluate":
+            e = m.evaluate
+            return EvaluateTask(
+                e.round,
+                sub_model_from_pb(e.sub_model),
+                ref_from_pb(e.adapter),
+                e.seconds_left,
+                e.attempt,
+                well_formed(e.traceparent),
             )
         case "wait":
             return WaitTask(m.wait.reason)
@@ -326,9 +339,9 @@ def header_from_pb(m: federation_pb2.UpdateHeader) -> UpdateHeader:
     return UpdateHeader(
         m.session,
         m.round,
-        _digest(m.adapter_sha256),
+        digest(m.adapter_sha256),
         m.size,
-        _digest(m.sha256),
+        digest(m.sha256),
         m.examples,
         m.loss,
         m.seconds,

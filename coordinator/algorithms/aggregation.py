@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.config.choices import AggregationRule, ServerOptimizer
 from common.errors import BadUpdate, RunFailed
+from coordinator.algorithms import ties
 from coordinator.algorithms.exact_averaging import residuals
 
 MOMENTUM, VARIANCE = "momentum", "variance"
@@ -46,6 +47,7 @@ class Settings:
         momentum: share of the last round's momentum that stays: beta1, in [0, 1).
         second_momentum: the same of Adam's and Yogi's variance: beta2, in [0, 1).
         tau: adaptivity of Adam and Yogi: the smaller, the more each coordinate has its own step; > 0.
+        density: share of a change that TIES keeps, in (0, 1].
     """
 
     rule: AggregationRule = AggregationRule.MEAN
@@ -56,6 +58,7 @@ class Settings:
     momentum: float = 0.9
     second_momentum: float = 0.99
     tau: float = 1e-3
+    density: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,10 @@ def combine(updates: Sequence[Update], settings: Settings) -> dict[str, Tensor]:
     - Krum: the update with the lowest score, the sum of its squared distances to its n - f - 2 nearest
       others; Multi-Krum: the mean of the m = n - f - 2 lowest scored (Blanchard et al. 2017, who leave
       m open). Both need n >= 2f + 3.
+    - ties: in each coordinate the mean, by examples, of those that agree with the sign that all elect, the
+      small ones being left out before (`ties.merged`).
 
-    All but the mean give every worker the same weight: the number of examples is a worker's own
+    All but the mean and ties give every worker the same weight: the number of examples is a worker's own
     claim, and a bad one would claim many.
 
     Raises RunFailed when there are too few updates for the rule, BadUpdate when they differ in names.
@@ -137,6 +142,9 @@ def _combiner(ordered: Sequence[Update], settings: Settings) -> Callable[[str], 
         case AggregationRule.MULTI_KRUM:
             best = _by_krum(ordered, settings)[: _near(len(ordered), settings)]
             return _mean_of([ordered[i] for i in best], [1 / len(best)] * len(best))
+        case AggregationRule.TIES:
+            shares, density = _shares(ordered), settings.density
+            return lambda name: ties.merged([u.delta[name] for u in ordered], shares, density)
 
 
 def step(

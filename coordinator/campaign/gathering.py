@@ -1,14 +1,20 @@
 """A round's updates brought together: the one step in which services and simulation differ."""
 
+import math
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from common.config.run import RunConfig
+from common.errors import RunFailed
 from common.model.update import DELTA, Prefixed
-from common.records import ArtifactRef, ClassCounts, StopTask
+from common.records import ArtifactRef, ClassCounts, ScoreSums, StopTask
+from common.run_status import Validation
 from common.runtime.compute import one_thread
+from common.runtime.fault_points import Point, reach
 from common.storage.tensors import TensorFile
 from coordinator.algorithms.outliers import norm, outliers
+from coordinator.campaign import announcements, schedule
 from coordinator.context import RunContext
 from coordinator.modelling.models import Models
 from coordinator.storage.store import Store, StoredUpdate
@@ -34,6 +40,28 @@ class Gathering(ABC):
 
         They are the same, also in another process, once the store has them as accepted. Raises RunFailed.
         """
+
+    async def validate(self, models: Models, number: int, adapter: ArtifactRef) -> None:
+        """Scores after a round on examples that clients keep aside, added up and committed.
+
+        Nothing that becomes of them ends the run: with too few answers the round has no score.
+        """
+        store, config = self._run.store, self._run.config
+        if not schedule.validates_after(config, number) or store.validations.done_after(number):
+            return
+        counted = await self._scores(models, number, adapter)
+        reach(Point.STEP, "validated")
+        if len(counted) < config.validation.minimum:
+            store.validations.close(Validation(number, 0, 0, math.nan, math.nan), (), ())
+            announcements.not_validated(self._run, number, len(counted))
+            return
+        together, each = await self._run.compute.run(_added_up, config, number, counted)
+        store.validations.close(together, each if config.validation.per_worker else (), counted)
+        announcements.validated(self._run, together)
+
+    @abstractmethod
+    async def _scores(self, models: Models, number: int, adapter: ArtifactRef) -> dict[str, ScoreSums]:
+        """The sums of the clients that have answered, by name, all committed."""
 
     @abstractmethod
     def dismiss(self, task: StopTask) -> None:
@@ -62,7 +90,42 @@ class Gathering(ABC):
 
 
 @one_thread()
+def _added_up(
+    config: RunConfig, number: int, parts: Mapping[str, ScoreSums]
+) -> tuple[Validation, list[Validation]]:
+    """The score of all together, and of each by name; blocking."""
+    from common.model.scores import figures, total
+
+    kind, labels = config.task.kind, config.task.labels
+
+    def of(sums: ScoreSums, workers: int, worker: str = "") -> Validation:
+        return Validation(number, workers, sums.examples, *figures(sums, kind, labels), worker)
+
+    return of(total(parts), len(parts)), [of(parts[name], 1, name) for name in sorted(parts)]
+
+
+@one_thread()
 def update_norms(store: Store, updates: Iterable[StoredUpdate]) -> dict[str, float]:
     """L2 norm of each client's delta; blocking."""
     files = {u.worker: TensorFile(store.artifacts.path(u.sha256)) for u in updates}
     return {client: norm(Prefixed(file, DELTA)) for client, file in files.items()}
+
+
+async def without_largest(
+    run: RunContext, number: int, updates: list[StoredUpdate], problem: str
+) -> list[StoredUpdate]:
+    """The updates without the one most likely to blame for a `problem` of what is made of all.
+
+    Raises RunFailed when too few are left.
+    """
+    norms = await run.compute.run(update_norms, run.store, updates)
+    worst = max(norms, key=lambda worker: (norms[worker], worker))
+    told = f"round {number}: with the update of worker {worst}, whose norm is {norms[worst]:.3g}, {problem}"
+    if len(updates) - 1 < max(1, run.config.rounds.minimum):
+        raise RunFailed(
+            f"{told}; without it there are too few. Look at that worker's data and device; then "
+            f"`fedpft rewind {run.store.directory} --round {number - 1}` asks for this round again"
+        )
+    run.metrics.updates.labels("set-aside").inc()
+    run.events.record("update_set_aside", f"{told}; it is set aside", number, worst, norm=norms[worst])
+    return [u for u in updates if u.worker != worst]

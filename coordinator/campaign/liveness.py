@@ -26,6 +26,8 @@ _STEPS_FORWARD = (
     "gradient_gap",
     "aligned",
     "evaluated",
+    "validated",
+    "scores_received",
     "run_rewound",
 )
 _MOST_FAILURES = 3

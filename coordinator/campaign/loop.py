@@ -11,18 +11,18 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from common.config.run import RunConfig
-from common.errors import RunFailed, StoreError
+from common.errors import StoreError
 from common.records import ArtifactKind, ArtifactRef, Phase, StopTask, SubModelRef
-from common.run_status import SCORED, Evaluation
+from common.run_status import Evaluation
 from common.runtime.fault_points import Point, reach
-from coordinator.campaign import schedule
-from coordinator.campaign.gathering import Gathering, update_norms
+from coordinator.campaign import announcements, schedule
+from coordinator.campaign.best import best_round, kept_rounds, result_round, scores_of
+from coordinator.campaign.gathering import Gathering, without_largest
 from coordinator.campaign.progress import RunProgress
 from coordinator.campaign.schedule import Scoring
-from coordinator.campaign.status import reading
 from coordinator.context import RunContext
 from coordinator.modelling.building import CHECKPOINT_FILE
-from coordinator.modelling.classes import agreed, told_classes
+from coordinator.modelling.classes import agreed
 from coordinator.modelling.correcting import CORRECTION_FILE
 from coordinator.modelling.models import Models
 from coordinator.storage import retention
@@ -56,7 +56,8 @@ class Campaign:
             done, adapter = await self._first_adapter(models, *sub_fm)
             await self._clear_up()
             await self._evaluate(models, done)
-        while (number := done + 1) <= self._config.rounds.count:
+            await self._validate(models, done, adapter)
+        while (number := done + 1) <= self._config.rounds.count and not self._stops_early():
             with self._progress.traced("round", number):
                 with self._run.metrics.round_seconds.time():
                     updates = await self._gather(models, number, adapter)
@@ -64,13 +65,15 @@ class Campaign:
                 await self._measure(models, number)
                 await self._realign(models, number, updates)
                 await self._evaluate(models, number)
+                await self._validate(models, number, adapter)
                 done = number
                 await self._clear_up()
+        done, adapter = await self._result(models, done, adapter)
         if self._config.correction.steps and models.correctable:
             with self._progress.traced("correction", done):
                 await self._correct(models, done, adapter)
                 await self._clear_up()
-        self._finish(adapter)
+        self._finish(done, adapter)
 
     @property
     def _config(self) -> RunConfig:
@@ -85,7 +88,7 @@ class Campaign:
             classes = await self._timed("loading", agreed, self._config, told)
             self._run.settle(classes)
             self._gathering.classes_known()
-            self._events.record("classes_agreed", told_classes(classes), workers=classes.workers)
+            announcements.classes_agreed(self._run, classes)
             reach(Point.STEP, "classes")
 
     async def _load(self) -> Models:
@@ -103,7 +106,7 @@ class Campaign:
         if self._config.prunes and self._config.sub_fm.path is None and self._config.aligns_layers:
             self._progress.enter(Phase.ALIGNING, "aligning the sub-FM to the FM")
             before, after = await self._timed("building", models.align_layers, plan, module, on_step)
-            self._aligned(0, before, after)
+            announcements.aligned(self._run, 0, before, after)
             reach(Point.STEP, "aligned")
         reference, plan_file, facts = await self._timed("building", models.publish, plan, module)
         self._store.commit_sub_model(reference, plan_file, facts)
@@ -155,7 +158,7 @@ class Campaign:
             problem = await self._timed("inspecting", models.inspect, result)
             if problem is None:
                 break
-            updates = await self._without_largest(number, updates, problem)
+            updates = await without_largest(self._run, number, updates, problem)
         reach(Point.STEP, "aggregated")
         self._store.commit_adapter(number, result, state, [u.worker for u in updates])
         self._run.traffic.save()
@@ -169,24 +172,6 @@ class Campaign:
             examples=sum(u.examples for u in updates),
         )
         return result, updates
-
-    async def _without_largest(
-        self, number: int, updates: list[StoredUpdate], problem: str
-    ) -> list[StoredUpdate]:
-        """The updates without the one most likely to blame. Raises RunFailed when too few are left."""
-        norms = await self._timed("inspecting", update_norms, self._store, updates)
-        worst = max(norms, key=lambda worker: (norms[worker], worker))
-        told = (
-            f"round {number}: with the update of worker {worst}, whose norm is {norms[worst]:.3g}, {problem}"
-        )
-        if len(updates) - 1 < max(1, self._config.rounds.minimum):
-            raise RunFailed(
-                f"{told}; without it there are too few. Look at that worker's data and device; then "
-                f"`fedpft rewind {self._store.directory} --round {number - 1}` asks for this round again"
-            )
-        self._run.metrics.updates.labels("set-aside").inc()
-        self._events.record("update_set_aside", f"{told}; it is set aside", number, worst, norm=norms[worst])
-        return [u for u in updates if u.worker != worst]
 
     async def _measure(self, models: Models, number: int) -> None:
         """Measure the gradient gap, when it can be and is not done."""
@@ -223,11 +208,11 @@ class Campaign:
         )
         reach(Point.STEP, "re-aligned")
         self._store.alignments.commit(number, patch, before, after)
-        self._aligned(number, before, after)
+        announcements.aligned(self._run, number, before, after)
 
-    async def _evaluate(self, models: Models, number: int) -> None:
-        """Score the models, when it is due, there is test data and it is not done."""
-        count = self._config.rounds.count
+    async def _evaluate(self, models: Models, number: int, result: bool = False) -> None:
+        """Score the models, when it is due or they are the `result`, on test data, when it is not done."""
+        count = number if result else self._config.rounds.count
         if not (models.scored and self._scoring.due(number, count)):
             return
         if any(e.round == number for e in self._store.evaluations()):
@@ -239,14 +224,34 @@ class Campaign:
         evaluations = await self._timed("scoring", score, *arguments, self._progress.on_step)
         reach(Point.STEP, "evaluated")
         self._store.commit_evaluation(*evaluations)
-        for evaluation in evaluations:
-            self._run.metrics.evaluated(evaluation)
-        measure, shown = reading(evaluations, self._config.task.kind)
-        figures = {f"{e.model}_accuracy": e.accuracy for e in evaluations}
-        figures |= {f"{e.model}_loss": e.loss for e in evaluations}
-        number = evaluations[0].round
-        told = ", ".join(f"of the {SCORED[model]} {value}" for model, value in shown.items())
-        self._events.record("evaluated", f"round {number}: {measure} {told}", number, "", **figures)
+        announcements.evaluated(self._run, evaluations)
+
+    async def _validate(self, models: Models, number: int, adapter: ArtifactRef) -> None:
+        """Have clients score the sub-FM with the adapter on what they keep aside, when it is due."""
+        with self._timing("validating"):
+            await self._gathering.validate(models, number, adapter)
+        self._run.metrics.best.set(best_round(self._store, self._config) or 0)
+
+    def _stops_early(self) -> bool:
+        """Whether the scores have not become better for as long as the run is patient."""
+        patience = self._config.rounds.patience
+        return patience is not None and scores_of(self._store, self._config).stale(patience)
+
+    async def _result(self, models: Models, done: int, adapter: ArtifactRef) -> tuple[int, ArtifactRef]:
+        """The round whose adapter is the run's result: both models are as they were after it."""
+        if done < self._config.rounds.count:
+            announcements.stopped_early(self._run, done, scores_of(self._store, self._config))
+        number = result_round(self._store, self._config)
+        if number == done:
+            await self._evaluate(models, number, result=True)
+            return done, adapter
+        kept, stored = self._store.adapter_after(number), self._store.sub_model(number)
+        if kept is None or stored is None:
+            raise StoreError(f"the adapter after round {number}, the best one, is not kept any more")
+        await self._timed("building", models.go_back, stored[0])
+        models.plug_in(kept)
+        await self._evaluate(models, number, result=True)
+        return number, kept
 
     async def _correct(self, models: Models, number: int, adapter: ArtifactRef) -> None:
         """Distil what the sub-FM has learnt into the FM, and score that, when it is not done."""
@@ -267,30 +272,25 @@ class Campaign:
         correction = StoredCorrection(file, found.before, found.after)
         self._store.corrections.commit(number, correction)
         (self._store.directory / CORRECTION_FILE).unlink(missing_ok=True)
-        self._run.metrics.corrected(found.before, found.after)
-        text = (
-            f"divergence from its teacher on held-out public data {found.before:.4f} → {found.after:.4f} nats"
-        )
-        figures = {"divergence_before": found.before, "divergence_after": found.after}
-        if file is not None:
-            self._events.record("corrected", f"the FM is corrected: {text}", number, "", **figures)
-        else:
-            told = f"{text}: the correction helps too little, and is left out"
-            self._events.record("correction_left_out", told, number, "", **figures)
+        announcements.corrected(self._run, number, correction)
         return correction
 
     async def _clear_up(self) -> None:
         """Delete what nothing needs any more, and say what the rest takes."""
-        freed = await self._run.compute.run(retention.collect, self._store, self._config.rounds.kept)
+        best = kept_rounds(self._store, self._config)
+        freed = await self._run.compute.run(retention.collect, self._store, self._config.rounds.kept, best)
         self._run.metrics.collected.inc(freed)
         self._run.metrics.disk_holds(await self._run.compute.run(retention.sizes, self._store))
 
-    def _finish(self, adapter: ArtifactRef) -> None:
+    def _finish(self, number: int, adapter: ArtifactRef) -> None:
         self._run.traffic.save()
         reach(Point.STEP, "finishing")
         self._store.end_run(Phase.FINISHED, "all rounds are done")
         self._progress.enter(Phase.FINISHED, "")
-        self._events.record("run_finished", f"finished: adapter {adapter.sha256}", self._progress.round)
+        newest = self._store.latest_adapter()
+        which = f", the best one, of round {number}" if newest and newest[0] != number else ""
+        text = f"finished: adapter {adapter.sha256}{which}"
+        self._events.record("run_finished", text, self._progress.round)
         self._gathering.dismiss(StopTask(True, "the run is finished"))
 
     # --- how it ended otherwise ---
@@ -323,18 +323,6 @@ class Campaign:
         self._events.record("run_stopped", text, self._progress.round)
 
     # --- parts ---
-
-    def _aligned(self, number: int, before: float, after: float) -> None:
-        self._run.metrics.alignment_error.labels("before").set(before)
-        self._run.metrics.alignment_error.labels("after").set(after)
-        level = "neuron" if number else "layer"
-        self._events.record(
-            "aligned",
-            f"{level}-level alignment: hidden-state error {before:.4f} → {after:.4f}",
-            number,
-            error_before=before,
-            error_after=after,
-        )
 
     async def _timed(self, step: str, work: Callable[..., T], *arguments: object) -> T:
         """The result of `work`, computed where the run computes."""

@@ -40,6 +40,21 @@ def realigns_after(config: RunConfig, number: int, drift: float | None) -> bool:
     return limit is not None and drift is not None and drift > limit
 
 
+def validators(config: RunConfig, number: int, able: Sequence[str]) -> list[str]:
+    """The workers that score the sub-FM after a round, drawn from those that can."""
+    most = config.validation.workers
+    if most is None or most >= len(able):
+        return sorted(able)
+    draw = random.Random(seeds.derive(config.run.seed, "validators", number))
+    return sorted(draw.sample(sorted(able), most))
+
+
+def validates_after(config: RunConfig, number: int) -> bool:
+    """Whether workers score the sub-FM after this round; 0 is before the first."""
+    every = config.validation.every
+    return every > 0 and (number == config.rounds.count or number % every == 0)
+
+
 @dataclass(frozen=True)
 class Scoring:
     """When the models are scored on the owner's test data: after the last round always."""

@@ -11,36 +11,45 @@ from common.listing import first_workers
 from common.records import Activity, Phase, Progress, TaskKind
 from common.run_status import Evaluation, RunStatus, Traffic, WorkerStatus
 from common.task_forms import FORMS, Answer
+from coordinator.campaign.best import judged, result_among
 from coordinator.campaign.progress import RunProgress
 from coordinator.context import RunContext, settled
 from coordinator.federation.inbox import Inbox
-from coordinator.federation.rounds import Over, RoundState
+from coordinator.federation.rounds import Over, RoundState, Work
 from coordinator.federation.sessions import Session, Sessions
 from coordinator.storage.store import Store
 
+# Where a run stands while workers are asked for something.
+_PHASES = {Work.UPDATES: Phase.TRAINING, Work.SCORES: Phase.EVALUATING}
 _CONTESTED = "two workers work under this name; give each its own --name and its own --folder"
 
 
 def stored_status(store: Store, config: RunConfig, workers: bool = True) -> RunStatus:
     """What the store knows of the run; its `workers` may be left out, as a live coordinator knows better."""
-    outcome, latest, sub_model = store.outcome(), store.latest_adapter(), store.sub_model()
+    outcome, adapters, sub_model = store.outcome(), store.adapters(), store.sub_model()
     traffic = store.traffic.in_all() if workers else {}
     seen = worker_statuses(store, [], lambda worker: traffic.get(worker, ())) if workers else ()
+    evaluations, validations = store.evaluations(), store.validations.all()
+    scores, newest = judged(config, evaluations, validations), max(adapters, default=0)
+    result = result_among(config, scores, newest)
     return RunStatus(
         run_id=store.run_id(),
         phase=Phase(outcome) if outcome else Phase.STOPPED,
-        round=latest[0] if latest else 0,
+        round=newest,
         rounds=config.rounds.count,
         waiting_for="",
         step=0,
         steps=0,
         workers=seen,
-        evaluations=store.evaluations(),
+        evaluations=evaluations,
         gaps=store.gaps(),
         models=sub_model[2] if sub_model else None,
-        adapter_sha256=latest[1].sha256 if latest else "",
+        adapter_sha256=adapters.get(result if outcome == Phase.FINISHED else newest, ""),
         directory=str(store.directory),
         task=config.task.kind,
+        validations=validations,
+        best=scores.best or 0,
+        result=result,
     )
 
 
@@ -49,11 +58,11 @@ def live_status(run: RunContext, progress: RunProgress, sessions: Sessions, inbo
     step, steps = progress.steps
     state, waiting_for = inbox.state, progress.waiting_for
     over: dict[str, Over] = {}
-    if progress.phase is Phase.TRAINING and state is not None:
+    if state is not None and progress.phase is _PHASES[state.work]:
         now = asyncio.get_running_loop().time()
         over = state.outcomes(now)
         if state.missing:
-            waiting_for = awaited_updates(state, now)
+            waiting_for = awaited(state, now)
     contested = sessions.contested()
     known = worker_statuses(run.store, sessions.all(), run.traffic.of)
     troubled = [_troubled(w, over.get(w.worker), w.worker in contested) for w in known]
@@ -109,7 +118,7 @@ def open_run(directory: Path, model: str | None = None) -> tuple[Store, RunConfi
     return store, settled(config, store)
 
 
-def awaited_updates(state: RoundState, now: float) -> str:
+def awaited(state: RoundState, now: float) -> str:
     """What an open round waits for, how long at most for those that are lost, and for whom not any more."""
     names = []
     for worker in sorted(state.missing):
@@ -118,6 +127,6 @@ def awaited_updates(state: RoundState, now: float) -> str:
         elif (left := min(state.lost[worker], state.closes_at) - now) > 0:
             names.append(f"{worker} ({Activity.LOST}, waited for another {left:.0f} s)")
     more = (state.needed or len(state.selected)) - len(state.received)
-    some = f"{more} more update(s), of " if more < len(names) else "updates of "
+    some = f"{more} more update(s), of " if more < len(names) else f"{state.work} of "
     without = [f"{worker} ({over.reason})" for worker, over in sorted(state.outcomes(now).items())]
     return f"{some}{first_workers(names)}{'; not of ' if without else ''}{first_workers(without)}"

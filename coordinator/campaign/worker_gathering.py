@@ -7,7 +7,16 @@ from common.errors import RunFailed
 from common.listing import first_workers
 from common.model.update import update_schema
 from common.observability import tracing
-from common.records import ArtifactRef, ClassCounts, Phase, StopTask, TrainTask, WaitTask
+from common.records import (
+    ArtifactRef,
+    ClassCounts,
+    EvaluateTask,
+    Phase,
+    ScoreSums,
+    StopTask,
+    TrainTask,
+    WaitTask,
+)
 from common.runtime.fault_points import Point, reach
 from common.storage.tensors import TensorFile
 from coordinator.campaign import schedule
@@ -16,7 +25,8 @@ from coordinator.campaign.progress import RunProgress
 from coordinator.context import RunContext
 from coordinator.federation.census import waiting_for
 from coordinator.federation.inbox import Expected, Inbox
-from coordinator.federation.rounds import Lost, Outcome, RoundPhase, RoundState
+from coordinator.federation.rounds import Cannot, Lost, Outcome, RoundPhase, RoundState, Work
+from coordinator.federation.score_inbox import ExpectedScores
 from coordinator.federation.sessions import COALESCED_SECONDS, Assignment, Sessions
 from coordinator.modelling.models import Models
 from coordinator.storage.store import StoredUpdate
@@ -101,25 +111,27 @@ class WorkerGathering(Gathering):
         holders = [u.worker for u in self._store.updates(number)]
         if (drawn := self._store.interrupted_try(number)) is not None:
             return sorted({*drawn, *holders})
-        present = await self._enough_workers(number, failed)
+        present = await self._enough_workers(number == 1 and not self._store.last_selected(), failed)
         return sorted(
             {*schedule.select(self._run.config, number, present, self._rounds.over_select), *holders}
         )
 
-    async def _enough_workers(self, number: int, failed: frozenset[str]) -> list[str]:
+    async def _enough_workers(
+        self, first: bool, failed: frozenset[str] = frozenset(), scores: bool = False
+    ) -> list[str]:
         """The workers that are there, once they are enough without those that failed.
 
-        The first round waits for rounds.workers as long as it takes. A later one waits for those that
+        What comes first waits for rounds.workers as long as it takes. A later round waits for those that
         left it for rounds.grace_seconds, then goes on with its minimum; without that it gives up at
-        its deadline, with too few.
+        its deadline, with too few. For `scores` nothing is given up: they are of those that are there then.
         """
         rounds = self._rounds
         begun = asyncio.get_running_loop().time()
         needed = max(rounds.workers, rounds.sample or 0)
-        first = number == 1 and not self._store.last_selected()
         while len(set(present := self._sessions.present()) - failed) < needed:
             waited = asyncio.get_running_loop().time() - begun
-            limit = rounds.grace_seconds if len(present) >= rounds.minimum else rounds.deadline_seconds
+            enough = scores or len(present) >= rounds.minimum
+            limit = rounds.grace_seconds if enough else rounds.deadline_seconds
             if not first and waited >= limit:
                 break
             self._say_who_is_missing(present, failed, needed)
@@ -209,3 +221,60 @@ class WorkerGathering(Gathering):
         for worker, reason in reasons.items():
             self._sessions.assign(worker, Assignment(WaitTask(reason)))
         return frozenset(reasons)
+
+    # --- scores ---
+
+    async def _scores(self, models: Models, number: int, adapter: ArtifactRef) -> dict[str, ScoreSums]:
+        """What the workers that were drawn have answered, or have before in an interrupted try."""
+        if drawn := await self._validators(number):
+            await self._score(number, adapter, drawn)
+        return self._store.validations.scores(number)
+
+    async def _validators(self, number: int) -> list[str]:
+        """The workers that are to score: of those that can, who is here or has just sent an update.
+
+        What that one's process came to since, the evaluation waits for as a round does.
+        """
+        validations = self._store.validations
+        if (drawn := validations.interrupted_try(number)) is not None:
+            return sorted({*drawn, *validations.scores(number)})
+        present = await self._enough_workers(number == 0, scores=True)
+        known = {*present, *(u.worker for u in self._store.accepted(number) or ())}
+        able = [worker for worker in validations.validators() if worker in known]
+        return schedule.validators(self._run.config, number, able)
+
+    async def _score(self, number: int, adapter: ArtifactRef, drawn: list[str]) -> None:
+        """One try: until all have answered that can, or its deadline."""
+        section, spec = self._run.config.validation, self._run.spec
+        stored = self._store.sub_model()
+        assert stored is not None
+        attempt = self._store.validations.open_try(number, drawn)
+        closes_at = asyncio.get_running_loop().time() + section.deadline_seconds
+        state = RoundState(
+            number,
+            frozenset(drawn),
+            section.minimum,
+            closes_at,
+            grace=self._rounds.grace_seconds,
+            received=frozenset(self._store.validations.scores(number)),
+            attempt=attempt,
+            most_deaths=self._rounds.deaths,
+            suspects=frozenset(self._suspects),
+            work=Work.SCORES,
+        )
+        task = EvaluateTask(
+            number, stored[0], adapter, section.deadline_seconds, attempt, tracing.traceparent()
+        )
+        self._sessions.assign_all(WaitTask(f"round {number} is being scored without this worker"))
+        expected = ExpectedScores(adapter.sha256, spec.task.kind, spec.task.labels)
+        self._inbox.scores.open(state, expected)
+        for worker in sorted(state.missing):
+            self._sessions.assign(worker, Assignment(task, closes_at))
+            if not self._sessions.is_present(worker):
+                self._inbox.note(Lost(worker))
+            elif not self._sessions.can_score(worker):
+                self._inbox.note(Cannot(worker, "keeps no examples aside any more"))
+        self._progress.enter(Phase.EVALUATING, f"scores of {first_workers(drawn)}")
+        reach(Point.STEP, "validation-opened")
+        await self._inbox.collect()
+        self._sessions.assign_all(WaitTask(f"round {number} has been scored"))

@@ -35,6 +35,7 @@ MAY_CALL: Mapping[str, frozenset[Role]] = {
     "/fedpft.v1.FederationService/DownloadArtifact": _WORKERS,
     "/fedpft.v1.FederationService/OfferUpdate": _WORKERS,
     "/fedpft.v1.FederationService/SubmitUpdate": _WORKERS,
+    "/fedpft.v1.FederationService/SubmitScores": _WORKERS,
     "/fedpft.v1.FederationService/Leave": _WORKERS,
     "/fedpft.v1.AdminService/GetStatus": _OWNERS,
     "/fedpft.v1.AdminService/ReadStatus": _OWNERS,

@@ -27,7 +27,8 @@ from common.storage.schema import Schema, check_finite, check_specs, content_byt
 from common.storage.tensor_header import PREFIX_BYTES, header_bytes, read_header, smallest_header_bytes
 from common.storage.tensors import TensorFile, header_of
 from common.transport.chunks import ChunkWriter
-from coordinator.federation.rounds import Event, Received, RoundPhase, RoundState
+from coordinator.federation.rounds import Event, Received, RoundPhase, RoundState, Work
+from coordinator.federation.score_inbox import ScoreInbox
 from coordinator.federation.turns import Turns
 from coordinator.storage import retention
 from coordinator.storage.store import Store, StoredUpdate
@@ -54,6 +55,8 @@ class Inbox:
     def __init__(self, store: Store, limits: LimitsSection | None = None, turns: Turns | None = None) -> None:
         self._store, self._limits = store, limits or LimitsSection()
         self.turns = turns or Turns()
+        self.scores = ScoreInbox(store, self.turns)
+        """What workers bring instead between rounds."""
         self._expected: Expected | None = None
         self._one_by_one: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._receiving: dict[str, asyncio.Task[Any]] = {}
@@ -171,6 +174,8 @@ class Inbox:
         digests.add(header.sha256)
 
     def _require_open(self, state: RoundState, worker: str) -> None:
+        if state.work is not Work.UPDATES:
+            raise LateUpdate(f"round {state.number} is not open any more: its adapter is being scored")
         if state.phase is not RoundPhase.OPEN:
             raise LateUpdate(
                 f"round {state.number} is not open any more: it closed with {len(state.received)} updates"

@@ -1,4 +1,4 @@
-"""A round as a pure state machine: state, event and time in, state out. No clock, network or torch."""
+"""A round, or its scoring, as a pure state machine: state, event, time in, state out. No clock or torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +14,13 @@ class RoundPhase(StrEnum):
     OPEN = "open"
     CLOSED = "closed"
     SHORT = "short"
+
+
+class Work(StrEnum):
+    """What a round asks of its workers: updates, and after it scores."""
+
+    UPDATES = "updates"
+    SCORES = "scores"
 
 
 class Outcome(StrEnum):
@@ -70,6 +77,7 @@ class RoundState:
     deaths: Mapping[str, int] = field(default_factory=dict)
     """How often processes of a worker ended without coming further than those before."""
     phase: RoundPhase = RoundPhase.OPEN
+    work: Work = Work.UPDATES
 
     @property
     def missing(self) -> frozenset[str]:

@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -14,15 +12,13 @@ from grpc import aio
 
 from common.errors import (
     BadMessage,
-    BadUpdate,
     BrokenTransfer,
-    FedPftError,
     SessionReplaced,
     UnknownArtifact,
 )
-from common.records import Chunk, JoinReply, UpdateHeader
+from common.records import Chunk, EvaluateTask, JoinReply, UpdateHeader
 from common.runtime.fault_points import Point, reach
-from common.transport import wire
+from common.transport import class_wire, score_wire, wire
 from common.transport.chunk_messages import decode_submission, encode_download, encoded_bytes
 from common.transport.chunks import read_chunks
 from common.transport.rpc import FRAME_BYTES, STALL_SECONDS, answers
@@ -32,14 +28,12 @@ from coordinator.federation.contest import require_only, tell_replaced
 from coordinator.federation.inbox import Inbox
 from coordinator.federation.joining import require_able
 from coordinator.federation.rate_limits import RateLimiter
+from coordinator.federation.refusals import Refusals
 from coordinator.federation.rounds import Returned
 from coordinator.federation.sessions import Session, Sessions
 from coordinator.federation.transfer_slots import TransferSlots
 
 log = logging.getLogger(__name__)
-
-# Refused updates of a worker in a round that become events; all are counted.
-_REFUSALS_TOLD = 10
 
 Submission = federation_pb2.SubmitUpdateRequest | Chunk
 
@@ -56,7 +50,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self._rate_limiter = RateLimiter(limits.calls_per_second, limits.streams)
         # Memory grows with concurrent streams, so their number is capped and the rest waits.
         self._slots = TransferSlots(run.config.server.max_transfers, STALL_SECONDS)
-        self._refused: Counter[tuple[str, int]] = Counter()
+        self._refusals = Refusals(run, self._turns)
 
     @answers
     async def Join(self, request: federation_pb2.JoinRequest, context: Any) -> federation_pb2.JoinResponse:
@@ -67,7 +61,9 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         await require_only(self._run, self._sessions, joining, context)
         session, version = self._sessions.join(joining)
         self._store.remember_worker(joining.worker, joining.examples, joining.software)
+        self._store.validations.remember(joining.worker, session.validation)
         self._turns.joined(joining.worker, session.restarted)
+        self._inbox.scores.joined(joining.worker, session.validation > 0)
         self._metrics.joins.inc()
         if session.first_for_a_while:
             self._events.record(
@@ -95,7 +91,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
     async def TellClasses(
         self, request: federation_pb2.TellClassesRequest, context: Any
     ) -> AsyncIterator[federation_pb2.TellClassesResponse]:
-        told = wire.class_counts_from_pb(request)
+        told = class_wire.class_counts_from_pb(request)
         self._admission.require(told.worker, context)
         self._rate_limiter.call(told.worker)
         self._traffic.up(told.worker, "control", request.ByteSize() + FRAME_BYTES)
@@ -170,7 +166,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         header = wire.header_from_pb(request.header)
         session = self._session(header.session, context)
         reply = federation_pb2.OfferUpdateResponse()
-        with self._refusals(session, header):
+        with self._refusals.of_update(session.worker, header.round):
             if self._inbox.admit(session.worker, session.examples, header):
                 reply.offset = self._inbox.held(session.worker, header)
             else:
@@ -211,6 +207,27 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self._count(session, "update", None, reply)
         return reply
 
+    @answers
+    async def SubmitScores(
+        self, request: federation_pb2.SubmitScoresRequest, context: Any
+    ) -> federation_pb2.SubmitScoresResponse:
+        told = score_wire.scores_from_pb(request)
+        session = self._session(told.session, context)
+        with self._refusals.of_scores(session.worker, told.round):
+            duplicate = not self._inbox.scores.admit(session.worker, session.validation, told)
+            if not duplicate:
+                self._inbox.scores.commit(session.worker, told.round, told.scores)
+        self._metrics.scores.labels("duplicate" if duplicate else "accepted").inc()
+        self._sessions.release(session.worker, told.round, EvaluateTask)
+        if not duplicate:
+            text = (
+                f"round {told.round}: scores of worker {session.worker}, on {told.scores.examples} examples"
+            )
+            self._events.record("scores_received", text, told.round, session.worker)
+        reply = federation_pb2.SubmitScoresResponse(duplicate=duplicate)
+        self._count(session, "scores", request, reply)
+        return reply
+
     async def _take(
         self,
         session: Session,
@@ -219,7 +236,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
     ) -> bool:
         """From the header to the record; returns whether the same update was here before."""
         async with self._inbox.one_submission(session.worker):
-            with self._refusals(session, header):
+            with self._refusals.of_update(session.worker, header.round):
                 duplicate = not self._inbox.admit(session.worker, session.examples, header)
                 if not duplicate:
                     await self._receive(session, header, messages)
@@ -258,26 +275,6 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
                 ) from None
             self._inbox.received(session.worker)
             await asyncio.to_thread(writer.commit)
-
-    @contextmanager
-    def _refusals(self, session: Session, header: UpdateHeader) -> Iterator[None]:
-        """Count and record why an update is refused."""
-        try:
-            yield
-        except FedPftError as error:
-            self._metrics.updates.labels(type(error).__name__).inc()
-            # An event takes room on disk: who is refused again and again is news only so often.
-            self._refused[session.worker, self._traffic.round] += 1
-            if self._refused[session.worker, self._traffic.round] <= _REFUSALS_TOLD:
-                self._events.record(
-                    "update_refused",
-                    f"update of worker {session.worker} refused: {error}",
-                    header.round,
-                    session.worker,
-                )
-            if isinstance(error, BadUpdate):
-                self._turns.refused(session.worker, header.round, wire.one_line(str(error)))
-            raise
 
     @answers
     async def Leave(self, request: federation_pb2.LeaveRequest, context: Any) -> federation_pb2.LeaveResponse:

@@ -13,8 +13,11 @@ from common.errors import NameTaken, ProtocolMismatch, SessionReplaced, UnknownS
 from common.records import (
     PROTOCOL_MAX,
     PROTOCOL_MIN,
+    VALIDATION_SINCE,
     Activity,
+    EvaluateTask,
     JoinRequest,
+    ModelTask,
     Progress,
     StopTask,
     Task,
@@ -52,6 +55,8 @@ class Session:
     replaced: bool = field(default=False, init=False)
     first_for_a_while: bool = True
     """Whether the name joined not just now; a flapping worker is news only now and then."""
+    validation: int = field(default=0, init=False)
+    """Examples kept aside, of a session that can be asked for scores; 0 of another."""
     tasked: Notifier = field(default_factory=Notifier, init=False)
     """Of its stream of tasks alone: another task of one worker is nothing to thousands of others."""
     spoke: float = field(default=-math.inf, init=False)
@@ -166,6 +171,7 @@ class Sessions:
             first_for_a_while=news,
         )
         session.restarted = restarted
+        session.validation = request.validation if version >= VALIDATION_SINCE else 0
         self._by_token[session.token] = session
         self._by_worker[session.worker] = session
         self.changed.notify()
@@ -234,6 +240,11 @@ class Sessions:
         session = self._by_worker.get(worker)
         return session is not None and session.progress.activity.present
 
+    def can_score(self, worker: str) -> bool:
+        """Whether the worker keeps examples aside, and knows an EvaluateTask."""
+        session = self._by_worker.get(worker)
+        return session is not None and session.validation > 0
+
     def knows(self, worker: str) -> bool:
         """Whether a worker of this name has joined since this process began."""
         return worker in self._by_worker
@@ -260,10 +271,10 @@ class Sessions:
         if session := self._by_worker.get(worker):
             session.tasked.notify()
 
-    def release(self, worker: str, round_number: int) -> None:
-        """The worker has delivered what it owed for this round; what it owes for another one stays."""
+    def release(self, worker: str, round_number: int, of: type[ModelTask] = TrainTask) -> None:
+        """The worker has delivered what a task asked of it for this round; what it owes besides stays."""
         owed = self._assignments.get(worker)
-        if owed is not None and isinstance(owed.task, TrainTask) and owed.task.round == round_number:
+        if owed is not None and isinstance(owed.task, of) and owed.task.round == round_number:
             self.assign(worker, Assignment(WaitTask(f"round {round_number} waits for other workers")))
 
     def assign_all(self, task: Task) -> None:
@@ -302,16 +313,19 @@ class Sessions:
                     await session.tasked.wait()
                     continue
                 told = owed
-                yield self._timed(owed)
+                yield self._timed(owed, session)
                 if isinstance(owed.task, StopTask):
                     return
         finally:
             session.streams -= 1
             session.signs.notify()
 
-    def _timed(self, assignment: Assignment) -> Task:
+    def _timed(self, assignment: Assignment, session: Session) -> Task:
         task = assignment.task
-        if isinstance(task, TrainTask) and assignment.closes_at is not None:
+        if isinstance(task, EvaluateTask) and not session.validation:
+            # Drawn as another process, of another version or with other data.
+            return WaitTask(f"round {task.round} is scored without this worker")
+        if isinstance(task, ModelTask) and assignment.closes_at is not None:
             return replace(task, seconds_left=max(0.0, assignment.closes_at - self._clock()))
         return task
 

@@ -98,9 +98,9 @@ class Turns:
         self.note(Lost(worker, self._progress.is_further(worker)))
 
     def refused(self, worker: str, number: int, reason: str) -> None:
-        """A worker's update for this round is refused, and to send it again does not help."""
+        """What a worker brings for this round is refused, and to send it again does not help."""
         if number == self.number:
-            self.note(Refused(worker, f"its update was refused: {reason}"))
+            self.note(Refused(worker, reason))
 
     def heard(self, worker: str, progress: Progress) -> None:
         """A worker told how far it has come, or that it cannot go on."""
@@ -109,7 +109,7 @@ class Turns:
             return
         if progress.trouble and progress.attempt == state.attempt:
             self.note(Cannot(worker, progress.trouble))
-        elif progress.activity is Activity.TRAINING:
+        elif progress.activity in (Activity.TRAINING, Activity.SCORING):
             self.advanced(worker, progress.activity, progress.step)
 
     def advanced(self, worker: str, what: str, amount: int) -> None:

@@ -47,12 +47,6 @@ def agreed(config: RunConfig, told: Sequence[ClassCounts]) -> StoredClasses:
     return StoredClasses(labels, counts, sum(client.examples for client in told), len(told))
 
 
-def told_classes(classes: StoredClasses) -> str:
-    """What was agreed on, in a line."""
-    named = [f"{label} {count:,}" for label, count in zip(classes.labels, classes.counts, strict=True)]
-    return f"{len(named)} classes, of {classes.workers} worker(s) together: {first_few(named, 20)}"
-
-
 def _order(label: str) -> tuple[bool, float, str]:
     try:
         number = float(label)

@@ -2,15 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import nn
 
 from common.data.batches import Dataset
-from common.model.tasks import tally
 from common.records import TaskKind
 
 
-@torch.inference_mode()
 def score(
     model: nn.Module,
     data: Dataset,
@@ -28,17 +25,8 @@ def score(
     """
     # Half of a second to import, and most processes score nothing.
     from common.model.metrics import TaskMetrics
+    from common.model.scores import tallied
 
     metrics = TaskMetrics(kind, labels, data.label_bounds)
-    device = next(model.parameters()).device
-    right, loss, answers = 0.0, 0.0, 0
-    batches = -(-len(data) // batch_size)
-    for done, padded in enumerate(data.in_order(batch_size)):
-        on_progress(done, batches)
-        batch = padded.to(device)
-        assert batch.labels is not None
-        logits = model(**batch.inputs).logits
-        batch_right, batch_loss, batch_answers = tally(logits, batch.labels, kind)
-        metrics.update(logits, batch.labels)
-        right, loss, answers = right + batch_right, loss + batch_loss, answers + batch_answers
+    right, loss, answers = tallied(model, data, kind, metrics, on_progress, batch_size)
     return right / answers, loss / answers, metrics.compute()

@@ -194,6 +194,14 @@ class Models:
         self._fresh = self._tuned_fm.tensors()
         return self._tuned_sub_fm.tensors()
 
+    def go_back(self, reference: SubModelRef) -> None:
+        """Take the sub-FM as it was at an earlier round; its adapter is to be plugged in then."""
+        weights = self.tensors(reference.base)
+        module = self._module(reference, self._plan, weights)
+        seed = seeds.derive(self._seed, "adapter")
+        self._tuned_sub_fm = Adapted(module, self._kind, self._spec, seed, reference.new_modules)
+        self._plugged = None
+
     # --- in the rounds ---
 
     def aggregate(

@@ -45,7 +45,15 @@ def aggregate(
         following = aggregation.exact(start, changes, spec.alpha / spec.rank)
         return store.artifacts.add_tensors(ArtifactKind.ADAPTER, following), None
     settings = aggregation.Settings(
-        a.rule, a.trim, a.byzantine, a.optimizer, a.learning_rate, a.momentum, a.second_momentum, a.tau
+        a.rule,
+        a.trim,
+        a.byzantine,
+        a.optimizer,
+        a.learning_rate,
+        a.momentum,
+        a.second_momentum,
+        a.tau,
+        a.density,
     )
     remembered: dict[str, Tensor] = {}
 

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -171,6 +171,15 @@ def export(
             help="Of the weights: float32, bfloat16, float16; auto: the FM's own with --merge, else float32.",
         ),
     ] = "auto",
+    which: Annotated[
+        str | None,
+        typer.Option(
+            "--round",
+            metavar="best|N",
+            help="The best round, or one whose adapter is kept. [default: the run's result: the best under "
+            "rounds.patience, else the newest]",
+        ),
+    ] = None,
     uncorrected: Annotated[
         bool, typer.Option("--uncorrected", help="Leave out the correction that followed the last round.")
     ] = False,
@@ -184,5 +193,10 @@ def export(
 
         if dtype not in list(ExportDtype):
             raise ConfigError(f"--dtype must be {', '.join(ExportDtype)}, got {dtype}")
-        for path in write(run, out, merge, ExportDtype(dtype), model, not uncorrected):
+        if which is not None and which != "best" and not which.isdecimal():
+            raise ConfigError(f'--round must be "best" or a round from 1, got {which}')
+        number: int | Literal["best"] | None = None
+        if which is not None:
+            number = "best" if which == "best" else int(which)
+        for path in write(run, out, merge, ExportDtype(dtype), model, not uncorrected, number):
             typer.echo(str(path))

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoTokenizer, PretrainedConfig
@@ -18,18 +18,20 @@ from common.model.families import family_of
 from common.model.ffn import ffns_of
 from common.model.submodel import SubModelPlan
 from common.model.tasks import problem_type
-from common.records import AdapterTargets, TaskKind
+from common.records import AdapterTargets, ArtifactRef, TaskKind
 from common.runtime import seeds
 from common.storage.files import write_atomically
 from common.storage.tensors import TensorFile, to_bytes
 from common.task_forms import FORMS
 from coordinator.algorithms.plugging import plug
+from coordinator.campaign.best import best_round, result_round
 from coordinator.campaign.status import open_run, stored_status
 from coordinator.context import adapter_spec
 from coordinator.modelling.checkpoint import own_file, read_json
 from coordinator.modelling.content import MODEL, require_same
 from coordinator.modelling.foundation import load_foundation
 from coordinator.owner.model_card import Loading, model_card
+from coordinator.storage.store import Store
 
 
 class ExportDtype(StrEnum):
@@ -79,10 +81,12 @@ def export(
     dtype: ExportDtype = ExportDtype.AUTO,
     model: str | None = None,
     corrected: bool = True,
+    which: int | Literal["best"] | None = None,
 ) -> list[Path]:
-    """Write the newest adapter of the run in `directory` to the folder `out`; returns the files.
+    """Write the result of the run in `directory` to the folder `out`; returns the files.
 
-    It is the corrected one, where there is one, unless `corrected` is false.
+    It is the best round's adapter under rounds.patience, else the newest; or the one after the round `which`.
+    Of that it is the corrected one, where there is one, unless `corrected` is false.
 
     Without `merge` a PEFT adapter: adapter_config.json, adapter_model.safetensors, and the configuration
     of the model that it belongs into. With it a plain transformers model. Beside either the FM's own
@@ -93,15 +97,13 @@ def export(
     ModelError when the FM is gone.
     """
     store, config = open_run(directory, model)
-    latest = store.latest_adapter()
-    if latest is None or latest[0] == 0:
-        raise StoreError(f"{directory}: no round is done yet, there is nothing to export")
-    correction = store.corrections.of(latest[0]) if corrected else None
+    number, adapter = _chosen(store, config, which)
+    correction = store.corrections.of(number) if corrected else None
     own = None if correction is None else correction.adapter
-    tensors = TensorFile(store.artifacts.path((own or latest[1]).sha256)).load()
+    tensors = TensorFile(store.artifacts.path((own or adapter).sha256)).load()
     if odd := next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None):
         raise StoreError(
-            f"{directory}: tensor {odd} of the adapter after round {latest[0]} is not finite; "
+            f"{directory}: tensor {odd} of the adapter after round {number} is not finite; "
             f"`fedpft rewind {directory} --round N` goes back to a round before"
         )
     spec, kind, path = adapter_spec(config), config.task.kind, config.model.path
@@ -150,7 +152,7 @@ def export(
         other_dtype=loaded.dtype is not torch.float32,
         left_padded=left_padded,
     )
-    status = stored_status(store, config)
+    status = replace(stored_status(store, config), result=number, adapter_sha256=adapter.sha256)
     if not corrected:
         evaluations = tuple(e for e in status.evaluations if e.model != "corrected")
         status = replace(status, evaluations=evaluations)
@@ -158,6 +160,29 @@ def export(
     write_atomically(out / "README.md", card.encode())
     store.close()
     return sorted(out.iterdir())
+
+
+def _chosen(store: Store, config: RunConfig, which: int | Literal["best"] | None) -> tuple[int, ArtifactRef]:
+    """The round to export and its adapter. Raises StoreError."""
+    directory, newest = store.directory, max(store.adapters(), default=0)
+    if newest == 0:
+        raise StoreError(f"{directory}: no round is done yet, there is nothing to export")
+    number = result_round(store, config) if which is None else which
+    if number == "best":
+        if (best := best_round(store, config)) is None:
+            raise StoreError(
+                f"{directory}: no round has a score by which one is the best; set validation.every or "
+                "data.test.path in another run, or export --round N"
+            )
+        number = best
+    adapter = store.adapter_after(number) if number else None
+    if adapter is None:
+        held = {artifact.sha256 for artifact in store.artifacts.held()}
+        kept = ", ".join(str(n) for n, sha256 in store.adapters().items() if n and sha256 in held)
+        raise StoreError(
+            f"{directory}: there is no adapter after round {number}; rounds that have one: {kept}"
+        )
+    return number, adapter
 
 
 def own_fields(path: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from common.config.run import RunConfig
 from common.config.task import TaskSection
 from common.model.tasks import auto_class
 from common.records import TaskKind
-from common.run_status import RunStatus, reported, told_metrics
+from common.run_status import AT_WORKERS, RunStatus, reported, told_metrics
 from common.task_forms import FORMS, Answer, Input
 from coordinator.campaign.status import reading
 from coordinator.modelling.checkpoint import own_file
@@ -143,7 +143,7 @@ def _use(task: TaskSection) -> list[str]:
 def _scores(status: RunStatus) -> tuple[str, str, str]:
     """What was measured, before the first round and of the model that is exported."""
     first = next((e for e in status.evaluations if e.model == "fm"), None)
-    last = reported(status.evaluations)
+    last = reported(status.evaluations, status.result or None)
     if first is None or last is None:
         return "score", "not measured", "not measured"
     measure, values = reading([first], status.task)
@@ -152,7 +152,7 @@ def _scores(status: RunStatus) -> tuple[str, str, str]:
 
 def _further(status: RunStatus) -> list[tuple[str, float]]:
     """Further metrics of the model that is exported, with their titles; classes one by one last."""
-    last = reported(status.evaluations)
+    last = reported(status.evaluations, status.result or None)
     if last is None:
         return []
     titles = told_metrics([last])
@@ -160,11 +160,25 @@ def _further(status: RunStatus) -> list[tuple[str, float]]:
     return found + [(f"F1 of {n.partition(':')[2]}", v) for n, v in last.metrics.items() if ":" in n]
 
 
+def _at_workers(status: RunStatus) -> str:
+    """A row on the score at the workers after the exported round, where there is one."""
+    score = next((v for v in status.at_workers if v.round == (status.result or status.round)), None)
+    if score is None:
+        return ""
+    measure, values = reading([score.as_evaluation], status.task)
+    whose = f"at {score.workers} workers, on {score.examples:,} examples that they did not train on"
+    return f"| {measure} of the sub-FM {whose} | {values[AT_WORKERS]} |\n"
+
+
 def model_card(config: RunConfig, status: RunStatus, fields: Mapping[str, Any], how: Loading) -> str:
     """The export's README.md; `fields` are those of its config.json."""
     task, labels = config.task, list(config.task.labels)
     name = model_name(config.model.path, str(fields.get("model_type", "")))
     measure, before, after = _scores(status)
+    number = status.result or status.round
+    which = f" This is the adapter after round {number} of {status.round}." if number < status.round else ""
+    if which and number == status.best:
+        which = f"{which[:-1]}, the best one by {config.rounds.best_by.replace('_', ' ')}."
     further = "".join(
         f"| {title} after | {'undefined' if math.isnan(v) else f'{v:.4f}'} |\n"
         for title, v in _further(status)
@@ -186,13 +200,13 @@ def model_card(config: RunConfig, status: RunStatus, fields: Mapping[str, Any], 
 # {name}, fine-tuned by Federated Proxy Fine-Tuning
 
 Tuned over {status.round} rounds by {len(status.workers)} workers, none of which saw another's data
-(FedPFT, arXiv 2404.11536).{told}
+(FedPFT, arXiv 2404.11536).{which}{told}
 
 | {measure} on the owner's test data | |
 |---|---|
 | before | {before} |
 | after | {after} |
-{further}
+{further}{_at_workers(status)}
 {where}:
 
 ```python

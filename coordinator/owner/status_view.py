@@ -13,7 +13,7 @@ from rich.text import Text
 
 from common.errors import Unreachable
 from common.records import Activity, Phase
-from common.run_status import RunStatus, WorkerStatus, told_metrics
+from common.run_status import AT_WORKERS, RunStatus, WorkerStatus, told_metrics
 from coordinator.campaign.status import reading
 from coordinator.owner.admin_client import Admin
 from coordinator.storage.event_levels import level_of
@@ -24,6 +24,7 @@ _STYLES = {
     Activity.TRAINING: "green",
     Activity.DOWNLOADING: "cyan",
     Activity.UPLOADING: "cyan",
+    Activity.SCORING: "green",
     Activity.LOST: "bold red",
     Activity.LEFT: "dim",
 }
@@ -89,8 +90,12 @@ def render(status: RunStatus) -> RenderableType:
         parts.append(Text(f"waiting for {status.waiting_for}", "yellow"))
     if status.workers:
         parts.append(_workers(status.workers))
-    if status.evaluations:
+    if status.evaluations or status.at_workers:
         parts.append(_accuracies(status))
+    if any(v.worker for v in status.validations):
+        parts.append(_each_worker(status))
+    if status.best:
+        parts.append(Text(_best(status), "dim"))
     return Group(*parts)
 
 
@@ -101,7 +106,7 @@ def _workers(workers: tuple[WorkerStatus, ...]) -> Table:
     for w in workers:
         p = w.progress
         bar: RenderableType = ""
-        if p.activity is Activity.TRAINING and p.steps:
+        if p.activity in (Activity.TRAINING, Activity.SCORING) and p.steps:
             bar = ProgressBar(total=p.steps, completed=p.step, width=24)
         table.add_row(
             w.worker,
@@ -117,23 +122,53 @@ def _workers(workers: tuple[WorkerStatus, ...]) -> Table:
 
 def _accuracies(status: RunStatus) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    rounds = sorted({e.round for e in status.evaluations})
-    by_round = {n: reading([e for e in status.evaluations if e.round == n], status.task) for n in rounds}
+    evaluations = (*status.evaluations, *(v.as_evaluation for v in status.at_workers))
+    rounds = sorted({e.round for e in evaluations})
+    by_round = {n: reading([e for e in evaluations if e.round == n], status.task) for n in rounds}
     table.add_column(by_round[rounds[0]][0], no_wrap=True)
     for number in rounds:
         table.add_column("start" if number == 0 else f"round {number}", justify="right")
     titles = {"fm": "FM, adapter plugged in", "sub_fm": "sub-FM", "corrected": "FM, corrected"}
-    scored = {e.model for e in status.evaluations}
+    titles |= {AT_WORKERS: "sub-FM, at the workers"}
+    scored = {e.model for e in evaluations}
     for model, title in ((each, title) for each, title in titles.items() if each in scored):
         table.add_row(title, *(by_round[n][1].get(model, "") for n in rounds))
     for name, title in told_metrics(status.evaluations).items():
         values = {e.round: e.metrics.get(name) for e in status.evaluations if e.model == "fm"}
         shown = {n: "–" if v is None or math.isnan(v) else f"{v:.4f}" for n, v in values.items()}
         table.add_row(f"FM, {title}", *(shown.get(n, "") for n in rounds), style="dim")
+    if status.at_workers:
+        counts = {v.round: str(v.workers) for v in status.at_workers}
+        table.add_row("how many workers", *(counts.get(n, "") for n in rounds), style="dim")
+        losses = {v.round: f"{v.loss:.4f}" for v in status.at_workers}
+        table.add_row("loss at the workers", *(losses.get(n, "") for n in rounds), style="dim")
     if status.gaps:
         drifts = {gap.round: f"{gap.drift:.3f}" for gap in status.gaps}
         table.add_row("drift of the gradients", *(drifts.get(n, "") for n in rounds), style="dim")
     return table
+
+
+def _each_worker(status: RunStatus) -> Table:
+    """Each worker's own score, where the run keeps these."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    own = [v for v in status.validations if v.worker]
+    rounds = sorted({v.round for v in own})
+    table.add_column("at the worker")
+    for number in rounds:
+        table.add_column("start" if number == 0 else f"round {number}", justify="right")
+    for worker in sorted({v.worker for v in own}):
+        scores = {v.round: v.as_evaluation for v in own if v.worker == worker}
+        shown = {n: reading([score], status.task)[1][AT_WORKERS] for n, score in scores.items()}
+        table.add_row(worker, *(shown.get(n, "") for n in rounds))
+    return table
+
+
+def _best(status: RunStatus) -> str:
+    whose = "at the workers" if status.at_workers else "on the test data"
+    told = f"best {whose}: round {status.best}"
+    if status.result == status.round:
+        return told
+    return f"{told}; its adapter is the run's result"
 
 
 def megabytes(count: int) -> str:

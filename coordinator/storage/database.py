@@ -82,6 +82,23 @@ CREATE TABLE IF NOT EXISTS evaluation_metrics (
     round INTEGER NOT NULL, model TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL,
     PRIMARY KEY (round, model, name)
 );
+-- Workers that keep examples aside, and how many.
+CREATE TABLE IF NOT EXISTS validators (name TEXT PRIMARY KEY, examples INTEGER NOT NULL);
+-- Every time that workers were asked for scores after a round; round 0 is before the first.
+CREATE TABLE IF NOT EXISTS validation_tries (
+    round INTEGER NOT NULL, try INTEGER NOT NULL, opened REAL NOT NULL, selected TEXT NOT NULL,
+    PRIMARY KEY (round, try)
+);
+-- What has come of them, as JSON, until they are added up.
+CREATE TABLE IF NOT EXISTS worker_scores (
+    round INTEGER NOT NULL, worker TEXT NOT NULL, sums TEXT NOT NULL, PRIMARY KEY (round, worker)
+);
+-- The score of all workers together, whose names are `counted`; under a worker's name its own.
+CREATE TABLE IF NOT EXISTS validations (
+    round INTEGER NOT NULL, worker TEXT NOT NULL, workers INTEGER NOT NULL, examples INTEGER NOT NULL,
+    accuracy REAL NOT NULL, loss REAL NOT NULL, metrics TEXT NOT NULL, counted TEXT NOT NULL,
+    PRIMARY KEY (round, worker)
+);
 CREATE TABLE IF NOT EXISTS workers (
     name TEXT PRIMARY KEY, examples INTEGER NOT NULL, software TEXT NOT NULL, joined REAL NOT NULL
 );

@@ -18,6 +18,9 @@ LEVELS: dict[str, int] = {
     "round_closed": logging.INFO,
     "gradient_gap": logging.INFO,
     "evaluated": logging.INFO,
+    "validated": logging.INFO,
+    "validation_short": logging.WARNING,
+    "stopped_early": logging.INFO,
     "run_finished": logging.INFO,
     "run_failed": logging.ERROR,
     "run_stopped": logging.INFO,
@@ -32,6 +35,8 @@ LEVELS: dict[str, int] = {
     "update_received": logging.INFO,
     "update_set_aside": logging.WARNING,
     "update_refused": logging.WARNING,
+    "scores_received": logging.INFO,
+    "scores_refused": logging.WARNING,
     "update_damaged": logging.WARNING,
     "workers_dismissed": logging.INFO,
 }

@@ -1,6 +1,6 @@
 """What of a run's directory is still needed, whether it is whole, and the end of the rest. Blocking."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from common.errors import StoreError
@@ -13,14 +13,15 @@ from coordinator.storage.store import Store
 LEAST_ADAPTERS = 2
 
 
-def collect(store: Store, adapters: int = LEAST_ADAPTERS) -> int:
+def collect(store: Store, adapters: int = LEAST_ADAPTERS, best: Iterable[int] = ()) -> int:
     """Delete artifacts that nothing needs any more; returns how many bytes that freed.
 
-    Needed are the sub-FM with its patches, the newest `adapters` with the server optimiser's states, and
-    the updates of the last round and of later ones: an alignment after it reads their APoZ counts.
+    Needed are the sub-FM with its patches, the newest `adapters` and those of the rounds `best`, with the
+    server optimiser's states, and the updates of the last round and of later ones: an alignment after it
+    reads their APoZ counts.
     Raises StoreError.
     """
-    needed = {artifact.sha256 for artifact, _ in _needed(store, adapters)}
+    needed = {artifact.sha256 for artifact, _ in _needed(store, adapters, best)}
     held = [artifact for artifact in store.artifacts.held() if artifact.kind is not ArtifactKind.LABELS]
     idle = [artifact for artifact in held if artifact.sha256 not in needed]
     if idle:
@@ -46,7 +47,7 @@ def sweep(store: Store) -> None:
             _delete(path, "spool")
 
 
-def verify(store: Store) -> list[tuple[int, str]]:
+def verify(store: Store, best: Iterable[int] = ()) -> list[tuple[int, str]]:
     """Check that every artifact that the run needs to go on is there and is what its name says.
 
     Updates that a round under way has received and that are damaged are forgotten; returns their rounds
@@ -54,7 +55,7 @@ def verify(store: Store) -> list[tuple[int, str]]:
     """
     damaged = []
     forgotten = []
-    for artifact, what in _needed(store):
+    for artifact, what in _needed(store, best=best):
         problem = _problem(store.artifacts.path(artifact.sha256), artifact)
         if problem is None:
             continue
@@ -77,7 +78,9 @@ def sizes(store: Store) -> dict[str, int]:
     }
 
 
-def _needed(store: Store, kept: int = LEAST_ADAPTERS) -> Iterator[tuple[ArtifactRef, str]]:
+def _needed(
+    store: Store, kept: int = LEAST_ADAPTERS, best: Iterable[int] = ()
+) -> Iterator[tuple[ArtifactRef, str]]:
     """Artifacts that the run, its workers or an export may still read, and what they are for people."""
     if stored := store.sub_model():
         reference, plan, _ = stored
@@ -87,17 +90,22 @@ def _needed(store: Store, kept: int = LEAST_ADAPTERS) -> Iterator[tuple[Artifact
             yield file, "the tokenizer or image processor"
     adapters = store.adapters()
     last = max(adapters, default=0)
-    # Whoever goes back to the oldest of these rounds needs the sub-FM as it was then.
-    oldest = min(sorted(adapters)[-kept:], default=0)
-    for patch in dict.fromkeys((*store.alignments.patches(oldest), *store.alignments.patches())):
+    held = {artifact.sha256 for artifact in store.artifacts.held()}
+    # The best ones of a run that an earlier version began may be gone.
+    better = {number for number in best if adapters.get(number) in held}
+    numbers = sorted({*sorted(adapters)[-kept:], *better})
+    # Whoever goes back to one of these rounds needs the sub-FM as it was then.
+    patches = (patch for number in numbers for patch in store.alignments.patches(number))
+    for patch in dict.fromkeys((*patches, *store.alignments.patches())):
         yield patch, "an alignment of the sub-FM"
-    for number in sorted(adapters)[-kept:]:
+    for number in numbers:
         yield store.artifacts.get(adapters[number]), f"the adapter after round {number}"
         # An older one is of use with its adapter only; when states are not kept for that, not at all.
         if (number == last or kept > LEAST_ADAPTERS) and (state := store.server_state(number)):
             yield state, f"the server optimiser's state after round {number}"
-    if (correction := store.corrections.of(last)) and correction.adapter:
-        yield correction.adapter, "the corrected adapter"
+    for number in {last, *better}:
+        if (correction := store.corrections.of(number)) and correction.adapter:
+            yield correction.adapter, "the corrected adapter"
     for number in (last, last + 1):
         for update in store.updates(number):
             yield store.artifacts.get(update.sha256), f"the update of {update.worker} for round {number}"

@@ -18,6 +18,7 @@ from coordinator.storage.database import Database, Row, as_kept
 from coordinator.storage.differences import differences
 from coordinator.storage.events import Events
 from coordinator.storage.traffic_table import TrafficTable
+from coordinator.storage.validations import Validations
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Store:
         self.classes = ClassCountsTable(self.database)
         self.corrections = Corrections(self.database, self.artifacts)
         self.alignments = Alignments(self.database, self.artifacts)
+        self.validations = Validations(self.database)
 
     @classmethod
     def existing(cls, directory: Path) -> "Store":
@@ -133,8 +135,8 @@ class Store:
             json.dumps(asdict(facts)),
         )
 
-    def sub_model(self) -> tuple[SubModelRef, ArtifactRef, ModelFacts] | None:
-        """The sub-FM with the patches that it needs, its plan and sizes; None before it is built."""
+    def sub_model(self, after: int | None = None) -> tuple[SubModelRef, ArtifactRef, ModelFacts] | None:
+        """The sub-FM now, or as it was `after` a round, its plan and sizes; None before it is built."""
         row = self._row("SELECT reference, plan, facts FROM sub_model")
         if row is None:
             return None
@@ -143,7 +145,7 @@ class Store:
             config_json=fields["config_json"],
             ffn_widths=tuple(fields["ffn_widths"]),
             base=_ref(fields["base"]),
-            patches=self.alignments.patches(),
+            patches=self.alignments.patches(after),
             processor=tuple(_ref(p) for p in fields["processor"]),
             # Runs of earlier versions did not tune any.
             new_modules=tuple(fields.get("new_modules", ())),

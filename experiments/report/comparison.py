@@ -1,7 +1,7 @@
-"""Accuracy of an experiment's variants: means, paired differences, and the paper's beside them."""
+"""Accuracy or the like of an experiment's variants: means, paired differences, the paper's beside them."""
 
 from experiments import paper
-from experiments.catalogue import HEAD_ONLY
+from experiments.catalogue import CORRECTED, HEAD_ONLY
 from experiments.report.document import Cell, Column, Plot, PlotKind, Section, Series, Table
 from experiments.report.results import (
     Figures,
@@ -9,9 +9,9 @@ from experiments.report.results import (
     by_round,
     correction_gain,
     correction_gain_auc,
-    final_accuracy,
     final_auc,
     final_loss,
+    final_score,
     name_of_split,
 )
 from experiments.summary import Mean, mean_of
@@ -40,7 +40,7 @@ def accuracies(results: Results) -> list[Section]:
             parts.insert(2, corrections)
         if (way := _way(results, split)) is not None:
             parts.append(way)
-        sections.append(Section(f"Accuracy: {name_of_split(split)}", (), tuple(parts)))
+        sections.append(Section(f"{_named(results)}: {name_of_split(split)}", (), tuple(parts)))
     return sections
 
 
@@ -53,7 +53,7 @@ def _compared_with(results: Results) -> list[str]:
 
 def _table(results: Results, split: str) -> Table:
     others = _compared_with(results)
-    columns = [Column("variant"), Column("runs"), Column("accuracy", ".2f", "%"), Column("sd", ".2f")]
+    columns = [Column("variant"), Column("runs"), Column(results.metric, ".2f", "%"), Column("sd", ".2f")]
     for other in others:
         columns += [
             Column(f"− {short_title(results, other)}", "+.2f", "points"),
@@ -64,7 +64,7 @@ def _table(results: Results, split: str) -> Table:
     rows: list[tuple[Cell, ...]] = []
     emphasised = set()
     for variant in results.variants:
-        found = results.mean(split, variant, final_accuracy)
+        found = results.mean(split, variant, final_score)
         if found is None:
             continue
         row: list[Cell] = [results.title(variant), found.count, found.mean, found.sd]
@@ -76,8 +76,8 @@ def _table(results: Results, split: str) -> Table:
             emphasised.add(len(rows))
         rows.append((*row, sub_fm.mean if sub_fm else None))
     decides = _DECIDES if len(results.seeds) > 1 else "One run of each: that does not rank close variants."
-    note = "Accuracy is that of the FM with the adapter plugged in; under sub-FM, of the sub-FM itself."
-    title = f"Accuracy, {name_of_split(split)}"
+    note = "Of the FM with the adapter plugged in; under sub-FM, of the sub-FM itself."
+    title = f"{_named(results)}, {name_of_split(split)}"
     return Table(
         f"accuracy-{split}", title, tuple(columns), tuple(rows), (note, decides), frozenset(emphasised)
     )
@@ -132,7 +132,7 @@ def _corrections(results: Results, split: str) -> Table | None:
     columns = (
         Column("variant"),
         Column("runs"),
-        Column("accuracy", "+.2f", "points"),
+        Column(results.metric, "+.2f", "points"),
         Column("±", ".2f"),
         Column(""),
         Column("AUC", "+.2f", "points"),
@@ -141,6 +141,11 @@ def _corrections(results: Results, split: str) -> Table | None:
     )
     title = f"What the correction brings, {name_of_split(split)}"
     return Table(f"correction-{split}", title, columns, tuple(rows))
+
+
+def _named(results: Results) -> str:
+    """The metric at the beginning of a title."""
+    return results.metric[0].upper() + results.metric[1:]
 
 
 def _sub_fm(figures: Figures) -> float | None:
@@ -154,7 +159,7 @@ def short_title(results: Results, variant: str) -> str:
 
 
 def _means(results: Results, split: str) -> Plot:
-    found = {v: results.mean(split, v, final_accuracy) for v in results.variants}
+    found = {v: results.mean(split, v, final_score) for v in results.variants}
     there = {v: m for v, m in found.items() if m is not None}
     errors = tuple(m.sd or 0.0 for m in there.values()) if len(results.seeds) > 1 else None
     series = Series(
@@ -163,8 +168,8 @@ def _means(results: Results, split: str) -> Plot:
         tuple(m.mean for m in there.values()),
         errors,
     )
-    title = f"Accuracy of the FM after the last round, {name_of_split(split)}"
-    return Plot(f"means-{split}", title, PlotKind.POINTS, "accuracy (%)", "", (series,))
+    title = f"{_named(results)} of the FM after the last round, {name_of_split(split)}"
+    return Plot(f"means-{split}", title, PlotKind.POINTS, f"{results.metric} (%)", "", (series,))
 
 
 def _way(results: Results, split: str) -> Plot | None:
@@ -182,15 +187,15 @@ def _way(results: Results, split: str) -> Plot | None:
             lines.append(Series(short_title(results, variant), tuple(float(n) for n in rounds), y))
     if not lines:
         return None
-    title = f"Accuracy over the rounds, {name_of_split(split)}"
-    return Plot(f"rounds-{split}", title, PlotKind.LINES, "round", "accuracy (%)", tuple(lines))
+    title = f"{_named(results)} over the rounds, {name_of_split(split)}"
+    return Plot(f"rounds-{split}", title, PlotKind.LINES, "round", f"{results.metric} (%)", tuple(lines))
 
 
 def findings(results: Results) -> list[str]:
     """What the figures say, in sentences, one for each split."""
     told = []
     for split in results.splits:
-        found = {v: m for v in results.variants if (m := results.mean(split, v, final_accuracy)) is not None}
+        found = {v: m for v in results.variants if (m := results.mean(split, v, final_score)) is not None}
         if len(found) < 2:
             continue
         best = max(found, key=lambda v: found[v].mean)
@@ -203,6 +208,9 @@ def findings(results: Results) -> list[str]:
         if paper.FEDPFT in found and paper.FEDPFT not in (best, reference):
             sentence += f" FedPFT has {_percent(found[paper.FEDPFT])}."
             sentence += _told(results, split, paper.FEDPFT, paper.FEDOT)
+        if CORRECTED in found and best != CORRECTED:
+            sentence += f" {short_title(results, CORRECTED)} has {_percent(found[CORRECTED])}."
+            sentence += _told(results, split, CORRECTED, reference)
         if head is not None:
             sentence += f" The head alone reaches {_percent(head)}: the rest is the adapter's."
         told.append(sentence[0].upper() + sentence[1:])

@@ -7,12 +7,13 @@ from pathlib import Path
 from common.errors import DataError
 from experiments.catalogue import EXPERIMENTS
 from experiments.experiment import EXPERIMENT_FILE
-from experiments.report import alignments, comparison, costs, gaps, ratios, salience
+from experiments.report import alignments, comparison, costs, gaps, ratios, salience, tuning
 from experiments.report.document import Document, Section
 from experiments.report.results import Results
 
 _FURTHER: Mapping[str, Sequence[Callable[[Results], list[Section]]]] = {
     "compare": (comparison.papers,),
+    "tune": (tuning.sections,),
     "ratio": (ratios.sections,),
     "alignment": (alignments.sections,),
     "saliency": (salience.sections,),
@@ -33,14 +34,18 @@ def document(folder: Path) -> Document:
     results = Results.read(folder, experiment, about)
     if not results.cells:
         raise DataError(f"{folder} holds no finished run yet; the command that began it goes on")
-    sections = comparison.accuracies(results)
-    for part in _FURTHER[experiment.name]:
-        sections += part(results)
-    sections += costs.costs(results)
+    further = [section for part in _FURTHER[experiment.name] for section in part(results)]
+    if experiment.is_search:
+        # Its cells are trials of methods, not variants.
+        told, sections = tuning.lead(results), further
+    else:
+        told = comparison.findings(results)
+        sections = comparison.accuracies(results) + tuning.trained_with(results) + further
+        sections += costs.costs(results)
     form = ", quick form" if about["quick"] else ""
     return Document(
         f"Experiment {experiment.name}{form}",
-        (experiment.question, *comparison.findings(results)),
+        (experiment.question, *told),
         tuple(sections),
         _facts(results),
     )

@@ -11,15 +11,29 @@ from pydantic import BaseModel
 from common.config.run import RunConfig
 from common.listing import first_few
 from common.records import Phase, TaskKind
-from common.run_status import Evaluation, RunStatus, Traffic, reported, told_metrics
+from common.run_status import (
+    AT_WORKERS,
+    Evaluation,
+    RunStatus,
+    Traffic,
+    Validation,
+    reported,
+    told_metrics,
+)
 from common.task_forms import FORMS, Answer
+from coordinator.campaign.best import result_round
 from coordinator.campaign.liveness import resting_status
 from coordinator.campaign.status import open_run
 from coordinator.storage.store import Store
 from experiments.report.document import Cell, Column, Document, Plot, PlotKind, Section, Series, Table
 
 _MEGA = 1e6
-_MODELS = {"fm": "FM, adapter plugged in", "sub_fm": "sub-FM", "corrected": "FM, corrected"}
+_MODELS = {
+    "fm": "FM, adapter plugged in",
+    "sub_fm": "sub-FM",
+    "corrected": "FM, corrected",
+    AT_WORKERS: "sub-FM, at the workers",
+}
 
 
 def document(directory: Path) -> Document:
@@ -28,18 +42,20 @@ def document(directory: Path) -> Document:
     try:
         latest = store.latest_adapter()
         done = latest[0] if latest else 0
-        evaluations = store.evaluations()
+        status = resting_status(store, config)
         sections = [
-            *_scores(config, evaluations),
+            *_scores(config, (*status.evaluations, *(v.as_evaluation for v in status.at_workers))),
+            *_at_workers(status.at_workers),
             *_losses(store, done),
             *_drift(store),
             *_traffic(store),
             *_seconds(store),
             *_sizes(store),
         ]
-        state = _state(resting_status(store, config))
+        state = _state(status)
         lead = [f"{done} of {config.rounds.count} rounds are done; the run {state}."]
-        lead += _found(config, evaluations)
+        lead += _found(config, status)
+        lead += _best(config, status)
         return Document(f"Run {store.run_id()}", tuple(lead), tuple(sections), _facts(store, config))
     finally:
         store.close()
@@ -72,10 +88,36 @@ def _measure(config: RunConfig) -> tuple[str, str]:
     return ("perplexity", "") if config.task.kind is TaskKind.CAUSAL_LM else ("accuracy", "%")
 
 
-def _found(config: RunConfig, evaluations: tuple[Evaluation, ...]) -> list[str]:
-    own = {e.round: _score(e, config) for e in evaluations if e.model == "fm"}
-    if (tuned := reported(evaluations)) is not None and tuned.model == "corrected":
+def _best(config: RunConfig, status: RunStatus) -> list[str]:
+    if not status.best:
+        return []
+    by, whose = (
+        config.rounds.best_by.replace("_", " "),
+        "at the workers" if status.at_workers else "of the FM",
+    )
+    text = f"By its {by} {whose}, round {status.best} is the best."
+    if status.result < status.round:
+        text += f" Its adapter is the run's result, as rounds.patience = {config.rounds.patience} asks for."
+    return [text]
+
+
+def _at_workers(together: tuple[Validation, ...]) -> list[Section]:
+    """How much the scores at the workers are of; never one worker's own."""
+    if not together:
+        return []
+    columns = (Column("round"), Column("workers", ",d"), Column("examples", ",d"))
+    rows = tuple((v.round, v.workers, v.examples) for v in together)
+    note = "Sums over examples that workers keep aside and do not train on."
+    return [Section("At the workers", (), (Table("at-workers", "Who scored", columns, rows, (note,)),))]
+
+
+def _found(config: RunConfig, status: RunStatus) -> list[str]:
+    evaluations, result = status.evaluations, status.result
+    own = {e.round: _score(e, config) for e in evaluations if e.model == "fm" and e.round <= result}
+    if (tuned := reported(evaluations, result)) is not None and tuned.model == "corrected":
         own[tuned.round] = _score(tuned, config)
+    if not own and status.at_workers:
+        return ["The owner has no test data: the run has been scored at the workers alone."]
     if not own:
         return ["Nothing has been scored: the run has no test data, or has not come that far."]
     name, unit = _measure(config)
@@ -104,12 +146,14 @@ def _scores(config: RunConfig, evaluations: tuple[Evaluation, ...]) -> list[Sect
         (n, *(cell for model in by_model for cell in (by_model[model].get(n), losses.get((model, n)))))
         for n in rounds
     ]
-    table = Table("scores", "On the owner's test data", tuple(columns), tuple(rows))
+    where = "On the owner's test data" if set(by_model) - {AT_WORKERS} else "At the workers"
+    where += " and at the workers" if AT_WORKERS in by_model and len(by_model) > 1 else ""
+    table = Table("scores", where, tuple(columns), tuple(rows))
     titles = told_metrics(evaluations)
-    tuned = [e for e in evaluations if e.model in ("fm", "corrected") and e.metrics]
+    tuned = [e for e in evaluations if e.model in ("fm", "corrected", AT_WORKERS) and e.metrics]
     further = Table(
         "metrics",
-        "Further metrics of the FM on the owner's test data",
+        f"Further metrics {where[0].lower()}{where[1:]}",
         (Column("round"), Column("model"), *(Column(title, ".4f") for title in titles.values())),
         tuple((e.round, _MODELS[e.model], *(e.metrics.get(name) for name in titles)) for e in tuned),
     )
@@ -266,7 +310,7 @@ def _sizes(store: Store) -> list[Section]:
 
 def _facts(store: Store, config: RunConfig) -> dict[str, str]:
     changed = _changed(config, "")
-    latest = store.latest_adapter()
+    adapters = store.adapters()
     return {
         "model": Path(config.model.path).name,
         "task": f"{config.task.kind}; {first_few(config.task.labels, 100)}"
@@ -276,7 +320,7 @@ def _facts(store: Store, config: RunConfig) -> dict[str, str]:
         or "simulated",
         "seed": str(config.run.seed),
         "settings that differ from the defaults": "; ".join(changed) or "none",
-        "adapter, SHA-256": latest[1].sha256 if latest else "none yet",
+        "adapter, SHA-256": adapters[result_round(store, config)] if adapters else "none yet",
     }
 
 

@@ -3,7 +3,7 @@
 from experiments.catalogue import RATIOS
 from experiments.report.costs import step_table
 from experiments.report.document import Plot, PlotKind, Section, Series, Table
-from experiments.report.results import Results, final_accuracy, name_of_split
+from experiments.report.results import Results, final_score, name_of_split
 from experiments.summary import paired
 
 # A fall that a single run may count as one, in points.
@@ -14,13 +14,13 @@ def sections(results: Results) -> list[Section]:
     """Accuracy over the ratio; the point where it begins to fall; a worker's step."""
     lines, told = [], []
     for split in results.splits:
-        ratios = [r for r in RATIOS if results.mean(split, f"ratio-{r:g}", final_accuracy) is not None]
-        means = [results.mean(split, f"ratio-{r:g}", final_accuracy) for r in ratios]
+        ratios = [r for r in RATIOS if results.mean(split, f"ratio-{r:g}", final_score) is not None]
+        means = [results.mean(split, f"ratio-{r:g}", final_score) for r in ratios]
         found = [m for m in means if m is not None]
         errors = tuple(m.sd or 0.0 for m in found) if len(results.seeds) > 1 else None
         x = tuple(100 * r for r in ratios)
         lines.append(Series(name_of_split(split), x, tuple(m.mean for m in found), errors))
-        whole = results.mean(split, "ratio-0", final_accuracy)
+        whole = results.mean(split, "ratio-0", final_score)
         if whole is not None and ratios:
             y = (whole.mean, whole.mean)
             lines.append(Series(f"whole FM, {name_of_split(split)}", (x[0], x[-1]), y, None, True))
@@ -39,9 +39,9 @@ def _falls_at(results: Results, split: str, ratios: list[float]) -> str:
     place = name_of_split(split)
     if not ratios:
         return f"{place}: nothing has been run yet."
-    first = results.by_seed(split, f"ratio-{ratios[0]:g}", final_accuracy)
+    first = results.by_seed(split, f"ratio-{ratios[0]:g}", final_score)
     for ratio in ratios[1:]:
-        gap = paired(results.by_seed(split, f"ratio-{ratio:g}", final_accuracy), first)
+        gap = paired(results.by_seed(split, f"ratio-{ratio:g}", final_score), first)
         if gap is None or gap.mean >= 0:
             continue
         single = gap.error is None and gap.mean <= -_SINGLE_RUN_FALL

@@ -10,6 +10,7 @@ from typing import Any
 from common.errors import DataError
 from experiments.catalogue import Experiment
 from experiments.experiment import STEPS_FILE
+from experiments.headline import ACCURACY, title_of, value_of
 from experiments.summary import Mean, mean_of, paired
 
 Figures = dict[str, Any]
@@ -58,6 +59,11 @@ class Results:
         """All seeds of any cell."""
         return sorted({seed for _, _, seed in self.cells})
 
+    @property
+    def metric(self) -> str:
+        """What runs are compared by, for people: accuracy, or what the task has instead."""
+        return title_of(self.about.get("fixed", {}).get("metric", ACCURACY))
+
     def title(self, variant: str) -> str:
         """A variant's name for people."""
         return self.experiment.variant(variant).title
@@ -80,13 +86,14 @@ class Results:
         self, split: str, variant: str, to: str, value: Callable[[Figures], float | None] | None = None
     ) -> Mean | None:
         """Paired difference of a value, of accuracies in points without one; None without common seeds."""
-        of = value or final_accuracy
+        of = value or final_score
         return paired(self.by_seed(split, variant, of), self.by_seed(split, to, of))
 
 
-def final_accuracy(figures: Figures) -> float:
-    """Of the FM with the adapter plugged in, after the last round, in %."""
-    return 100 * float(figures["accuracy"])
+def final_score(figures: Figures) -> float | None:
+    """Accuracy, or what the task has instead, of the tuned FM after the last round, in %; None for none."""
+    score = figures.get("score", figures["accuracy"])
+    return None if score is None or math.isnan(score) else 100 * float(score)
 
 
 def final_auc(figures: Figures) -> float | None:
@@ -100,8 +107,8 @@ def final_loss(figures: Figures) -> float | None:
 
 
 def correction_gain(figures: Figures) -> float | None:
-    """What the correction has brought in accuracy, in points; None where there was none."""
-    return _gain(figures, lambda score: score["accuracy"])
+    """What the correction has brought in accuracy or the like, in points; None where there was none."""
+    return _gain(figures, lambda score: value_of(score, figures.get("metric", ACCURACY)))
 
 
 def correction_gain_auc(figures: Figures) -> float | None:
@@ -135,5 +142,7 @@ def name_of_split(split: str) -> str:
 
 
 def by_round(figures: Figures, model: str = "fm") -> dict[int, float]:
-    """Accuracies in % by round, where scored; `model` is "fm" or "sub_fm"."""
-    return {e["round"]: 100 * e["accuracy"] for e in figures["scores"] if e["model"] == model}
+    """Accuracies or the like in % by round, where scored; `model` is "fm" or "sub_fm"."""
+    metric = figures.get("metric", ACCURACY)
+    found = {e["round"]: value_of(e, metric) for e in figures["scores"] if e["model"] == model}
+    return {number: 100 * value for number, value in found.items() if not math.isnan(value)}

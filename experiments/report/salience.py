@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from experiments.report.document import Cell, Column, Plot, PlotKind, Section, Series, Table
-from experiments.report.results import Figures, Results, final_accuracy, name_of_split
+from experiments.report.results import Figures, Results, final_score, name_of_split
 
 _METRICS = ("l2", "activation", "integrated-gradients", "attention", "random")
 _WAYS = {"": "not aligned", "+closed": "closed form", "+gradient": "gradient", "+both": "both"}
@@ -14,7 +14,7 @@ def sections(results: Results) -> list[Section]:
     found = []
     for split in results.splits:
         parts: list[Table | Plot] = [
-            _matrix(results, split, "accuracy", "Accuracy", final_accuracy, ".2f", "%"),
+            _matrix(results, split, "accuracy", "Accuracy", final_score, ".2f", "%"),
             _matrix(results, split, "error", "Hidden-state error after alignment", _error, ".4f", ""),
             _plot(results, split),
         ]
@@ -47,7 +47,7 @@ def _matrix(
 def _plot(results: Results, split: str) -> Plot:
     series = []
     for way, title in _WAYS.items():
-        found = {m: results.mean(split, f"{m}{way}", final_accuracy) for m in _METRICS}
+        found = {m: results.mean(split, f"{m}{way}", final_score) for m in _METRICS}
         there = {m: mean for m, mean in found.items() if mean is not None}
         if there:
             errors = tuple(m.sd or 0.0 for m in there.values()) if len(results.seeds) > 1 else None

@@ -62,7 +62,7 @@ def values(folder: Path) -> dict[tuple[str, str], set[str]]:
     store = Store(folder)
     held = set(retention.sizes(store))
     store.close()
-    content = {*PUBLISHED, ArtifactKind.UPDATE, "control"}
+    content = {*PUBLISHED, ArtifactKind.UPDATE, "scores", "control"}
     refused = {error.__name__ for error in (LateUpdate, StaleRound, UnknownRound, NotSelected, BadUpdate)}
     return {
         ("fedpft_phase", "phase"): set(Phase) - {Phase.DIED},
@@ -81,6 +81,10 @@ def values(folder: Path) -> dict[tuple[str, str], set[str]]:
         ("fedpft_alignment_error_ratio", "when"): {"before", "after"},
         ("fedpft_score_ratio", "model"): set(SCORED) | set(METRIC_TITLES),
         ("fedpft_score_ratio", "metric"): set(SCORED) | set(METRIC_TITLES),
+        ("fedpft_validation_score_ratio", "metric"): {"accuracy"} | (set(METRIC_TITLES) - {"spearman"}),
+        ("fedpft_validation_submissions_total", "result"): begun(
+            CoordinatorMetrics, "fedpft_validation_submissions_total"
+        ),
         ("fedpft_correction_divergence_nats", "when"): {"before", "after"},
         ("fedpft_gradient_gap_ratio", "of"): {"gradient", "output", "weight"},
     }

@@ -1,11 +1,13 @@
 """Experiments on presets, and on data of every kind of task."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pytest
 from pyarrow import parquet
+from rich.console import Console
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -15,9 +17,15 @@ from common.data.examples import Columns, read_examples
 from common.data.presets import PRESETS
 from common.errors import DataError
 from common.records import TaskKind
-from experiments.catalogue import RATIOS
+from common.run_status import Evaluation, reported
+from experiments.catalogue import EXPERIMENTS, RATIOS
+from experiments.clients import LocalClients
+from experiments.experiment import conduct
+from experiments.headline import title_of
+from experiments.report.of_experiment import document
 from experiments.sources import Sizes, Source, deal_out
 from tests.conftest import TAGS, sentences, write_conll, write_pictures
+from tests.experiments.test_experiment import FAST, results, wanted
 from tests.families import write_family
 
 CLASSES = [name for name, preset in PRESETS.items() if preset.labels]
@@ -43,6 +51,19 @@ def write_copy(root: Path, name: str, count: int = 70) -> Path:
     return root
 
 
+def write_numbers(root: Path, count: int = 90) -> Path:
+    """STS-B's form: pairs, and a number for each."""
+    preset = PRESETS["stsb"]
+    folder = root / preset.hub_id / preset.folder
+    folder.mkdir(parents=True)
+    for seed, split in enumerate(dict.fromkeys((preset.train, preset.test))):
+        texts, kinds = sentences(count, seed)
+        columns = {preset.columns.text: texts, preset.columns.pair or "pair": texts}
+        columns["label"] = [float(kind == "weather") + i % 3 / 10 for i, kind in enumerate(kinds)]
+        parquet.write_table(pyarrow.table(columns), folder / f"{split}-00000-of-00001.parquet")
+    return root
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_preset_of_classes_is_dealt_out_to_clients(name: str, tmp_path: Path) -> None:
     source = Source(name, write_copy(tmp_path / "hub", name))
@@ -59,9 +80,67 @@ def test_every_preset_of_classes_is_dealt_out_to_clients(name: str, tmp_path: Pa
     assert len(public) == 20 and not public.labelled and public.pairs is None
 
 
-def test_numbers_have_no_accuracy_to_compare() -> None:
-    with pytest.raises(DataError, match="stsb is for text-regression: experiments compare accuracies"):
-        Source("stsb").settings()
+@pytest.mark.parametrize(
+    ("name", "metric", "title"),
+    [
+        ("sst2", "accuracy", "accuracy"),
+        ("stsb", "pearson", "Pearson correlation"),
+        ("cola", "matthews", "Matthews correlation"),
+        ("mrpc", "f1:equivalent", "F1 of equivalent"),
+    ],
+)
+def test_runs_are_compared_by_the_presets_own_metric(name: str, metric: str, title: str) -> None:
+    assert Source(name).metric == metric and title_of(metric) == title
+
+
+def test_a_file_of_ones_own_may_be_of_another_task_than_its_form_says(tmp_path: Path) -> None:
+    table = tmp_path / "own.csv"
+    table.write_text("text,label\n" + "".join(f"text {i},{i / 8}\n" for i in range(60)))
+    numbers = Source(str(table), kind=TaskKind.TEXT_REGRESSION)
+    assert numbers.settings() == {"task.kind": "text-regression"} and numbers.metric == "pearson"
+    dealt = deal_out(numbers, tmp_path / "dealt", 2, None, 1, Sizes(20, 10, 10))
+    assert dealt.labels == ()
+    require_answers(read_examples(dealt.workers[0], Columns()), TaskKind.TEXT_REGRESSION, ())
+    with pytest.raises(DataError, match=r"shares of classes need one class.*--split iid"):
+        deal_out(numbers, tmp_path / "dealt", 2, 1.0, 1, Sizes(20, 10, 10))
+    with pytest.raises(DataError, match="sst2 is for text-classification, not for text-regression"):
+        Source("sst2", kind=TaskKind.TEXT_REGRESSION).settings()
+    with pytest.raises(DataError, match="which causal-lm has none of"):
+        Source(str(table), kind=TaskKind.CAUSAL_LM).settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "metric"),
+    [
+        ("stsb", TaskKind.TEXT_REGRESSION, "Pearson correlation"),
+        ("tags", TaskKind.TOKEN_CLASSIFICATION, "entity F1"),
+    ],
+)
+def test_the_report_is_of_the_tasks_own_metric(
+    name: str, kind: TaskKind, metric: str, tmp_path: Path
+) -> None:
+    source = Source(str(write_conll(tmp_path / "own.conll", 90, 1)))
+    if kind is TaskKind.TEXT_REGRESSION:
+        source = Source(name, write_numbers(tmp_path / "hub"))
+    model = write_family(tmp_path / "model", "bert", kind)
+    order = replace(
+        wanted(tmp_path, model, "compare", variants=("fedpetuning", "corrected", "head-only")),
+        source=source,
+        scale=replace(
+            EXPERIMENTS["compare"].quick, splits=("iid",), seeds=1, clients=2, sample=2, rounds=1, train=40
+        ),
+        settings=FAST | {"correction.steps": 2, "correction.least_gain": 0.0},
+    )
+    conduct(order, Console(quiet=True), LocalClients)
+    table = document(order.folder).tables[0]
+    assert table.columns[2].title == metric and table.title.lower().startswith(metric.lower())
+    cells = results(order.folder)
+    for figures in cells.values():
+        last = reported(tuple(Evaluation(**score) for score in figures["scores"]))
+        key = {"Pearson correlation": "pearson", "entity F1": "entity_f1"}[metric]
+        assert last is not None and figures["score"] == pytest.approx(last.metrics[key], nan_ok=True)
+    shown = [row[2] for row in table.rows]
+    assert any(isinstance(value, float) for value in shown)
 
 
 def ratio(tmp_path: Path, model: Path, data: str, *extra: str) -> str:

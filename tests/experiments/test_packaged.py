@@ -79,6 +79,18 @@ def test_bbc_news_is_split_as_in_the_published_runs(tmp_path: Path) -> None:
     )
 
 
+def test_bbc_news_with_few_private_documents_keeps_its_test_and_public_ones(tmp_path: Path) -> None:
+    whole = write_bbc_news(tmp_path / "whole", 3, None, seed=7)
+    few = write_bbc_news(tmp_path / "few", 3, None, 7, 60)
+    assert parts_of(few)[0].texts == parts_of(whole)[0].texts
+    assert parts_of(few)[1].texts == parts_of(whole)[1].texts
+    drawn, there = ({t for part in parts_of(d)[2] for t in part.texts or []} for d in (few, whole))
+    assert len(drawn) == 60 and drawn < there
+    # More than there is: all of it, as ever.
+    most = write_bbc_news(tmp_path / "most", 3, None, 7, 2000)
+    assert [p.texts for p in parts_of(most)[2]] == [p.texts for p in parts_of(whole)[2]]
+
+
 def test_bbc_news_in_equal_shares(tmp_path: Path) -> None:
     _, _, workers = parts_of(write_bbc_news(tmp_path, 3, None, seed=7))
     assert [len(worker) for worker in workers] == [400, 400, 400]

@@ -27,8 +27,8 @@ from tests.waiting import sizes, until
 
 WORKERS = ("worker-1", "worker-2")
 
-# Everything that a run can do happens in these: both alignments, a server optimiser, scores, gaps.
-# Adapter, updates and sub-FM are several chunks long.
+# Everything that a run can do happens in these: both alignments, a server optimiser, gaps, the owner's scores
+# and the workers'. Adapter, updates and sub-FM are several chunks long.
 SETTINGS: dict[str, Any] = {
     "run.directory": "run",
     "task.labels": LABELS,
@@ -55,6 +55,7 @@ SETTINGS: dict[str, Any] = {
     "rounds.minimum": 2,
     "rounds.deadline_seconds": 600.0,
     "rounds.grace_seconds": 30.0,
+    "validation.every": 1,
     "server.metrics": "127.0.0.1:0",
     "server.heartbeat_seconds": 0.3,
     "server.keepalive_seconds": 1.0,
@@ -88,6 +89,7 @@ class Material:
         write_table(folder / "test.csv", 16, 91)
         for number, name in enumerate(WORKERS, 1):
             write_table(folder / f"{name}.csv", 8 + 4 * number, number)
+            write_table(folder / f"{name}-aside.csv", 4 + number, 50 + number)
         return cls(folder)
 
 
@@ -141,6 +143,7 @@ class Federation:
             arguments = ["--coordinator", self.routes.get(name, self.address), "--name", name]
             arguments += ["--data", str(self.material.folder / f"{name}.csv"), "--threads", "1"]
             arguments += ["--folder", str(self.folder / name), "--join-timeout", "60", "--keepalive", "1"]
+            arguments += ["--validation", str(self.material.folder / f"{name}-aside.csv")]
         service = "coordinator" if name == "coordinator" else "worker"
         log, habit = self.folder / f"{name}.log", self.habits.get(name)
         self.processes[name] = services.start(service, arguments, log, environment, habit)
@@ -242,6 +245,7 @@ class Federation:
                 correction.adapter.sha256,
                 latest[0],
                 tuple((e.round, e.model, e.accuracy, e.loss) for e in store.evaluations()),
+                tuple((v.round, v.workers, v.accuracy, v.loss) for v in store.validations.all()),
                 tuple(gap.drift for gap in store.gaps()),
                 frozenset(kept),
             )
@@ -269,6 +273,7 @@ class Outcome:
     corrected: str
     rounds: int
     scores: tuple[tuple[int, str, float, float], ...]
+    validations: tuple[tuple[int, int, float, float], ...]
     drifts: tuple[float, ...]
     updates: frozenset[tuple[str, int, str]]
 

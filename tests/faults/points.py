@@ -14,7 +14,16 @@ _DECIDED = (Point.TRANSACTION_MADE, Point.TRANSACTION_COMMITTED)
 _ANSWERED = (Point.CALL_RECEIVED, Point.REPLY_READY, Point.CALL_ENDED)
 _CALLED = (Point.CALL_MADE, Point.REPLY_RECEIVED)
 
-_CALLS = ("Join", "WatchTasks", "Heartbeat", "DownloadArtifact", "OfferUpdate", "SubmitUpdate", "Leave")
+_CALLS = (
+    "Join",
+    "WatchTasks",
+    "Heartbeat",
+    "DownloadArtifact",
+    "OfferUpdate",
+    "SubmitUpdate",
+    "SubmitScores",
+    "Leave",
+)
 _SERVED = ("sub_model", "tokenizer", "tokenizer_config", "adapter", "neuron_patch")
 _ARTIFACTS = (*_SERVED, "plan", "server_state", "corrected")
 
@@ -50,6 +59,10 @@ CoordinatorPoint = StrEnum(
                 "traffic",
                 "event",
                 "served",
+                "validator",
+                "validation-opened",
+                "scores",
+                "validation-closed",
             ),
         ),
         _names(_ANSWERED, _CALLS),
@@ -58,6 +71,7 @@ CoordinatorPoint = StrEnum(
         _names([Point.FILE_REMOVED], ["update", "adapter", "server_state"]),
         _names([Point.STEP], ["cut", "aligned", "round-opened", "round-closed", "aggregated", "plugged-in"]),
         _names([Point.STEP], ["gap-measured", "re-aligned", "evaluated", "corrected"]),
+        _names([Point.STEP], ["validation-opened", "validated"]),
         _names([Point.STEP], ["finishing", "farewell"]),
     ),
 )
@@ -70,6 +84,7 @@ WorkerPoint = StrEnum(
         _names([Point.CHUNK_RECEIVED], _SERVED),
         _names([Point.CHUNK_SENT], ["update"]),
         _names([Point.STEP], ["task-taken", "fetched", "equipped", "trained-a-step", "trained", "delivered"]),
+        _names([Point.STEP], ["evaluation-taken", "scored-a-batch", "scored", "scores-delivered"]),
     ),
 )
 
@@ -101,6 +116,13 @@ COORDINATOR_AGAIN = [
         "step/aggregated": 2,
         "step/round-closed": 2,
         "step/plugged-in": 2,
+        "transaction-committed/scores": 2,
+        "transaction-made/scores": 4,
+        "transaction-made/validation-closed": 2,
+        "transaction-committed/validation-closed": 3,
+        "transaction-committed/validation-opened": 2,
+        "reply-ready/SubmitScores": 3,
+        "step/validated": 3,
     }.items()
 ]
 WORKER_AGAIN = [
@@ -116,6 +138,9 @@ WORKER_AGAIN = [
         "reply-received/SubmitUpdate": 2,
         "step/trained-a-step": 3,
         "step/trained": 2,
+        "step/scored": 2,
+        "step/evaluation-taken": 3,
+        "reply-received/SubmitScores": 3,
     }.items()
 ]
 

@@ -23,6 +23,7 @@ QUICK = {
     "chunk-received/sub_model#2=kill",
     "file-renamed/update-header=power",
     "reply-received/SubmitUpdate=kill",
+    "transaction-committed/scores=kill",
 }
 # With those, in `make test-all`: one of every kind.
 USUAL = {
@@ -32,6 +33,8 @@ USUAL = {
     "step/round-closed=kill",
     "transaction-committed/outcome=kill",
     "step/trained-a-step=kill",
+    "step/validated=kill",
+    "step/scored=kill",
 }
 
 

@@ -28,6 +28,7 @@ LIGHT: dict[str, Any] = {
     "gradient_gap.batches": 0,
     "adapter.rank": 8,
     "aggregation.optimizer": "none",
+    "validation.every": 0,
 }
 
 

@@ -226,3 +226,20 @@ def test_the_weights_are_looked_at_as_the_run_does_at_its_start(tmp_path: Path) 
 def test_a_length_that_the_model_has_no_positions_for_is_found(tmp_path: Path) -> None:
     path = configured(tmp_path, write_model(tmp_path / "model"), task__max_length=100_000)
     assert "task.max_length must be <= " in told(examine("--config", path), "weights")[0]
+
+
+async def test_what_is_kept_aside_is_looked_at_like_the_data(tmp_path: Path) -> None:
+    fine, odd = write_table(tmp_path / "fine.csv", 20), tmp_path / "odd.csv"
+    odd.write_text("text,label\na cat,Animals\n")
+    async with coordinator(tmp_path) as (address, _, _):
+        well = await examined(address, tmp_path, "--data", fine, "--validation", fine)
+        ill = await examined(address, tmp_path, "--data", fine, "--validation", odd)
+        share = await examined(address, tmp_path, "--data", fine, "--validation-share", 0.25)
+        small = await examined(address, tmp_path, "--data", fine, "--validation-share", 0.01)
+    assert well.exit_code == 0, well.output
+    assert told(well, "validation data for the run")[0].endswith("their form and labels are the run's")
+    assert ill.exit_code == 2 and "has label 'Animals'" in told(ill, "validation data for the run")[0]
+    assert told(share, "validation share") == [
+        "ok validation share 5 examples are kept aside, 15 are trained on"
+    ]
+    assert small.exit_code == 2 and "leaves none aside" in told(small, "validation share")[0]

@@ -9,7 +9,8 @@ import torch
 from fedpft.v1 import federation_pb2
 from google.protobuf.message import DecodeError
 
-from common.errors import BadMessage, BadUpdate
+from common.errors import BadMessage, BadScores, BadUpdate
+from common.model.scores import require_sound
 from common.records import (
     Activity,
     AdapterSpec,
@@ -18,10 +19,13 @@ from common.records import (
     ArtifactRef,
     Chunk,
     ClassCounts,
+    EvaluateTask,
     JoinReply,
     JoinRequest,
     Progress,
     RunSpec,
+    ScoreSums,
+    SubmittedScores,
     SubModelRef,
     TaskKind,
     TaskSpec,
@@ -31,7 +35,7 @@ from common.records import (
 )
 from common.storage.tensor_header import read_header
 from common.storage.tensors import TensorFile, to_bytes
-from common.transport import wire
+from common.transport import class_wire, score_wire, wire
 from common.transport.chunk_messages import decode_download, decode_submission
 
 Target = Callable[[bytes], None]
@@ -47,6 +51,19 @@ _RUN = RunSpec(
 _TASK = TrainTask(3, SubModelRef("{}", (64, 16), _REF, (_REF,), (_REF,)), _REF, 1.0, (1,), 60.0, 1)
 _UPDATE = UpdateHeader("session", 1, "ab" * 32, 99, "cd" * 32, 5, 0.5, 1.0)
 
+_EVALUATION = EvaluateTask(3, _TASK.sub_model, _REF, 60.0, 2)
+_SCORES = ScoreSums(2, 2, 1, 0.5, (1, 1, 0, 0, 0, 0, 1, 1, 1, 0, 1, 0))
+
+
+def judge_scores(m: Any) -> None:
+    """Decoded, and judged as a coordinator judges them."""
+    told = score_wire.scores_from_pb(m)
+    try:
+        require_sound(told.scores, told.scores.examples, TaskKind.TEXT_CLASSIFICATION, ("no", "yes"))
+    except BadScores:
+        return
+
+
 # Both directions: what a coordinator decodes from workers, and a worker from its coordinator.
 _DECODERS: list[tuple[Any, Callable[[Any], object], Any]] = [
     (
@@ -61,8 +78,8 @@ _DECODERS: list[tuple[Any, Callable[[Any], object], Any]] = [
     ),
     (
         federation_pb2.TellClassesRequest,
-        wire.class_counts_from_pb,
-        wire.class_counts_to_pb(ClassCounts("w", 5, {"no": 2, "yes": 3})),
+        class_wire.class_counts_from_pb,
+        class_wire.class_counts_to_pb(ClassCounts("w", 5, {"no": 2, "yes": 3})),
     ),
     (federation_pb2.WatchTasksResponse, wire.task_from_pb, wire.task_to_pb(_TASK)),
     (
@@ -87,6 +104,12 @@ _DECODERS: list[tuple[Any, Callable[[Any], object], Any]] = [
         lambda m: wire.header_from_pb(m.header),
         federation_pb2.OfferUpdateRequest(header=wire.header_to_pb(_UPDATE)),
     ),
+    (
+        federation_pb2.SubmitScoresRequest,
+        judge_scores,
+        score_wire.scores_to_pb(SubmittedScores("session", 1, "ab" * 32, _SCORES)),
+    ),
+    (federation_pb2.WatchTasksResponse, wire.task_from_pb, wire.task_to_pb(_EVALUATION)),
     (
         federation_pb2.SubmitUpdateRequest,
         lambda m: wire.chunk_from_pb(m.chunk) if m.WhichOneof("part") == "chunk" else m.header,

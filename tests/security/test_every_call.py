@@ -106,6 +106,8 @@ def request_for(call: MethodDescriptor, session: str, worker: str) -> Message:
         message.protocol_min, message.protocol_max = 1, 2
     if "progress" in fields:
         message.progress.activity = 1
+    if "adapter_sha256" in fields:
+        message.adapter_sha256 = "0" * 64
     if "header" in fields:
         message.header.session = session
         message.header.sha256 = message.header.adapter_sha256 = "0" * 64
@@ -176,7 +178,7 @@ async def test_a_role_may_call_what_is_for_it_and_nothing_else(
         expected = {
             "DownloadArtifact": StatusCode.NOT_FOUND,
             "List": StatusCode.UNIMPLEMENTED,
-        } | dict.fromkeys(("OfferUpdate", "SubmitUpdate"), StatusCode.FAILED_PRECONDITION)
+        } | dict.fromkeys(("OfferUpdate", "SubmitUpdate", "SubmitScores"), StatusCode.FAILED_PRECONDITION)
         assert code is expected.get(call.name, StatusCode.OK)
     else:
         assert code is StatusCode.PERMISSION_DENIED

@@ -230,3 +230,55 @@ def test_a_processor_for_other_data_is_a_model_error(tmp_path: Path, model_folde
     for task in (TEXT, CAUSAL):
         with pytest.raises(ModelError, match=f"{task.kind} needs a tokenizer, not an image processor"):
             read(write_table(tmp_path / "data.csv", 2)).encoded(processor, task)
+
+
+# --- what is kept aside ---
+
+
+def test_a_share_is_kept_aside_and_not_trained_on(tmp_path: Path) -> None:
+    source = Source(write_table(tmp_path / "data.csv", 40), validation_share=0.25)
+    whole = read(tmp_path / "data.csv").examples
+    data = PrivateData.read(source, "clinic-a")
+    assert data.validation is not None
+    assert (len(data), len(data.validation)) == (30, 10)
+    together = sorted([*(data.examples.texts or ()), *(data.validation.texts or ())])
+    assert together == sorted(whole.texts or ())
+    # Each has its labels and its places with it.
+    labels = dict(zip(whole.texts or (), whole.label_names or (), strict=True))
+    for part in (data.examples, data.validation):
+        assert [labels[text] for text in part.texts or ()] == part.label_names
+    lines = (tmp_path / "data.csv").read_text().splitlines()
+    place = data.validation.name_of(0)
+    assert (data.validation.texts or [""])[0] in lines[int(place.rpartition(" ")[2]) - 1]
+
+
+def test_the_share_is_drawn_by_the_workers_name_alone(tmp_path: Path) -> None:
+    source = Source(write_table(tmp_path / "data.csv", 40), validation_share=0.25)
+    a, again, b = (PrivateData.read(source, name) for name in ("a", "a", "b"))
+    assert a.validation == again.validation != b.validation
+    # An update is for what it was trained on.
+    plain = read(tmp_path / "data.csv")
+    more = PrivateData.read(replace(source, validation_share=0.5), "a")
+    assert len({a.digest, b.digest, plain.digest, more.digest}) == 4 and a.digest == again.digest
+
+
+@pytest.mark.parametrize(
+    ("share", "says"),
+    [(0.01, "leaves none aside"), (1.0, "leaves none to train on"), (0.99, "none to train on")],
+)
+def test_a_share_that_leaves_nothing_on_either_side_is_refused(
+    tmp_path: Path, share: float, says: str
+) -> None:
+    source = Source(write_table(tmp_path / "data.csv", 10), validation_share=share)
+    with pytest.raises(DataError, match=says):
+        PrivateData.read(source, "a")
+
+
+def test_a_validation_file_is_held_to_the_same_rules(tmp_path: Path) -> None:
+    aside = tmp_path / "aside.csv"
+    aside.write_text("text,label\na cat,Animals\n")
+    data = PrivateData.read(Source(write_table(tmp_path / "data.csv", 10), validation=aside), "a")
+    with pytest.raises(DataError, match=r"aside.csv: line 2 has label 'Animals'"):
+        data.require(TEXT)
+    with pytest.raises(DataError, match="no such data file"):
+        PrivateData.read(Source(tmp_path / "data.csv", validation=tmp_path / "none.csv"), "a")

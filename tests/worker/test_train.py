@@ -17,7 +17,7 @@ from common.model import tasks
 from common.model.adapter import PEFT_PREFIX, RESIDUAL, Adapted, plus, trained
 from common.model.apoz import ZeroCounter
 from common.model.ffn import Projection, ffns_of
-from common.records import AdapterSpec, AdapterTargets, TaskKind, TrainingSpec, ZeroRule
+from common.records import AdapterSpec, AdapterTargets, LocalOptimizer, TaskKind, TrainingSpec, ZeroRule
 from tests.conftest import FFN, HIDDEN, LABELS, VOCABULARY, write_pictures, write_table
 from tests.families import small_model, write_family
 from tests.small import HEAD_ONLY, LORA, TEXT, copies, load_model, load_texts, logits, same_bits
@@ -327,6 +327,40 @@ def test_steps_are_those_taken_by_hand(
     for name, value in by_hand.tensors().items():
         # Where a gradient is next to nothing, Adam's steps follow its rounding.
         assert torch.allclose(value, plus(start, update.delta)[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_steps_of_sgd_are_those_taken_by_hand(fresh: Fresh, texts: TextDataset, momentum: float) -> None:
+    spec = replace(
+        SPEC,
+        epochs=3,
+        batch_size=40,
+        optimizer=LocalOptimizer.SGD,
+        learning_rate=0.2,
+        head_learning_rate=2.0,
+        momentum=momentum,
+        weight_decay=0.1,
+    )
+    adapted, by_hand = fresh(CALM), fresh(CALM)
+    for one in (adapted, by_hand):
+        without_dropout(one)
+    start = adapted.tensors()
+    update = fine_tune(adapted, start, texts, spec, factor=0.5, seed=4)
+
+    lora, head = by_hand.parameter_groups()
+    parameters, rates = [*lora, *head], [0.1] * len(lora) + [1.0] * len(head)
+    moving = [torch.zeros_like(p) for p in parameters]
+    for step in range(3):
+        (batch,) = texts.shuffled(40, seed=4 + step)
+        value = tasks.loss(by_hand.model(**batch.inputs).logits, batch.labels, TEXT)
+        slopes = torch.autograd.grad(value, parameters)
+        norm = torch.stack([g.square().sum() for g in slopes]).sum().sqrt()
+        with torch.no_grad():
+            for p, g, m, rate in zip(parameters, slopes, moving, rates, strict=True):
+                m.mul_(momentum).add_(g * min(1.0, 1.0 / (float(norm) + 1e-6)))
+                p.mul_(1 - 0.1 * rate).sub_(rate * m)
+    for name, value in by_hand.tensors().items():
+        assert torch.allclose(value, plus(start, update.delta)[name], atol=1e-5), name
 
 
 def test_the_first_step_does_not_feel_the_proximal_term_and_the_second_does(

@@ -2,9 +2,9 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const PRESENT = new Set(["idle", "downloading", "training", "uploading"]);
-const MODELS = ["fm", "sub_fm", "corrected"];
-const TITLES = { fm: "FM", sub_fm: "sub-FM", corrected: "FM, corrected" };
+const PRESENT = new Set(["idle", "downloading", "training", "uploading", "scoring"]);
+const MODELS = ["fm", "sub_fm", "corrected", "workers"];
+const TITLES = { fm: "FM", sub_fm: "sub-FM", corrected: "FM, corrected", workers: "sub-FM, at the workers" };
 const SHOWN_EVENTS = 200;
 let after = 0;
 
@@ -98,7 +98,7 @@ function workerRow(worker) {
   const does = element("td", { class: worker.activity }, worker.activity);
   row.append(does);
   const progress = element("td", { class: "progress" });
-  if (!worker.trouble && worker.activity === "training" && worker.steps) {
+  if (!worker.trouble && ["training", "scoring"].includes(worker.activity) && worker.steps) {
     does.dataset.done = `${Math.floor(100 * worker.step / worker.steps)} %`;
     progress.append(element("progress", { max: worker.steps, value: worker.step, title: `step ${worker.step} of ${worker.steps}` }));
   }
@@ -130,19 +130,30 @@ function draw(run) {
   $("rounds").value = run.phase === "finished" ? run.rounds : Math.max(0, run.round - 1);
   const language = run.task === "causal-lm";
   const value = language ? (e) => (e.loss === null ? null : Math.exp(Math.min(e.loss, 50))) : (e) => e.accuracy;
-  const readings = seriesOf(run.evaluations, value), newest = readings.corrected.at(-1) ?? readings.fm.at(-1);
-  for (const each of document.querySelectorAll(".legend .corrected")) each.hidden = readings.corrected.length === 0;
-  $("reading-name").textContent = `${language ? "perplexity" : "accuracy"} of the FM`;
+  const readings = seriesOf(run.evaluations, value), newest = readings.corrected.at(-1) ?? readings.fm.at(-1) ?? readings.workers.at(-1);
+  const shown = seriesOf(run.evaluations, (e) => e.loss), ownersData = shown.fm.length > 0;
+  for (const model of MODELS) {
+    const there = shown[model].length > 0 || (shown.workers.length === 0 && ["fm", "sub_fm"].includes(model));
+    for (const each of document.querySelectorAll(`.legend .${model}`)) each.hidden = !there;
+  }
+  const scored = run.at_workers.at(-1);
+  $("at-workers").textContent = scored === undefined ? "" : `${scored.workers} workers after round ${scored.round}`;
+  $("best").hidden = !run.best;
+  $("best").textContent = `best: round ${run.best}`;
+  $("reading-name").textContent = `${language ? "perplexity" : "accuracy"} ${ownersData || !scored ? "of the FM" : "at the workers"}`;
   $("reading").textContent = newest === undefined ? "–" : language ? newest.value.toFixed(2) : `${(100 * newest.value).toFixed(1)} %`;
   $("present").textContent = `${run.workers.filter((w) => PRESENT.has(w.activity)).length} of ${run.workers.length}`;
   $("down").textContent = bytes(run.workers.reduce((sum, w) => sum + w.down, 0));
   $("up").textContent = bytes(run.workers.reduce((sum, w) => sum + w.up, 0));
   $("waiting").hidden = !run.waiting_for || run.over;
   $("waiting").textContent = `Waiting for ${run.waiting_for}.`;
-  $("accuracy-title").textContent = `${language ? "Perplexity" : "Accuracy"} on the test data, by round`;
+  const where = scored === undefined ? " on the test data" : ownersData ? " on the test data and at the workers" : " at the workers";
+  $("loss-title").textContent = `Loss${where} in nats, by round`;
+  $("metrics-title").textContent = `Metrics${where}`;
+  $("accuracy-title").textContent = `${language ? "Perplexity" : "Accuracy"}${where}, by round`;
   const plain = (tick, step) => tick.toFixed(Math.max(0, -Math.floor(Math.log10(step))));
   chart($("accuracy"), readings, run.rounds, 0, language ? null : 1, language ? plain : (tick) => `${Math.round(100 * tick)} %`);
-  chart($("loss"), seriesOf(run.evaluations, (e) => e.loss), run.rounds, 0, null, plain);
+  chart($("loss"), shown, run.rounds, 0, null, plain);
   if (run.evaluations.length) showMetrics(run);
   $("workers").replaceChildren(...run.workers.map(workerRow));
   for (const event of run.events) {

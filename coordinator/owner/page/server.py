@@ -99,7 +99,8 @@ class Page:
 def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
     """What the page draws: no path, no layer's figures, no number that JSON cannot hold."""
     # Of earlier rounds nobody looks at more than the curves.
-    last = max((e.round for e in status.evaluations), default=0)
+    evaluations = (*status.evaluations, *(v.as_evaluation for v in status.at_workers))
+    last = max((e.round for e in evaluations), default=0)
     return {
         "run": status.run_id,
         "task": status.task,
@@ -118,9 +119,11 @@ def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
                 "loss": _finite(e.loss),
                 "metrics": {n: _finite(v) for n, v in e.metrics.items()} if e.round == last else {},
             }
-            for e in status.evaluations
+            for e in evaluations
         ],
-        "metrics": told_metrics(status.evaluations),
+        "at_workers": [{"round": v.round, "workers": v.workers} for v in status.at_workers],
+        "best": status.best,
+        "metrics": told_metrics(evaluations),
         "drift": [{"round": gap.round, "drift": _finite(gap.drift)} for gap in status.gaps],
         "parameters": asdict(status.models) if status.models else None,
         "workers": [

@@ -56,6 +56,9 @@ class GetStatusResponse(_message.Message):
     DIRECTORY_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     GAPS_FIELD_NUMBER: _builtins.int
+    VALIDATIONS_FIELD_NUMBER: _builtins.int
+    BEST_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id."""
     phase: _types_pb2.Phase.ValueType
@@ -76,6 +79,12 @@ class GetStatusResponse(_message.Message):
     """Path of the run's directory on the coordinator's machine."""
     task: _types_pb2.TaskKind.ValueType
     """What the model learns to do."""
+    best: _builtins.int
+    """The round with the best score; 0 where none is known."""
+    result: _builtins.int
+    """The round whose adapter is the run's result, as things stand: the best one under rounds.patience, else
+    the newest.
+    """
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStatus]:
         """Every worker that ever joined."""
@@ -91,6 +100,10 @@ class GetStatusResponse(_message.Message):
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___GradientGap]:
         """The gradient gap after each round, where it was measured."""
+
+    @_builtins.property
+    def validations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Validation]:
+        """Scores at the workers, oldest first."""
 
     def __init__(
         self,
@@ -109,10 +122,13 @@ class GetStatusResponse(_message.Message):
         directory: _builtins.str = ...,
         task: _types_pb2.TaskKind.ValueType = ...,
         gaps: _abc.Iterable[Global___GradientGap] | None = ...,
+        validations: _abc.Iterable[Global___Validation] | None = ...,
+        best: _builtins.int = ...,
+        result: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "directory", b"directory", "evaluations", b"evaluations", "gaps", b"gaps", "models", b"models", "phase", b"phase", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "step", b"step", "steps", b"steps", "task", b"task", "waiting_for", b"waiting_for", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "best", b"best", "directory", b"directory", "evaluations", b"evaluations", "gaps", b"gaps", "models", b"models", "phase", b"phase", "result", b"result", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "step", b"step", "steps", b"steps", "task", b"task", "validations", b"validations", "waiting_for", b"waiting_for", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -334,7 +350,7 @@ class Traffic(_message.Message):
     round: _builtins.int
     """The round in which they travelled; 0 before the first, and for all rounds together."""
     kind: _builtins.str
-    """Content: sub_model, neuron_patch, adapter, tokenizer, tokenizer_config, update or control."""
+    """Content: sub_model, neuron_patch, adapter, tokenizer, tokenizer_config, update, scores or control."""
     bytes_down: _builtins.int
     """From the coordinator to the worker."""
     bytes_up: _builtins.int
@@ -414,6 +430,74 @@ class Evaluation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
+
+@_typing.final
+class Validation(_message.Message):
+    """A score of the sub-FM at the workers, on examples that they keep aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """After this round; 0 before the first."""
+    workers: _builtins.int
+    """How many workers it is of; 0 when too few answered, and then there are no figures."""
+    examples: _builtins.int
+    """Examples of all of them together."""
+    accuracy: _builtins.float
+    """Share of right answers, 0 to 1."""
+    loss: _builtins.float
+    """Mean cross entropy in nats, or squared error."""
+    worker: _builtins.str
+    """One worker's own score, where the run keeps these; empty of all together."""
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Further metrics, as of an Evaluation."""
+
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        workers: _builtins.int = ...,
+        examples: _builtins.int = ...,
+        accuracy: _builtins.float = ...,
+        loss: _builtins.float = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        worker: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "examples", b"examples", "loss", b"loss", "metrics", b"metrics", "round", b"round", "worker", b"worker", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Validation: _TypeAlias = Validation  # noqa: Y015
 
 @_typing.final
 class WatchEventsRequest(_message.Message):

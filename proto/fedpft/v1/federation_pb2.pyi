@@ -31,6 +31,7 @@ class JoinRequest(_message.Message):
     SOFTWARE_FIELD_NUMBER: _builtins.int
     EXAMPLES_FIELD_NUMBER: _builtins.int
     PROCESS_FIELD_NUMBER: _builtins.int
+    VALIDATION_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     """The worker's name, unique in the run and the same after a restart."""
     protocol_min: _builtins.int
@@ -45,6 +46,10 @@ class JoinRequest(_message.Message):
     """Drawn at random when the worker's process began: tells a process that joins again from another one
     of its name. May be left out.
     """
+    validation: _builtins.int
+    """Number of examples that the worker keeps aside and does not train on, to score the sub-FM on them. 0 for
+    none: then it gets no EvaluateTask (protocol 5).
+    """
     def __init__(
         self,
         *,
@@ -54,10 +59,11 @@ class JoinRequest(_message.Message):
         software: _builtins.str = ...,
         examples: _builtins.int = ...,
         process: _builtins.str = ...,
+        validation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "process", b"process", "protocol_max", b"protocol_max", "protocol_min", b"protocol_min", "software", b"software", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "process", b"process", "protocol_max", b"protocol_max", "protocol_min", b"protocol_min", "software", b"software", "validation", b"validation", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -256,6 +262,7 @@ class WatchTasksResponse(_message.Message):
     TRAIN_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
+    EVALUATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def train(self) -> Global___TrainTask:
         """Train in a round."""
@@ -268,18 +275,23 @@ class WatchTasksResponse(_message.Message):
     def stop(self) -> Global___StopTask:
         """The run is over."""
 
+    @_builtins.property
+    def evaluate(self) -> Global___EvaluateTask:
+        """Score the sub-FM on the examples kept aside; only to sessions of protocol 5."""
+
     def __init__(
         self,
         *,
         train: Global___TrainTask | None = ...,
         wait: Global___WaitTask | None = ...,
         stop: Global___StopTask | None = ...,
+        evaluate: Global___EvaluateTask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["stop", b"stop", "task", b"task", "train", b"train", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "stop", b"stop", "task", b"task", "train", b"train", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stop", b"stop", "task", b"task", "train", b"train", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "stop", b"stop", "task", b"task", "train", b"train", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["train", "wait", "stop"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["train", "wait", "stop", "evaluate"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -350,6 +362,52 @@ class TrainTask(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainTask: _TypeAlias = TrainTask  # noqa: Y015
+
+@_typing.final
+class EvaluateTask(_message.Message):
+    """Score the sub-FM with an adapter on the examples kept aside, and submit the sums."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    SUB_MODEL_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    SECONDS_LEFT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """The round after which it is asked; 0 before the first."""
+    seconds_left: _builtins.float
+    """Seconds until the coordinator goes on without."""
+    attempt: _builtins.int
+    """Which try of the round it is, those at training counted, too."""
+    traceparent: _builtins.str
+    """The round's span, as of a TrainTask."""
+    @_builtins.property
+    def sub_model(self) -> _types_pb2.SubModel:
+        """The sub-FM to score."""
+
+    @_builtins.property
+    def adapter(self) -> _types_pb2.ArtifactRef:
+        """The adapter to score it with."""
+
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        sub_model: _types_pb2.SubModel | None = ...,
+        adapter: _types_pb2.ArtifactRef | None = ...,
+        seconds_left: _builtins.float = ...,
+        attempt: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "sub_model", b"sub_model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "round", b"round", "seconds_left", b"seconds_left", "sub_model", b"sub_model", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluateTask: _TypeAlias = EvaluateTask  # noqa: Y015
 
 @_typing.final
 class WaitTask(_message.Message):
@@ -651,6 +709,112 @@ class SubmitUpdateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubmitUpdateResponse: _TypeAlias = SubmitUpdateResponse  # noqa: Y015
+
+@_typing.final
+class SubmitScoresRequest(_message.Message):
+    """Scores at a worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    ADAPTER_SHA256_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """From Join."""
+    round: _builtins.int
+    """The round, from the task."""
+    adapter_sha256: _builtins.str
+    """Digest of the adapter that was scored."""
+    @_builtins.property
+    def scores(self) -> Global___ScoreSums:
+        """What they are made of."""
+
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        round: _builtins.int = ...,
+        adapter_sha256: _builtins.str = ...,
+        scores: Global___ScoreSums | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "round", b"round", "scores", b"scores", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitScoresRequest: _TypeAlias = SubmitScoresRequest  # noqa: Y015
+
+@_typing.final
+class ScoreSums(_message.Message):
+    """What scores are made of, all of it sums over examples, so that those of several workers add up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    SUMS_FIELD_NUMBER: _builtins.int
+    examples: _builtins.int
+    """Examples scored: as many as Join said."""
+    answers: _builtins.int
+    """What of them could be right or wrong: examples, or their words or next tokens."""
+    right: _builtins.int
+    """Answers that are right; 0 of numbers."""
+    loss: _builtins.float
+    """Sum over answers of the cross entropy in nats, or of the squared error."""
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """States of the task's further metrics, in the order of common/model/metrics.py, row by row; 65,536 of these
+        and of `sums` together at most. Metrics that would have more are left out, the last first.
+        """
+
+    @_builtins.property
+    def sums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The same, of states that are no counts."""
+
+    def __init__(
+        self,
+        *,
+        examples: _builtins.int = ...,
+        answers: _builtins.int = ...,
+        right: _builtins.int = ...,
+        loss: _builtins.float = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        sums: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "counts", b"counts", "examples", b"examples", "loss", b"loss", "right", b"right", "sums", b"sums"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreSums: _TypeAlias = ScoreSums  # noqa: Y015
+
+@_typing.final
+class SubmitScoresResponse(_message.Message):
+    """Receipt: the scores are on disk and will be counted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DUPLICATE_FIELD_NUMBER: _builtins.int
+    duplicate: _builtins.bool
+    """Whether the same scores had been delivered before."""
+    def __init__(
+        self,
+        *,
+        duplicate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitScoresResponse: _TypeAlias = SubmitScoresResponse  # noqa: Y015
 
 @_typing.final
 class LeaveRequest(_message.Message):

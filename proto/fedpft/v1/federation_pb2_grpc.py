@@ -75,6 +75,11 @@ class FederationServiceStub:
                 request_serializer=fedpft_dot_v1_dot_federation__pb2.SubmitUpdateRequest.SerializeToString,
                 response_deserializer=fedpft_dot_v1_dot_federation__pb2.SubmitUpdateResponse.FromString,
                 _registered_method=True)
+        self.SubmitScores = channel.unary_unary(
+                '/fedpft.v1.FederationService/SubmitScores',
+                request_serializer=fedpft_dot_v1_dot_federation__pb2.SubmitScoresRequest.SerializeToString,
+                response_deserializer=fedpft_dot_v1_dot_federation__pb2.SubmitScoresResponse.FromString,
+                _registered_method=True)
         self.Leave = channel.unary_unary(
                 '/fedpft.v1.FederationService/Leave',
                 request_serializer=fedpft_dot_v1_dot_federation__pb2.LeaveRequest.SerializeToString,
@@ -149,6 +154,14 @@ class FederationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitScores(self, request, context):
+        """Deliver the sums that an EvaluateTask asked for. Answered once they are on disk. Repeating them is
+        harmless. INVALID_ARGUMENT for sums that cannot be, FAILED_PRECONDITION when they are not waited for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Leave(self, request, context):
         """Say goodbye; the coordinator stops counting on this worker.
         """
@@ -198,6 +211,11 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.SubmitUpdate,
                     request_deserializer=fedpft_dot_v1_dot_federation__pb2.SubmitUpdateRequest.FromString,
                     response_serializer=fedpft_dot_v1_dot_federation__pb2.SubmitUpdateResponse.SerializeToString,
+            ),
+            'SubmitScores': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitScores,
+                    request_deserializer=fedpft_dot_v1_dot_federation__pb2.SubmitScoresRequest.FromString,
+                    response_serializer=fedpft_dot_v1_dot_federation__pb2.SubmitScoresResponse.SerializeToString,
             ),
             'Leave': grpc.unary_unary_rpc_method_handler(
                     servicer.Leave,
@@ -422,6 +440,33 @@ class FederationService:
             '/fedpft.v1.FederationService/SubmitUpdate',
             fedpft_dot_v1_dot_federation__pb2.SubmitUpdateRequest.SerializeToString,
             fedpft_dot_v1_dot_federation__pb2.SubmitUpdateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitScores(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedpft.v1.FederationService/SubmitScores',
+            fedpft_dot_v1_dot_federation__pb2.SubmitScoresRequest.SerializeToString,
+            fedpft_dot_v1_dot_federation__pb2.SubmitScoresResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -61,6 +61,10 @@ class FederationServiceStub:
     """Deliver a round's update: the header first, then its chunks. Answered once the update is on disk.
     Repeating a delivered update is harmless. FAILED_PRECONDITION for a round that is not open.
     """
+    SubmitScores: _grpc.UnaryUnaryMultiCallable[_federation_pb2.SubmitScoresRequest, _federation_pb2.SubmitScoresResponse]
+    """Deliver the sums that an EvaluateTask asked for. Answered once they are on disk. Repeating them is
+    harmless. INVALID_ARGUMENT for sums that cannot be, FAILED_PRECONDITION when they are not waited for.
+    """
     Leave: _grpc.UnaryUnaryMultiCallable[_federation_pb2.LeaveRequest, _federation_pb2.LeaveResponse]
     """Say goodbye; the coordinator stops counting on this worker."""
 
@@ -96,6 +100,10 @@ class FederationServiceAsyncStub(FederationServiceStub):
     SubmitUpdate: _aio.StreamUnaryMultiCallable[_federation_pb2.SubmitUpdateRequest, _federation_pb2.SubmitUpdateResponse]  # type: ignore[assignment]
     """Deliver a round's update: the header first, then its chunks. Answered once the update is on disk.
     Repeating a delivered update is harmless. FAILED_PRECONDITION for a round that is not open.
+    """
+    SubmitScores: _aio.UnaryUnaryMultiCallable[_federation_pb2.SubmitScoresRequest, _federation_pb2.SubmitScoresResponse]  # type: ignore[assignment]
+    """Deliver the sums that an EvaluateTask asked for. Answered once they are on disk. Repeating them is
+    harmless. INVALID_ARGUMENT for sums that cannot be, FAILED_PRECONDITION when they are not waited for.
     """
     Leave: _aio.UnaryUnaryMultiCallable[_federation_pb2.LeaveRequest, _federation_pb2.LeaveResponse]  # type: ignore[assignment]
     """Say goodbye; the coordinator stops counting on this worker."""
@@ -177,6 +185,16 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_federation_pb2.SubmitUpdateResponse, _abc.Awaitable[_federation_pb2.SubmitUpdateResponse]]:
         """Deliver a round's update: the header first, then its chunks. Answered once the update is on disk.
         Repeating a delivered update is harmless. FAILED_PRECONDITION for a round that is not open.
+        """
+
+    @_abc_1.abstractmethod
+    def SubmitScores(
+        self,
+        request: _federation_pb2.SubmitScoresRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.SubmitScoresResponse, _abc.Awaitable[_federation_pb2.SubmitScoresResponse]]:
+        """Deliver the sums that an EvaluateTask asked for. Answered once they are on disk. Repeating them is
+        harmless. INVALID_ARGUMENT for sums that cannot be, FAILED_PRECONDITION when they are not waited for.
         """
 
     @_abc_1.abstractmethod

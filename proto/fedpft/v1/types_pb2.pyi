@@ -131,6 +131,30 @@ ADAPTER_TARGETS_ATTENTION_FFN: AdapterTargets.ValueType  # 3
 """These, and the maps into and out of the FFN's neurons."""
 Global___AdapterTargets: _TypeAlias = AdapterTargets  # noqa: Y015
 
+class _LocalOptimizer:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LocalOptimizerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LocalOptimizer.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOCAL_OPTIMIZER_UNSPECIFIED: _LocalOptimizer.ValueType  # 0
+    """AdamW: of a coordinator from before protocol 5."""
+    LOCAL_OPTIMIZER_ADAMW: _LocalOptimizer.ValueType  # 1
+    """AdamW."""
+    LOCAL_OPTIMIZER_SGD: _LocalOptimizer.ValueType  # 2
+    """Stochastic gradient descent (protocol 5)."""
+
+class LocalOptimizer(_LocalOptimizer, metaclass=_LocalOptimizerEnumTypeWrapper):
+    """What takes a worker's steps."""
+
+LOCAL_OPTIMIZER_UNSPECIFIED: LocalOptimizer.ValueType  # 0
+"""AdamW: of a coordinator from before protocol 5."""
+LOCAL_OPTIMIZER_ADAMW: LocalOptimizer.ValueType  # 1
+"""AdamW."""
+LOCAL_OPTIMIZER_SGD: LocalOptimizer.ValueType  # 2
+"""Stochastic gradient descent (protocol 5)."""
+Global___LocalOptimizer: _TypeAlias = LocalOptimizer  # noqa: Y015
+
 class _ZeroRule:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -174,7 +198,7 @@ class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType
     PHASE_AGGREGATING: _Phase.ValueType  # 5
     """Combining the workers' updates."""
     PHASE_EVALUATING: _Phase.ValueType  # 6
-    """Scoring the models on the owner's test data."""
+    """Scoring the models: on the owner's test data, or at the workers."""
     PHASE_FINISHED: _Phase.ValueType  # 7
     """All rounds are done."""
     PHASE_FAILED: _Phase.ValueType  # 8
@@ -202,7 +226,7 @@ PHASE_TRAINING: Phase.ValueType  # 4
 PHASE_AGGREGATING: Phase.ValueType  # 5
 """Combining the workers' updates."""
 PHASE_EVALUATING: Phase.ValueType  # 6
-"""Scoring the models on the owner's test data."""
+"""Scoring the models: on the owner's test data, or at the workers."""
 PHASE_FINISHED: Phase.ValueType  # 7
 """All rounds are done."""
 PHASE_FAILED: Phase.ValueType  # 8
@@ -235,6 +259,8 @@ class _ActivityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Activity.Val
     """Its connection or heartbeat was lost."""
     ACTIVITY_LEFT: _Activity.ValueType  # 6
     """It said goodbye."""
+    ACTIVITY_SCORING: _Activity.ValueType  # 7
+    """Scoring the sub-FM on examples that it keeps aside."""
 
 class Activity(_Activity, metaclass=_ActivityEnumTypeWrapper):
     """What a worker is doing."""
@@ -253,6 +279,8 @@ ACTIVITY_LOST: Activity.ValueType  # 5
 """Its connection or heartbeat was lost."""
 ACTIVITY_LEFT: Activity.ValueType  # 6
 """It said goodbye."""
+ACTIVITY_SCORING: Activity.ValueType  # 7
+"""Scoring the sub-FM on examples that it keeps aside."""
 Global___Activity: _TypeAlias = Activity  # noqa: Y015
 
 @_typing.final
@@ -404,21 +432,27 @@ class TrainingSpec(_message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     MAX_GRADIENT_NORM_FIELD_NUMBER: _builtins.int
     PROXIMAL_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_FIELD_NUMBER: _builtins.int
+    MOMENTUM_FIELD_NUMBER: _builtins.int
     CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """Passes over the private data per round."""
     batch_size: _builtins.int
     """Examples per optimiser step."""
     learning_rate: _builtins.float
-    """AdamW's learning rate for LoRA, before the round's factor."""
+    """Learning rate for LoRA, before the round's factor."""
     head_learning_rate: _builtins.float
-    """AdamW's learning rate for the head, before the round's factor."""
+    """Learning rate for the head, before the round's factor."""
     weight_decay: _builtins.float
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay: in a step, weights shrink by this times their learning rate."""
     max_gradient_norm: _builtins.float
     """Gradients are clipped to this L2 norm."""
     proximal: _builtins.float
     """Factor mu of FedProx's term (mu / 2) |w - w_round|^2; 0 for none."""
+    optimizer: Global___LocalOptimizer.ValueType
+    """Which optimiser (protocol 5)."""
+    momentum: _builtins.float
+    """Of SGD: the share of the last step that is added to the next, 0 to 1 (protocol 5)."""
     @_builtins.property
     def class_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Factors on the loss by class index; none: 1 each (protocol 5)."""
@@ -433,11 +467,13 @@ class TrainingSpec(_message.Message):
         weight_decay: _builtins.float = ...,
         max_gradient_norm: _builtins.float = ...,
         proximal: _builtins.float = ...,
+        optimizer: Global___LocalOptimizer.ValueType = ...,
+        momentum: _builtins.float = ...,
         class_weights: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "class_weights", b"class_weights", "epochs", b"epochs", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "proximal", b"proximal", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "class_weights", b"class_weights", "epochs", b"epochs", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "momentum", b"momentum", "optimizer", b"optimizer", "proximal", b"proximal", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -133,7 +133,8 @@ def test_an_unknown_section_is_named(tmp_path: Path) -> None:
         (
             "aggregation",
             'rule = "x"',
-            "aggregation.rule must be 'mean', 'median', 'trimmed-mean', 'krum' or 'multi-krum', got 'x'",
+            "aggregation.rule must be 'mean', 'median', 'trimmed-mean', 'krum', 'multi-krum' or 'ties', "
+            "got 'x'",
         ),
         (
             "aggregation",
@@ -148,6 +149,22 @@ def test_an_unknown_section_is_named(tmp_path: Path) -> None:
         ("gradient_gap", "batches = -1", "gradient_gap.batches must be >= 0, got -1"),
         ("realignment", "proportion = 0", "realignment.proportion must be > 0.0, got 0"),
         ("alignment", "warmup = 1.5", "alignment.warmup must be <= 1.0, got 1.5"),
+        (
+            "training",
+            "learning_rate = 10",
+            'training: learning_rate must be < 1 for optimizer = "adamw", got 10',
+        ),
+        (
+            "training",
+            "momentum = 0.9",
+            'training: momentum must be 0 for optimizer = "adamw", got 0.9',
+        ),
+        (
+            "training",
+            'optimizer = "sgd"\nhead_learning_rate = 200',
+            "training: head_learning_rate times weight_decay must be < 1, got 200 times 0.01",
+        ),
+        ("training", 'optimizer = "adam"', "training.optimizer must be 'adamw' or 'sgd', got 'adam'"),
         ("training", "learning_rate = nan", "training.learning_rate must be finite, got nan"),
         ("rounds", "workers = 0", "rounds.workers must be >= 1, got 0"),
         ("run", "seed = -1", "run.seed must be >= 0, got -1"),
@@ -270,6 +287,10 @@ CAUSAL = {"task__kind": "causal-lm", "task__labels": None}
         (
             {"task__pairs": True, "data__test__path": "test.csv"},
             "data.test.pair_column must be set, as task.pairs is true",
+        ),
+        (
+            {"aggregation__lora": "exact", "aggregation__rule": "ties"},
+            'aggregation.lora = "exact" needs aggregation.rule = "mean" and optimizer = "none"',
         ),
         (
             {"aggregation__lora": "exact", "aggregation__rule": "median"},

@@ -21,12 +21,16 @@ from common.records import (
     ArtifactKind,
     ArtifactRef,
     Chunk,
+    EvaluateTask,
     JoinReply,
     JoinRequest,
+    LocalOptimizer,
     Phase,
     Progress,
     RunSpec,
+    ScoreSums,
     StopTask,
+    SubmittedScores,
     SubModelRef,
     TaskKind,
     TaskSpec,
@@ -44,9 +48,10 @@ from common.run_status import (
     ModelFacts,
     RunStatus,
     Traffic,
+    Validation,
     WorkerStatus,
 )
-from common.transport import admin_wire, wire
+from common.transport import admin_wire, score_wire, wire
 from coordinator.storage.store import Store
 from tests.contexts import context
 
@@ -71,7 +76,18 @@ spec = st.builds(
     text,
     st.builds(TaskSpec, st.sampled_from(TaskKind), several(text), u32, st.booleans()),
     st.builds(AdapterSpec, st.sampled_from(AdapterTargets), u32, number, number, st.booleans()),
-    st.builds(TrainingSpec, u32, u32, number, number, number, number, number),
+    st.builds(
+        TrainingSpec,
+        u32,
+        u32,
+        number,
+        number,
+        number,
+        number,
+        number,
+        st.sampled_from(LocalOptimizer),
+        number,
+    ),
     u64,
 )
 progress = st.builds(Progress, st.sampled_from(Activity), u32, u32, u32, number, name, u32)
@@ -88,6 +104,7 @@ task = st.one_of(
         st.sampled_from(ZeroRule),
         number,
     ),
+    st.builds(EvaluateTask, u32, sub_model, ref, number, u32),
     st.builds(WaitTask, text),
     st.builds(StopTask, st.booleans(), text),
 )
@@ -110,6 +127,11 @@ status = st.builds(
     adapter_sha256=text,
     directory=text,
     task=st.sampled_from(TaskKind),
+    validations=several(
+        st.builds(Validation, u32, u32, u64, number, number, st.dictionaries(text, number, max_size=3), text)
+    ),
+    best=u32,
+    result=u32,
 )
 event = st.builds(Event, u64, number, text, text, u32, text, st.dictionaries(text, number, max_size=3))
 
@@ -117,7 +139,7 @@ ROUND_TRIPS = {
     "artifact": (ref, wire.ref_to_pb, wire.ref_from_pb),
     "chunk": (st.builds(Chunk, u64, st.binary()), wire.chunk_to_pb, wire.chunk_from_pb),
     "join request": (
-        st.builds(JoinRequest, name, u32, u32, text, st.integers(1, 2**64 - 1), text),
+        st.builds(JoinRequest, name, u32, u32, text, st.integers(1, 2**64 - 1), text, u64),
         wire.join_request_to_pb,
         wire.join_request_from_pb,
     ),
@@ -134,6 +156,17 @@ ROUND_TRIPS = {
         st.builds(UpdateHeader, text, u32, digest, u64, digest, u64, number, number),
         wire.header_to_pb,
         wire.header_from_pb,
+    ),
+    "scores": (
+        st.builds(
+            SubmittedScores,
+            text,
+            u32,
+            digest,
+            st.builds(ScoreSums, u64, u64, u64, number, several(u64), several(number)),
+        ),
+        score_wire.scores_to_pb,
+        score_wire.scores_from_pb,
     ),
     "status": (status, admin_wire.status_to_pb, admin_wire.status_from_pb),
     "event": (event, admin_wire.event_to_pb, admin_wire.event_from_pb),
@@ -267,11 +300,12 @@ def test_a_message_that_lacks_a_reference_is_bad() -> None:
 
 
 def test_fields_that_came_later_keep_what_they_meant_when_left_out() -> None:
-    """Defaults of records are protobuf's own: FedAvg, nothing frozen, no threshold."""
+    """Defaults of records are protobuf's own: FedAvg, AdamW, nothing frozen, no threshold."""
     old = TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0)
     run = RunSpec("r", TaskSpec(TaskKind.CAUSAL_LM, (), 8, False), LORA, old, 1)
     message = wire.run_spec_to_pb(run)
-    message.training.ClearField("proximal")
+    for name in ("proximal", "optimizer", "momentum"):
+        message.training.ClearField(name)
     message.adapter.ClearField("freeze_a")
     assert wire.run_spec_from_pb(message) == run
 

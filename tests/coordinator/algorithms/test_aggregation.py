@@ -18,8 +18,8 @@ from common.model.adapter import plus
 from coordinator.algorithms.aggregation import Settings, Update, aggregate, combine, step
 from tests.small import copies, same_bits
 
-RULES = [Settings(rule, trim=0.2) for rule in AggregationRule]
-ROBUST = [settings for settings in RULES if settings.rule is not AggregationRule.MEAN]
+RULES = [Settings(rule, trim=0.2, density=1.0) for rule in AggregationRule]
+ROBUST = [s for s in RULES if s.rule not in (AggregationRule.MEAN, AggregationRule.TIES)]
 OPTIMIZERS = [Settings(optimizer=optimizer) for optimizer in ServerOptimizer]
 
 

@@ -5,16 +5,29 @@ import json
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from http.client import HTTPConnection, HTTPResponse
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from common.errors import AddressError
 from common.records import Activity, Phase, Progress, TaskKind
-from common.run_status import Evaluation, Event, GradientGap, ModelFacts, RunStatus, Traffic, WorkerStatus
+from common.run_status import (
+    Evaluation,
+    Event,
+    GradientGap,
+    ModelFacts,
+    RunStatus,
+    Traffic,
+    Validation,
+    WorkerStatus,
+)
 from coordinator.owner.page.server import Page
+from coordinator.owner.status_view import show
 
 ACCURACIES = (0.15, 0.72, 0.91, 0.948)
 
@@ -182,6 +195,42 @@ async def test_a_browser_shows_the_run_and_complains_of_nothing(
     assert dom.count("event number") == 200
     await in_browser(chromium, f"--screenshot={picture}", "--window-size=1200,1100", url)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+WORKERS_SCORES = tuple(
+    Validation(n, 3, 120, a - 0.05, 1.8 - a, {"macro_f1": a - 0.1}) for n, a in enumerate(ACCURACIES)
+)
+
+
+async def test_a_browser_shows_scores_at_the_workers_beside_the_owners(
+    served: Served, chromium: list[str]
+) -> None:
+    url = f"http://127.0.0.1:{served.page.port}/"
+    own = Validation(3, 1, 40, 0.123, 9.0, {}, "clinic-a")
+    served.status = replace(STATUS, validations=(*WORKERS_SCORES, own), best=3)
+    dom, complaints = await in_browser(chromium, "--dump-dom", url)
+    assert complaints == ""
+    assert dom.count("<polyline") == 6
+    for shown in ("sub-FM, at the workers", "3 workers after round 3", "best: round 3", "0.8480"):
+        assert shown in dom, shown
+    assert "0.123" not in dom
+    # An owner without test data has these alone.
+    served.status = replace(STATUS, evaluations=(), validations=WORKERS_SCORES, best=3)
+    dom, complaints = await in_browser(chromium, "--dump-dom", url)
+    assert complaints == "" and dom.count("<polyline") == 2
+    assert "Accuracy at the workers, by round" in dom and "89.8 %" in dom
+
+
+def test_a_terminal_shows_them_too() -> None:
+    console = Console(width=160, record=True, file=StringIO())
+    short = Validation(4, 0, 0, float("nan"), float("nan"))
+    own = Validation(3, 1, 40, 0.8125, 0.7, {}, "clinic-a")
+    validations = (*WORKERS_SCORES, own, short)
+    show(replace(STATUS, evaluations=(), validations=validations, best=3, result=3), console)
+    lines = {" ".join(line.split()) for line in console.export_text().splitlines()}
+    assert "sub-FM, at the workers 0.1000 0.6700 0.8600 0.8980" in lines
+    assert "how many workers 3 3 3 3" in lines and "clinic-a 0.8125" in lines
+    assert "best at the workers: round 3; its adapter is the run's result" in lines
 
 
 async def test_a_run_that_has_just_begun_has_a_page_too(served: Served, chromium: list[str]) -> None:

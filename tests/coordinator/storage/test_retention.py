@@ -155,3 +155,24 @@ def test_disk_use_does_not_grow_with_the_number_of_rounds(store: Store) -> None:
         retention.collect(store)
         sizes.append(retention.sizes(store)["artifacts"])
     assert len(set(sizes[1:])) == 1
+
+
+def test_the_best_rounds_adapter_stays_with_the_sub_fm_of_its_time(store: Store) -> None:
+    best, patch = store.adapters()[1], store.alignments.patches(1)
+    for number in range(4, 30):
+        aligned = store.artifacts.add_tensors(ArtifactKind.NEURON_PATCH, tensor(1000 + number))
+        adapter = store.artifacts.add_tensors(ArtifactKind.ADAPTER, tensor(10_000 + number))
+        store.commit_adapter(number, adapter)
+        # Now and then one replaces those before it.
+        store.alignments.commit(number, StoredPatch(aligned, whole=number % 8 == 0), 2.0, 1.0)
+        retention.collect(store, best=[1])
+    assert store.adapter_after(1) is not None and store.adapter_after(2) is None
+    assert store.alignments.patches(1) == patch and set(patch) <= set(store.artifacts.held())
+    assert kinds(store)["adapter"] == 3
+    assert retention.verify(store, [1]) == []
+    store.artifacts.path(best).unlink()
+    with pytest.raises(StoreError, match="the adapter after round 1"):
+        retention.verify(store, [1])
+    # One that is gone already, as in a run of an earlier version, is not asked for.
+    retention.collect(store)
+    assert retention.verify(store, [1]) == []

@@ -1,0 +1,34 @@
+"""What the demo sets for each method: its published figures rest on it."""
+
+from pathlib import Path
+
+import pytest
+
+from cli.demo import Data, Method, _settings, _Wanted
+from common.config.file import parse_config
+from common.config.run import RunConfig
+from experiments.tuned import HEAD_ONLY, TUNED
+
+GIVEN = {"model.path": "m", "task.labels": ("a", "b"), "data.public.path": "p.csv"}
+
+
+def config(method: Method, data: Data = Data.BBC_NEWS) -> RunConfig:
+    wanted = _Wanted(method, data, 3, 1.0, Path("run"), None, 7, {})
+    return parse_config(GIVEN | _settings(wanted), "a test")
+
+
+@pytest.mark.parametrize("method", [m for m in Method if m is not Method.HEAD_ONLY])
+def test_methods_with_an_adapter_train_by_default(method: Method) -> None:
+    assert (
+        config(method).training
+        == RunConfig.model_validate(
+            {"model": {"path": "m"}, "task": {"labels": ("a", "b")}, "alignment": {"steps": 0}}
+        ).training
+    )
+
+
+@pytest.mark.parametrize("data", [d for d in Data if d in TUNED])
+def test_the_head_alone_trains_as_was_found_for_it(data: Data) -> None:
+    training = config(Method.HEAD_ONLY, data).training
+    for key, value in TUNED[data][HEAD_ONLY].items():
+        assert getattr(training, key.removeprefix("training.")) == value

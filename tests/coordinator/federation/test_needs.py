@@ -1,0 +1,45 @@
+"""What only newer workers know is asked of no older one; everything else is."""
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import ProtocolMismatch
+from common.records import PROTOCOL_MAX, JoinRequest
+from coordinator.federation.needs import require_protocol
+from coordinator.storage.store import Store
+from tests.contexts import context
+from tests.field.test_large_runs import Serving
+from worker.client import CoordinatorClient
+from worker.connection import Endpoint
+from worker.metrics import Metrics
+
+SGD = {"training.optimizer": "sgd"}
+TOLD = "this run's workers train by SGD, which protocol 4 does not know: upgrade the worker"
+
+
+def test_sgd_needs_protocol_5_and_adamw_none(tmp_path: Path) -> None:
+    by_sgd, by_adamw = (context(Store(tmp_path / str(len(s))), s).spec for s in (SGD, {}))
+    with pytest.raises(ProtocolMismatch) as caught:
+        require_protocol(by_sgd, 4)
+    assert str(caught.value) == TOLD
+    require_protocol(by_sgd, 5)
+    require_protocol(by_adamw, 1)
+
+
+@pytest.mark.parametrize("newest", [4, PROTOCOL_MAX])
+async def test_a_worker_of_before_does_not_join_a_run_of_sgd(newest: int, tmp_path: Path) -> None:
+    serving = Serving(context(Store(tmp_path / "run"), SGD))
+    await serving.start()
+    joining = JoinRequest("w", 1, newest, "some", 5)
+    worker = CoordinatorClient(Endpoint(serving.address, 1.0), joining, Metrics())
+    try:
+        if newest == PROTOCOL_MAX:
+            assert (await worker.join()).run.training.optimizer == "sgd"
+        else:
+            with pytest.raises(ProtocolMismatch) as caught:
+                await worker.join()
+            assert TOLD in str(caught.value)
+    finally:
+        await worker.close()
+        await serving.stop()

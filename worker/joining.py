@@ -1,0 +1,33 @@
+"""Entering a run, and what it asks before."""
+
+import logging
+
+from common.errors import ClassesWanted, NotAllowed
+from common.records import JoinReply
+from worker.client import CoordinatorClient
+from worker.data import PrivateData
+from worker.local_model import Place
+
+log = logging.getLogger(__name__)
+
+
+async def joined(name: str, coordinator: CoordinatorClient, data: PrivateData, place: Place) -> JoinReply:
+    """Join; where the run asks for it, tell the names and numbers of classes before.
+
+    Raises NotAllowed when this worker's owner keeps them, DataError when these are no data for the run, and
+    what the connection raises for good.
+    """
+    while True:
+        try:
+            return await coordinator.join()
+        except ClassesWanted:
+            run = await coordinator.describe()
+            data.require_form(run.task)
+            if not place.tells_classes:
+                raise NotAllowed(
+                    "the run asks for the names and numbers of this worker's classes, and --keep-classes "
+                    "forbids to tell them; ask the run's owner to list task.labels, without class_weights"
+                ) from None
+            told = data.class_counts(name, run.task.kind)
+            log.info("telling the coordinator the names and numbers of %d classes", len(told.counts))
+            await coordinator.tell_classes(told)

@@ -1,0 +1,19 @@
+"""Whether two tasks ask for the same: what is under way for the one is then not begun anew for the other."""
+
+from dataclasses import replace
+
+from common.records import ModelTask, Task
+
+
+def same_try(a: Task, b: Task) -> bool:
+    """Whether two tasks differ in nothing but the time left: one of them was sent again."""
+    if isinstance(a, ModelTask) and isinstance(b, ModelTask):
+        return replace(a, seconds_left=0) == replace(b, seconds_left=0)
+    return a == b
+
+
+def same_work(a: Task, b: Task) -> bool:
+    """Whether what one task asks for serves the other: what a round's second try asks for does."""
+    if isinstance(a, ModelTask) and isinstance(b, ModelTask):
+        return same_try(replace(a, attempt=0), replace(b, attempt=0))
+    return False
