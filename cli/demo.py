@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +16,7 @@ from rich.console import Console
 
 from cli.demo_result import compare as compare_results
 from cli.demo_result import figures, show
+from cli.demo_settings import Data, Method, settings_of
 from cli.processes import Processes
 from common.errors import ConfigError, StoreError
 from common.observability.console import plain_errors
@@ -26,32 +26,6 @@ if TYPE_CHECKING:
     from experiments.splitting import SplitData
 
 WORKERS = 3
-
-
-class Method(StrEnum):
-    """fedpft: the method; fedpetuning: the whole FM at the workers; fedot: fewer whole layers;
-    head-only: no adapter."""
-
-    FEDPFT = "fedpft"
-    FEDPETUNING = "fedpetuning"
-    FEDOT = "fedot"
-    HEAD_ONLY = "head-only"
-
-
-class Data(StrEnum):
-    """Which packaged data set, and what for: BBC News (5 classes), tweets (2), Fashion-MNIST (images,
-    5 classes), or the text of BBC News, for a small random GPT-2 or LLaMA."""
-
-    BBC_NEWS = "bbc-news"
-    TWEETS = "tweets"
-    FASHION_MNIST = "fashion-mnist"
-    BBC_GPT2 = "bbc-gpt2"
-    BBC_LLAMA = "bbc-llama"
-
-    @property
-    def is_language(self) -> bool:
-        """Whether a language model is tuned: no classes, no head."""
-        return self in (Data.BBC_GPT2, Data.BBC_LLAMA)
 
 
 def demo(
@@ -68,8 +42,8 @@ def demo(
     data: Annotated[
         Data,
         typer.Option(
-            help="Data set. fashion-mnist pre-trains a small vision transformer first; bbc-gpt2 and "
-            "bbc-llama tune language models with random weights."
+            help="Data set. fashion-mnist pre-trains a small vision transformer first; bbc-smollm2 "
+            "tunes SmolLM2-135M-Instruct, bbc-gpt2 and bbc-llama language models with random weights."
         ),
     ] = Data.BBC_NEWS,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = WORKERS,
@@ -164,7 +138,7 @@ async def _run(wanted: _Wanted) -> dict[str, Any] | int:
         f"[bold]FedPFT demo[/] ({wanted.method}): {wanted.data} over {wanted.workers} workers, in {folder}"
     )
     model, data = _prepare(wanted, console)
-    settings = _settings(wanted) | {
+    settings = settings_of(wanted.method, wanted.data, wanted.workers, wanted.seed, wanted.rounds) | {
         "run.directory": str(folder.resolve()),
         "model.path": str(model.resolve()),
         "task.labels": data.labels,
@@ -251,6 +225,10 @@ def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, SplitData]":
             from experiments.pretraining import packaged_vit
 
             return packaged_vit(console), data
+        case Data.BBC_SMOLLM2:
+            from experiments.smollm2 import packaged_smollm2
+
+            return packaged_smollm2(console), write_bbc_texts(folder, *split, train=48, test=10)
         case Data.BBC_GPT2 | Data.BBC_LLAMA:
             from experiments.random_models import random_language_model
 
@@ -258,48 +236,6 @@ def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, SplitData]":
             model = wanted.folder / family
             random_language_model(family, bbc_news().texts or [], model, wanted.seed)
             return model, write_bbc_texts(folder, *split)
-
-
-# What the demo sets besides paths, by dotted key of run.toml.
-_BY_DATA: dict[Data, dict[str, Any]] = {
-    Data.BBC_NEWS: {
-        "rounds.count": 4,
-        "task.max_length": 64,
-        "realignment.every": 2,
-        "realignment.learning_rate": 3e-4,
-    },
-    Data.TWEETS: {"rounds.count": 5, "task.max_length": 64},
-    Data.FASHION_MNIST: {"rounds.count": 5, "task.kind": "image-classification"},
-    Data.BBC_GPT2: {"rounds.count": 3, "task.kind": "causal-lm", "task.max_length": 64},
-    Data.BBC_LLAMA: {"rounds.count": 3, "task.kind": "causal-lm", "task.max_length": 64},
-}
-_BY_METHOD: dict[Method, dict[str, Any]] = {
-    Method.FEDPFT: {},
-    Method.FEDPETUNING: {"sub_fm.construction": "full"},
-    Method.FEDOT: {"sub_fm.construction": "layer-drop"},
-    Method.HEAD_ONLY: {"sub_fm.construction": "full", "adapter.targets": "none"},
-}
-
-
-def _settings(wanted: _Wanted) -> dict[str, Any]:
-    settings = {
-        "run.seed": wanted.seed,
-        "alignment.steps": 200,
-        "rounds.workers": wanted.workers,
-        "rounds.minimum": wanted.workers,
-        "server.listen": "127.0.0.1:0",
-        "server.metrics": "127.0.0.1:0",
-        "server.page": "127.0.0.1:0",
-        "server.heartbeat_seconds": 1.0,
-        "compute.threads": 2,
-    }
-    settings |= _BY_DATA[wanted.data] | _BY_METHOD[wanted.method]
-    if wanted.method is Method.HEAD_ONLY:
-        from experiments.tuned import TUNED
-
-        # The adapters' methods do well by default; a head alone learns next to nothing at these rates.
-        settings |= TUNED.get(wanted.data, {}).get(wanted.method, {})
-    return settings | ({"rounds.count": wanted.rounds} if wanted.rounds else {})
 
 
 async def _federation(

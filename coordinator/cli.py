@@ -20,6 +20,10 @@ def coordinator(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow plain text to and from other machines.")
     ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="End the run where the sub-FM is found to be no stand-in for the FM."),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
     log_format: Annotated[
         LogFormat | None,
@@ -44,6 +48,8 @@ def coordinator(
         if insecure:
             server = loaded.server.model_copy(update={"insecure": True})
             loaded = loaded.model_copy(update={"server": server})
+        if strict:
+            loaded = loaded.model_copy(update={"run": loaded.run.model_copy(update={"strict": True})})
         # torch takes seconds to import; --help and a mistake in the file should not.
         from coordinator.process import serve
 

@@ -133,5 +133,11 @@ def identity(config: RunConfig) -> str:
     The threads count: another number of them gives other bits.
     """
     return config.model_dump_json(
-        exclude={"server": True, "tls": True, "admission": True, "limits": True, "run": {"directory"}}
+        exclude={
+            "server": True,
+            "tls": True,
+            "admission": True,
+            "limits": True,
+            "run": {"directory", "strict"},
+        }
     )

@@ -164,6 +164,17 @@ class Metrics:
             ["when"],
             registry=r,
         )
+        self._stand_in = Gauge(
+            "fedpft_stand_in_broken",
+            "Whether the sub-FM was found to be no stand-in for the FM, before the first round",
+            registry=r,
+        )
+        self._perplexity = Gauge(
+            "fedpft_stand_in_perplexity",
+            "Of language models: perplexity on public data before the first round",
+            ["model"],
+            registry=r,
+        )
         self._drift = Gauge(
             "fedpft_drift_ratio",
             "1 - cosine * norm ratio between the sub-FM's and the FM's adapter gradients, on public data",
@@ -241,6 +252,12 @@ class Metrics:
         """The FM was corrected; KL divergences from the teacher in nats."""
         self._divergence.labels("before").set(before)
         self._divergence.labels("after").set(after)
+
+    def stood_in(self, broken: bool, perplexities: tuple[float, float] | None) -> None:
+        """The sub-FM was judged; perplexities are the FM's and its own."""
+        self._stand_in.set(broken)
+        for model, value in zip(("fm", "sub_fm"), perplexities or (), strict=False):
+            self._perplexity.labels(model).set(value)
 
     def gap_measured(self, gap: GradientGap) -> None:
         """The gradient gap after a round."""

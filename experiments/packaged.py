@@ -97,11 +97,20 @@ def write_bbc_news(
     return write_parts(folder, labels, test, public, private, workers, concentration, random)
 
 
-def write_bbc_texts(folder: Path, workers: int, concentration: float | None, seed: int) -> SplitData:
-    """The same parts of BBC News for a language model, which needs no classes."""
-    data = write_bbc_news(folder, workers, concentration, seed)
+def write_bbc_texts(
+    folder: Path,
+    workers: int,
+    concentration: float | None,
+    seed: int,
+    train: int | None = None,
+    test: int | None = None,
+) -> SplitData:
+    """The same parts of BBC News for a language model, which needs no classes; of the test at most `test`."""
+    data = write_bbc_news(folder, workers, concentration, seed, train)
     for path in (data.test, *data.workers):
         texts = read_examples(path, Columns(label=None))
+        if path == data.test and test is not None:
+            texts = texts.take(list(range(min(test, len(texts)))))
         write_examples(path, texts)
     return replace(data, labels=())
 

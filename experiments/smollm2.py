@@ -3,12 +3,12 @@
 transformers reads GGUF, but will not write again what it has read so; a plain model takes over the weights.
 """
 
-import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
@@ -20,6 +20,7 @@ _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # What came from a GGUF and belongs to no model that is saved.
 _OF_THE_FILE = ("quantization_config", "_name_or_path", "_model_name_or_path")
 _DONE = "converted-from"
+_FOLDER = Path("runs") / "smollm2-135m-instruct"
 
 
 def smollm2(folder: Path) -> Path:
@@ -36,9 +37,7 @@ def smollm2(folder: Path) -> Path:
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        read = AutoModelForCausalLM.from_pretrained(
-            source.parent, gguf_file=source.name, dtype=torch.float32
-        )
+        read = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     except ImportError as error:
         raise ModelError(f"{source.name} cannot be read without the package gguf; {_INSTALL}") from error
     config = {name: value for name, value in read.config.to_dict().items() if name not in _OF_THE_FILE}
@@ -52,8 +51,14 @@ def smollm2(folder: Path) -> Path:
     tokenizer.save_pretrained(partial)
     (partial / _DONE).write_text(digest)
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    partial.replace(folder)
     return folder
+
+
+def packaged_smollm2(console: Console) -> Path:
+    """The same where the demos keep it, converted at the first time. Raises ModelError."""
+    with console.status("reading SmolLM2-135M-Instruct out of its package; half a minute, once"):
+        return smollm2(_FOLDER)
 
 
 def installed() -> bool:

@@ -19,6 +19,9 @@ class RunSection(Section):
     """Folder that holds everything of the run; the same folder continues the same run."""
     seed: int = Field(default=7, ge=0, lt=2**32)
     """Fixes every random choice."""
+    strict: bool = False
+    """End the run where the sub-FM is found to be no stand-in for the FM before the first round, instead of
+    only saying so."""
 
 
 class ModelSection(Section):

@@ -15,7 +15,7 @@ from common.errors import StoreError
 from common.records import ArtifactKind, ArtifactRef, Phase, StopTask, SubModelRef
 from common.run_status import Evaluation
 from common.runtime.fault_points import Point, reach
-from coordinator.campaign import announcements, schedule
+from coordinator.campaign import announcements, schedule, stand_in
 from coordinator.campaign.best import best_round, kept_rounds, result_round, scores_of
 from coordinator.campaign.gathering import Gathering, without_largest
 from coordinator.campaign.progress import RunProgress
@@ -133,6 +133,8 @@ class Campaign:
         number, adapter = latest
         models.plug_in(adapter)
         await self._measure(models, number)
+        if not number:
+            await self._judge(models)
         if number:
             self._events.record("run_resumed", f"going on after round {number}", number)
             # A run that an earlier version began has no record of what was accepted: it was everything.
@@ -192,6 +194,13 @@ class Campaign:
             norm_ratio=gap.norm_ratio,
             drift=gap.drift,
         )
+
+    async def _judge(self, models: Models) -> None:
+        """Say how good a stand-in the sub-FM is, before anything is tuned on it, if that is not done."""
+        if not models.gap_measurable or self._store.events.last_of(("stand_in_judged", "stand_in_broken"), 1):
+            return
+        gap = next((gap for gap in self._store.gaps() if gap.round == 0), None)
+        stand_in.judge(self._run, gap, await self._timed("measuring", models.perplexities))
 
     def _realigns_after(self, number: int) -> bool:
         """Whether an alignment follows this round."""

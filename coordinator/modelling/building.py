@@ -136,8 +136,11 @@ class SubModelBuilder:
 
     def hidden_error(self, plan: SubModelPlan, sub_fm: PreTrainedModel) -> float:
         """Relative squared error of the compressed layers' outputs on public data."""
-        some = self._some(_ERROR_BATCHES, "hidden-error", _ERROR_BATCH_SIZE)
-        return distillation.hidden_error(self.fm, sub_fm, plan.compressed, iter(some))
+        return distillation.hidden_error(self.fm, sub_fm, plan.compressed, iter(self.some_public()))
+
+    def some_public(self) -> list[Batch]:
+        """The public data on which models are compared."""
+        return self._some(_ERROR_BATCHES, "hidden-error", _ERROR_BATCH_SIZE)
 
     def batches(self, batch_size: int, *purpose: str | int) -> Iterator[Batch]:
         """Public data without end, in an order of its own for every purpose."""

@@ -1,11 +1,17 @@
 """Scores on the owner's test data."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from torch import nn
 
-from common.data.batches import Dataset
+from common.data.batches import Batch, Dataset
+from common.model.tasks import IGNORED, tally
 from common.records import TaskKind
+
+# Of which exp is still a number.
+_LARGEST = 700.0
 
 
 def score(
@@ -30,3 +36,16 @@ def score(
     metrics = TaskMetrics(kind, labels, data.label_bounds)
     right, loss, answers = tallied(model, data, kind, metrics, on_progress, batch_size)
     return right / answers, loss / answers, metrics.compute()
+
+
+@torch.inference_mode()
+def perplexity(model: nn.Module, batches: Iterable[Batch]) -> float:
+    """A language model's, on batches of texts on its device; infinite beyond what a number holds."""
+    loss, answers = 0.0, 0
+    for batch in batches:
+        ids = batch.inputs["input_ids"]
+        labels = ids if batch.mask is None else ids.masked_fill(batch.mask == 0, IGNORED)
+        _, batch_loss, batch_answers = tally(model(**batch.inputs).logits, labels, TaskKind.CAUSAL_LM)
+        loss, answers = loss + batch_loss, answers + batch_answers
+    mean = loss / answers if answers else math.nan
+    return math.exp(mean) if mean < _LARGEST else math.inf

@@ -18,7 +18,7 @@ from common.model.adapter import Adapted
 from common.model.ffn import ffns_of, is_smooth
 from common.model.layers import layers_of
 from common.model.submodel import SubModelPlan, apply_patch, build, own_weights
-from common.records import ArtifactKind, ArtifactRef, SubModelRef, ZeroRule
+from common.records import ArtifactKind, ArtifactRef, SubModelRef, TaskKind, ZeroRule
 from common.run_status import Evaluation, GradientGap, ModelFacts
 from common.runtime import seeds
 from common.storage.tensors import TensorFile
@@ -36,7 +36,7 @@ from coordinator.modelling.building import (
 from coordinator.modelling.checks import check_run, check_sub_model
 from coordinator.modelling.correcting import CORRECTION_FILE, Corrected, Corrector
 from coordinator.modelling.data import read_source
-from coordinator.modelling.evaluation import score
+from coordinator.modelling.evaluation import perplexity, score
 from coordinator.modelling.foundation import load_foundation, wire_config
 from coordinator.storage.alignments import StoredPatch
 from coordinator.storage.store import Store, StoredUpdate
@@ -251,6 +251,14 @@ class Models:
             round_number,
             seeds.derive(self._seed, "gradient-gap"),
         )
+
+    def perplexities(self) -> tuple[float, float] | None:
+        """The FM's and the sub-FM's on public data; None where they are no language models."""
+        if self._kind is not TaskKind.CAUSAL_LM:
+            return None
+        self._plug()
+        some = self._builder.some_public()
+        return perplexity(self._tuned_fm.model, some), perplexity(self._tuned_sub_fm.model, some)
 
     def align_neurons(
         self, updates: Sequence[StoredUpdate], round_number: int, on_progress: OnProgress

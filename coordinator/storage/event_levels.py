@@ -8,6 +8,8 @@ LEVELS: dict[str, int] = {
     "phase_entered": logging.INFO,
     "aligned": logging.INFO,
     "sub_model_ready": logging.INFO,
+    "stand_in_judged": logging.INFO,
+    "stand_in_broken": logging.WARNING,
     "run_resumed": logging.INFO,
     "run_rewound": logging.WARNING,
     "run_crashed": logging.ERROR,

@@ -86,6 +86,7 @@ def values(folder: Path) -> dict[tuple[str, str], set[str]]:
             CoordinatorMetrics, "fedpft_validation_submissions_total"
         ),
         ("fedpft_correction_divergence_nats", "when"): {"before", "after"},
+        ("fedpft_stand_in_perplexity", "model"): {"fm", "sub_fm"},
         ("fedpft_gradient_gap_ratio", "of"): {"gradient", "output", "weight"},
     }
 
