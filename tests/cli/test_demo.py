@@ -1,10 +1,8 @@
 """What the demo sets for each method: its published figures rest on it."""
 
-from pathlib import Path
-
 import pytest
 
-from cli.demo import Data, Method, _settings, _Wanted
+from cli.demo_settings import Data, Method, settings_of
 from common.config.file import parse_config
 from common.config.run import RunConfig
 from experiments.tuned import HEAD_ONLY, TUNED
@@ -13,8 +11,7 @@ GIVEN = {"model.path": "m", "task.labels": ("a", "b"), "data.public.path": "p.cs
 
 
 def config(method: Method, data: Data = Data.BBC_NEWS) -> RunConfig:
-    wanted = _Wanted(method, data, 3, 1.0, Path("run"), None, 7, {})
-    return parse_config(GIVEN | _settings(wanted), "a test")
+    return parse_config(GIVEN | settings_of(method, data, 3, 7, None), "a test")
 
 
 @pytest.mark.parametrize("method", [m for m in Method if m is not Method.HEAD_ONLY])

@@ -19,7 +19,13 @@ from coordinator.storage.class_counts import StoredClasses
 
 
 def config(**settings: Any) -> RunConfig:
-    given = {"model.path": "m", "task.labels": "ask", "alignment.steps": 0}
+    given = {
+        "model.path": "m",
+        "task.labels": "ask",
+        "alignment.steps": 0,
+        "alignment.method": "gradient",
+        "sub_fm.saliency": "l2",
+    }
     return parse_config(given | {k.replace("__", "."): v for k, v in settings.items()}, "a test")
 
 
