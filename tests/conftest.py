@@ -219,10 +219,24 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 LONGEST = ("experiments", "integration", "faults", "security", "coordinator")
 
 
+# Of these, families beyond the everyday ones are `make test-all`'s.
+AT_LENGTH = ("field", "integration", "worker")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: a worker that takes one last leaves the other idle."""
+    from common.model.families import FAMILIES
+    from tests.families import EVERYDAY
+
     here = Path(__file__).parent
     rank = {name: i for i, name in enumerate(LONGEST)}
+    for item in items:
+        told = getattr(item, "callspec", None)
+        names = {told.params.get("model_type"), told.params.get("family")} if told else set()
+        rest = names & (FAMILIES.keys() - EVERYDAY)
+        if rest and item.path.relative_to(here).parts[0] in AT_LENGTH:
+            item.add_marker(pytest.mark.slow)
 
     def key(item: pytest.Item) -> int:
         return rank.get(item.path.relative_to(here).parts[0], len(rank))

@@ -4,20 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    BertConfig,
-    DeiTConfig,
-    Dinov2Config,
-    DistilBertConfig,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-    RobertaConfig,
-    ViTConfig,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from common.model.families import FAMILIES
@@ -27,6 +14,11 @@ from common.task_forms import FORMS
 from tests.conftest import VOCABULARY, labels_of, write_tokenizer
 
 LAYERS, HIDDEN, FFN, HEADS = 4, 32, 64, 4
+# What is tested everyday at length, by whole runs, say: the others are built like one of these.
+EVERYDAY = ("bert", "roberta", "distilbert", "vit", "deit", "dinov2", "gpt2", "llama", "mistral", "qwen2")
+TEXT_FAMILIES = tuple(
+    n for n, family in FAMILIES.items() if TaskKind.IMAGE_CLASSIFICATION not in family.tasks
+)
 # Larger than the usual 0.02: a random model's layers must do something to be told apart.
 _SPREAD = {"initializer_range": 0.2}
 _SIZES = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
@@ -39,44 +31,62 @@ def small_config(model_type: str, vocabulary: int = 64, **changes: Any) -> Pretr
     tokens = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     positions = {"max_position_embeddings": 66}
     decoder = {**_SIZES, **_FFN, **_SPREAD, **tokens, **positions}
-    configs: dict[str, Any] = {
-        "bert": lambda: BertConfig(**{**decoder, **changes}),
-        "roberta": lambda: RobertaConfig(**{**decoder, **changes}),
-        "distilbert": lambda: DistilBertConfig(
-            **{
-                "dim": HIDDEN,
-                "hidden_dim": FFN,
-                "n_layers": LAYERS,
-                "n_heads": HEADS,
-                **_SPREAD,
-                **tokens,
-                **positions,
-                **changes,
-            }
-        ),
-        "vit": lambda: ViTConfig(**{**_SIZES, **_FFN, **_SPREAD, **_IMAGES, **changes}),
-        "deit": lambda: DeiTConfig(**{**_SIZES, **_FFN, **_SPREAD, **_IMAGES, **changes}),
-        "dinov2": lambda: Dinov2Config(
-            **{**_SIZES, **_SPREAD, **_IMAGES, "mlp_ratio": FFN // HIDDEN, **changes}
-        ),
-        "gpt2": lambda: GPT2Config(
-            **{
-                "n_embd": HIDDEN,
-                "n_layer": LAYERS,
-                "n_head": HEADS,
-                "n_inner": FFN,
-                "n_positions": 66,
-                **_SPREAD,
-                **tokens,
-                **changes,
-            }
-        ),
-        "llama": lambda: LlamaConfig(**{**decoder, **changes}),
-        "mistral": lambda: MistralConfig(**{**decoder, "num_key_value_heads": 2, **changes}),
-        "qwen2": lambda: Qwen2Config(**{**decoder, "num_key_value_heads": 2, **changes}),
+    encoder = decoder
+    grouped = {**decoder, "num_key_value_heads": 2}
+    # Where heads have a size of their own.
+    sized = {**grouped, "head_dim": HIDDEN // HEADS}
+    images = {**_SIZES, **_SPREAD, **_IMAGES}
+    configs: dict[str, dict[str, Any]] = {
+        "bert": encoder,
+        "roberta": encoder,
+        "distilbert": {
+            "dim": HIDDEN,
+            "hidden_dim": FFN,
+            "n_layers": LAYERS,
+            "n_heads": HEADS,
+            **_SPREAD,
+            **tokens,
+            **positions,
+        },
+        "vit": {**images, **_FFN},
+        "deit": {**images, **_FFN},
+        "dinov2": {**images, "mlp_ratio": FFN // HIDDEN},
+        "gpt2": {
+            "n_embd": HIDDEN,
+            "n_layer": LAYERS,
+            "n_head": HEADS,
+            "n_inner": FFN,
+            "n_positions": 66,
+            **_SPREAD,
+            **tokens,
+        },
+        "llama": decoder,
+        "mistral": grouped,
+        "qwen2": grouped,
+        "xlm-roberta": encoder,
+        "camembert": encoder,
+        "ernie": encoder,
+        "electra": {**encoder, "embedding_size": 16},
+        "eurobert": encoder,
+        "dinov2_with_registers": {**images, "mlp_ratio": FFN // HIDDEN},
+        "qwen3": sized,
+        "smollm3": grouped,
+        "ministral": sized,
+        "gemma": sized,
+        "helium": sized,
+        "stablelm": grouped,
+        "starcoder2": grouped,
+        "phi": grouped,
+        "cohere2": grouped,
+        "gpt_neox": decoder,
     }
-    config: PretrainedConfig = configs[model_type]()
+    config: PretrainedConfig = AutoConfig.for_model(model_type, **{**configs[model_type], **changes})
     return config
+
+
+def is_gated(model_type: str) -> bool:
+    """Whether the FFN has a gate; those that have one have no biases."""
+    return len(FAMILIES[model_type].ffn_in) == 2
 
 
 def small_model(

@@ -17,7 +17,7 @@ from common.model.families import FAMILIES
 
 for _module in (
     "peft",
-    *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES),
+    *("transformers.models.{0}.modeling_{0}".format(family.replace("-", "_")) for family in FAMILIES),
     "transformers.models.bert.tokenization_bert",
     "cli.main",
     "coordinator.process",

@@ -75,6 +75,7 @@ _BERT = Family(
     positions="embeddings.position_embeddings",
     pooler="bert.pooler",
 )
+_ROBERTA = replace(_BERT, model_type="roberta", encoder="roberta", pooler=None)
 _VIT = Family(
     model_type="vit",
     tasks=_IMAGES,
@@ -85,6 +86,14 @@ _VIT = Family(
     ffn_norm="layernorm_after",
     attention=("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
     head=("classifier",),
+)
+_DINOV2 = replace(
+    _VIT,
+    model_type="dinov2",
+    encoder="dinov2",
+    layers="encoder.layer",
+    ffn_norm="norm2",
+    ffn_scale="layer_scale2.lambda1",
 )
 _LLAMA = Family(
     model_type="llama",
@@ -103,7 +112,7 @@ FAMILIES = {
     family.model_type: family
     for family in (
         _BERT,
-        replace(_BERT, model_type="roberta", encoder="roberta", pooler=None),
+        _ROBERTA,
         Family(
             model_type="distilbert",
             tasks=_TEXT,
@@ -120,14 +129,7 @@ FAMILIES = {
         ),
         _VIT,
         replace(_VIT, model_type="deit", encoder="deit"),
-        replace(
-            _VIT,
-            model_type="dinov2",
-            encoder="dinov2",
-            layers="encoder.layer",
-            ffn_norm="norm2",
-            ffn_scale="layer_scale2.lambda1",
-        ),
+        _DINOV2,
         Family(
             model_type="gpt2",
             tasks=_DECODER,
@@ -145,6 +147,50 @@ FAMILIES = {
         _LLAMA,
         replace(_LLAMA, model_type="mistral"),
         replace(_LLAMA, model_type="qwen2"),
+        replace(_ROBERTA, model_type="xlm-roberta"),
+        replace(_ROBERTA, model_type="camembert"),
+        replace(_BERT, model_type="ernie", encoder="ernie", pooler="ernie.pooler"),
+        replace(_BERT, model_type="electra", encoder="electra", pooler=None),
+        replace(
+            _LLAMA,
+            model_type="eurobert",
+            tasks=_TEXT,
+            head=("dense", "classifier"),
+            token_head=("classifier",),
+        ),
+        replace(_DINOV2, model_type="dinov2_with_registers", encoder="dinov2_with_registers"),
+        replace(_LLAMA, model_type="qwen3"),
+        replace(_LLAMA, model_type="smollm3"),
+        replace(_LLAMA, model_type="ministral"),
+        replace(_LLAMA, model_type="gemma"),
+        replace(_LLAMA, model_type="helium"),
+        replace(_LLAMA, model_type="stablelm"),
+        replace(_LLAMA, model_type="starcoder2", ffn_in=("mlp.c_fc",), ffn_out="mlp.c_proj"),
+        # Attention and FFN read one normalised input, side by side, in these two.
+        replace(
+            _LLAMA,
+            model_type="phi",
+            ffn_in=("mlp.fc1",),
+            ffn_out="mlp.fc2",
+            ffn_norm="input_layernorm",
+            attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense"),
+        ),
+        # transformers has no classifier for it.
+        replace(
+            _LLAMA, model_type="cohere2", tasks=(TaskKind.CAUSAL_LM,), ffn_norm="input_layernorm", head=()
+        ),
+        Family(
+            model_type="gpt_neox",
+            tasks=_DECODER,
+            encoder="gpt_neox",
+            layers="layers",
+            ffn_in=("mlp.dense_h_to_4h",),
+            ffn_out="mlp.dense_4h_to_h",
+            ffn_norm="post_attention_layernorm",
+            # Query, key and value are one map here, too.
+            attention=("attention.query_key_value", "attention.dense"),
+            head=("score",),
+        ),
     )
 }
 

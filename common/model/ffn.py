@@ -92,13 +92,24 @@ def ffns_of(model: PreTrainedModel) -> list[Ffn]:
         Ffn(
             tuple(_projection(layer, path, family) for path in family.ffn_in),
             _projection(layer, family.ffn_out, family),
-            layer.get_submodule(family.ffn_norm),
+            _norm(layer, family),
             layer,
             family.post_norm,
             layer.get_parameter(family.ffn_scale) if family.ffn_scale else None,
         )
         for layer in layers_of(model)
     ]
+
+
+def _norm(layer: nn.Module, family: Family) -> nn.Module:
+    try:
+        return layer.get_submodule(family.ffn_norm)
+    except AttributeError:
+        # StableLM with parallel residuals, say: attention and FFN share one.
+        raise UnsupportedFamily(
+            f"this {family.model_type} normalises its FFN's input elsewhere than the family does: "
+            f"no {family.ffn_norm}"
+        ) from None
 
 
 def _projection(layer: nn.Module, path: str, family: Family) -> Projection:

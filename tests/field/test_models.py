@@ -208,8 +208,8 @@ def write_classifier(folder: Path, model_type: str, names: list[str], kind: Task
 def outputs(weights: Weights, model_type: str, kind: TaskKind = TEXT) -> list[Tensor]:
     """Of the map that gives the scores: weight, and bias where there is one."""
     stem = heads_of(FAMILIES[model_type], kind)[-1]
-    if (model_type, kind) == ("roberta", TEXT):
-        stem = "classifier.out_proj"
+    if f"{stem}.out_proj.weight" in weights:
+        stem += ".out_proj"
     return [weights[name] for name in (f"{stem}.weight", f"{stem}.bias") if name in weights]
 
 

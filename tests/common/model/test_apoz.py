@@ -18,11 +18,10 @@ from common.model.families import FAMILIES
 from common.model.ffn import Ffn, ffns_of
 from common.records import AdapterSpec, AdapterTargets, TaskKind, ZeroRule
 from tests.conftest import FFN, write_model
-from tests.families import small_inputs, small_model
+from tests.families import is_gated, small_inputs, small_model
 from tests.small import TEXT, load_model, load_texts, logits
 
 BEFORE, NEAR = ZeroRule.PRE_ACTIVATION, ZeroRule.NEAR_ZERO
-GATED = ("llama", "mistral", "qwen2")
 
 every_rule = pytest.mark.parametrize("rule", ZeroRule)
 every_family = pytest.mark.parametrize("model_type", FAMILIES)
@@ -166,7 +165,7 @@ def test_the_rules_look_before_and_after_the_activation(model_type: str) -> None
     """Of a gated family: at the gate alone, and at the product of gate and up."""
     model = small_model(model_type)
     ffn, inputs = ffns_of(model)[1], small_inputs(model)
-    assert (len(ffn.ins) == 2) is (model_type in GATED)
+    assert (len(ffn.ins) == 2) is is_gated(model_type)
     mask = inputs.get("attention_mask")
     before, seen = counted(model, ffn, inputs, BEFORE)
     near, _ = counted(model, ffn, inputs, NEAR, 0.05)
@@ -175,7 +174,7 @@ def test_the_rules_look_before_and_after_the_activation(model_type: str) -> None
     assert torch.equal(near.zeros, (tokens["out"].abs() <= 0.05).sum(0))
     assert before.tokens == near.tokens == len(tokens["out"])
     assert near.zeros.sum() > 0 and not torch.equal(before.zeros, near.zeros)
-    if model_type in GATED:
+    if is_gated(model_type):
         assert not torch.equal(before.zeros, (tokens["in.1"] <= 0).sum(0))
 
 

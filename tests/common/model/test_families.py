@@ -27,6 +27,11 @@ def test_a_variant_that_keeps_its_ffn_elsewhere_is_unsupported() -> None:
         ffns_of(Dinov2ForImageClassification(config))
 
 
+def test_a_variant_that_normalises_its_ffn_elsewhere_is_unsupported() -> None:
+    with pytest.raises(UnsupportedFamily, match=r"this stablelm normalises .*: no post_attention_layernorm"):
+        ffns_of(small_model("stablelm", use_parallel_residual=True))
+
+
 @every_family
 def test_a_family_is_registered_under_its_own_name(model_type: str) -> None:
     assert FAMILIES[model_type].model_type == small_config(model_type).model_type == model_type

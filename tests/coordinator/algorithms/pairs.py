@@ -12,12 +12,10 @@ from common.data.batches import Batch
 from common.model.families import FAMILIES, family_of
 from common.model.ffn import Projection, ffns_of
 from common.model.submodel import build
-from common.records import TaskKind
 from coordinator.algorithms.compression import cut, ffn_widths, plan_ffn_pruning
 from coordinator.algorithms.saliency import l2_norm
 from tests.families import small_inputs, small_model
 
-TEXT_FAMILIES = tuple(name for name in FAMILIES if TaskKind.TEXT_CLASSIFICATION in FAMILIES[name].tasks)
 # The sub-FM's layers that kept 16 of 64 neurons; the first and the last are whole.
 COMPRESSED = (1, 2)
 

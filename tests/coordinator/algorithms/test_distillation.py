@@ -16,13 +16,13 @@ from coordinator.algorithms.distillation import Settings, distil, hidden_error
 from coordinator.algorithms.distillation_loss import linear_map, weight_error
 from tests.coordinator.algorithms.pairs import (
     COMPRESSED,
-    TEXT_FAMILIES,
     add_lora,
     batches,
     pair,
     same_bits,
     values,
 )
+from tests.families import TEXT_FAMILIES
 
 NEURONS = {1: torch.tensor([0, 5, 15]), 2: torch.tensor([3])}
 SETTINGS = Settings(steps=30, learning_rate=3e-3, warmup=0.1, weight_term=0.01)

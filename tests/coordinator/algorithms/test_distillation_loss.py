@@ -11,8 +11,8 @@ from common.model.families import FAMILIES, family_of
 from common.model.ffn import ffns_of
 from common.model.layers import encoder_of, layers_of, outputs_of
 from coordinator.algorithms.distillation_loss import DistillationLoss, layer_error, linear_map, weight_error
-from tests.coordinator.algorithms.pairs import COMPRESSED, TEXT_FAMILIES, pair
-from tests.families import HIDDEN, LAYERS, small_inputs
+from tests.coordinator.algorithms.pairs import COMPRESSED, pair
+from tests.families import HIDDEN, LAYERS, TEXT_FAMILIES, small_inputs
 
 TERMS = ("weight_term", "attention_term", "logit_term")
 

@@ -20,18 +20,17 @@ from coordinator.algorithms.compression import config_of, cut, ffn_widths, plan_
 from coordinator.algorithms.distillation import hidden_error
 from coordinator.algorithms.reconstruction import reconstruct
 from coordinator.algorithms.saliency import l2_norm
-from tests.families import small_inputs, small_model
+from tests.families import TEXT_FAMILIES, small_inputs, small_model
 
 COMPRESSED = (1, 2)
 NEURONS = {1: torch.tensor([0, 5, 15]), 2: torch.tensor([3])}
 RIDGE = 1e-3
-TEXT = ("bert", "roberta", "distilbert", "gpt2", "llama", "mistral", "qwen2")
 
 
 def pair(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A teacher, and the student that keeps 16 of 64 neurons in its layers 1 and 2."""
     teacher = small_model(family)
-    if family == "dinov2":
+    if FAMILIES[family].ffn_scale:
         with torch.no_grad():
             for i, ffn in enumerate(ffns_of(teacher)):
                 assert ffn.scale is not None
@@ -198,7 +197,7 @@ def test_how_data_are_batched_changes_next_to_nothing(family: str) -> None:
     torch.testing.assert_close(values(student), values(other), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", TEXT)
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
 def test_what_stands_in_the_padding_changes_nothing(family: str) -> None:
     teacher, student = pair(family)
     batches, garbage = batches_for(teacher, 2), []

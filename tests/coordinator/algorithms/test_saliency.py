@@ -18,12 +18,11 @@ from common.model.ffn import Ffn, Projection, ffns_of
 from common.model.layers import encoder_of, layer_outputs
 from coordinator.algorithms.activation_capture import attention_received, tokens_of
 from coordinator.algorithms.saliency import integrated_gradients, l2_norm, score_layers, top_k
-from tests.families import FFN, LAYERS, small_inputs, small_model
+from tests.families import FFN, LAYERS, TEXT_FAMILIES, small_inputs, small_model
 
 SCORES = st.lists(st.integers(0, 5), min_size=1, max_size=30)
 ON_DATA = (Saliency.ACTIVATION, Saliency.INTEGRATED_GRADIENTS, Saliency.ATTENTION)
-TEXT = ("bert", "roberta", "distilbert", "gpt2", "llama", "mistral", "qwen2")
-PRE_NORM = ("vit", "deit", "dinov2", "gpt2", "llama", "mistral", "qwen2")
+PRE_NORM = tuple(name for name, family in FAMILIES.items() if not family.post_norm)
 
 
 def batches_for(model: PreTrainedModel, count: int = 2) -> list[Batch]:
@@ -147,7 +146,7 @@ def test_dropout_is_off_while_a_model_in_training_is_scored(metric: Saliency) ->
 
 
 @pytest.mark.parametrize("metric", ON_DATA)
-@pytest.mark.parametrize("family", TEXT)
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
 def test_what_stands_in_the_padding_changes_nothing(family: str, metric: Saliency) -> None:
     model = small_model(family)
     batch = batches_for(model, 1)[0]
