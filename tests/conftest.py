@@ -220,7 +220,7 @@ LONGEST = ("experiments", "integration", "faults", "security", "coordinator")
 
 
 # Of these, families beyond the everyday ones are `make test-all`'s.
-AT_LENGTH = ("coordinator", "field", "integration", "worker")
+AT_LENGTH = ("common", "coordinator", "field", "integration", "worker")
 
 
 @pytest.hookimpl(tryfirst=True)

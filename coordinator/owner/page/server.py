@@ -145,6 +145,7 @@ def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
             {
                 "sequence": e.sequence,
                 "time": e.time,
+                "kind": e.kind,
                 "level": logging.getLevelName(level_of(e.kind)).lower(),
                 "text": e.text,
             }
