@@ -89,9 +89,9 @@ CREATE TABLE IF NOT EXISTS validation_tries (
     round INTEGER NOT NULL, try INTEGER NOT NULL, opened REAL NOT NULL, selected TEXT NOT NULL,
     PRIMARY KEY (round, try)
 );
--- What has come of them, as JSON, until they are added up.
+-- What has come of them, as compressed JSON, until they are added up.
 CREATE TABLE IF NOT EXISTS worker_scores (
-    round INTEGER NOT NULL, worker TEXT NOT NULL, sums TEXT NOT NULL, PRIMARY KEY (round, worker)
+    round INTEGER NOT NULL, worker TEXT NOT NULL, sums BLOB NOT NULL, PRIMARY KEY (round, worker)
 );
 -- The score of all workers together, whose names are `counted`; under a worker's name its own.
 CREATE TABLE IF NOT EXISTS validations (

@@ -2,6 +2,7 @@
 
 import json
 import time
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
@@ -57,12 +58,15 @@ class Validations:
     def commit_scores(self, round_number: int, worker: str, sums: ScoreSums) -> None:
         """Record a worker's sums, in place of earlier ones; afterwards they may be acknowledged."""
         statement = "INSERT OR REPLACE INTO worker_scores VALUES (?, ?, ?)"
-        self._database.write("scores", statement, round_number, worker, json.dumps(asdict(sums)))
+        # Mostly zeros: a hundredth remains, of what else would fill the log of a small disk.
+        packed = zlib.compress(json.dumps(asdict(sums)).encode())
+        self._database.write("scores", statement, round_number, worker, packed)
 
     def scores(self, round_number: int) -> dict[str, ScoreSums]:
         """The sums of an evaluation that is not closed, by worker's name."""
         query = "SELECT worker, sums FROM worker_scores WHERE round = ? ORDER BY worker"
-        rows = {worker: json.loads(text) for worker, text in self._database.rows(query, round_number)}
+        packed = self._database.rows(query, round_number)
+        rows = {worker: json.loads(zlib.decompress(content)) for worker, content in packed}
         return {
             worker: ScoreSums(**told | {"counts": tuple(told["counts"]), "sums": tuple(told["sums"])})
             for worker, told in rows.items()
