@@ -82,7 +82,7 @@ def conduct(wanted: Wanted, console: Console, trained_by: Callable[[], Clients] 
         return
     cells = [
         Work(Cell(split, name, seed), _of_variant(wanted, name))
-        for seed in range(1, wanted.scale.seeds + 1)
+        for seed in wanted.scale.all_seeds
         for split in wanted.scale.splits
         for name in wanted.variants
     ]
