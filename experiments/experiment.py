@@ -160,7 +160,8 @@ def _begin(wanted: Wanted, setup: ExperimentSetup) -> None:
     if setup.metric != ACCURACY:
         fixed["metric"] = setup.metric
     if wanted.scale.validation:
-        fixed |= {"validation": wanted.scale.validation, "trials": wanted.scale.trials}
+        # Not how many trials: more of them go on from those that are done.
+        fixed["validation"] = wanted.scale.validation
     file = wanted.folder / EXPERIMENT_FILE
     before: dict[str, Any] = {}
     if file.exists():
