@@ -48,6 +48,7 @@ def experiment(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Runs of every variant, with seeds 1, 2, …")
     ] = None,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of these seeds.")] = 1,
     splits: Annotated[
         list[str] | None,
         typer.Option("--split", help="iid or dirichlet-A, how classes are spread; may be given again."),
@@ -131,6 +132,7 @@ def experiment(
             "sample": sample or (max(1, clients // 10) if clients else None),
             "rounds": rounds,
             "seeds": seeds,
+            "first_seed": first_seed,
             "splits": tuple(splits) if splits else None,
             "train": train,
             "test": test,

@@ -82,7 +82,7 @@ def conduct(wanted: Wanted, console: Console, trained_by: Callable[[], Clients] 
         return
     cells = [
         Work(Cell(split, name, seed), _of_variant(wanted, name))
-        for seed in range(1, wanted.scale.seeds + 1)
+        for seed in wanted.scale.all_seeds
         for split in wanted.scale.splits
         for name in wanted.variants
     ]
@@ -160,7 +160,8 @@ def _begin(wanted: Wanted, setup: ExperimentSetup) -> None:
     if setup.metric != ACCURACY:
         fixed["metric"] = setup.metric
     if wanted.scale.validation:
-        fixed |= {"validation": wanted.scale.validation, "trials": wanted.scale.trials}
+        # Not how many trials: more of them go on from those that are done.
+        fixed["validation"] = wanted.scale.validation
     file = wanted.folder / EXPERIMENT_FILE
     before: dict[str, Any] = {}
     if file.exists():

@@ -62,7 +62,7 @@ def _cells(method: str, trial: Trial, scale: Scale) -> list[Cell]:
     return [
         Cell(split, f"{method}{_JOINT}{trial.name}", seed)
         for split in scale.splits
-        for seed in range(1, scale.seeds + 1)
+        for seed in scale.all_seeds
     ]
 
 

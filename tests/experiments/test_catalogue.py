@@ -35,6 +35,15 @@ def test_every_variant_is_a_valid_run_of_its_own(experiment: Experiment, quick: 
         assert Cell(split, chosen[0], 1).concentration is None or split != "iid"
 
 
+def test_with_its_seed_a_search_has_no_tweet_that_another_experiment_tests_on() -> None:
+    # The test data are drawn first: with as many set aside, what comes after is in nobody's.
+    most = max(
+        e.scale(quick).test for e in EXPERIMENTS.values() for quick in (True, False) if not e.is_search
+    )
+    assert {EXPERIMENTS["tune"].scale(quick).test >= most for quick in (True, False)} == {True}
+    assert list(EXPERIMENTS["tune"].quick.all_seeds) == [1]
+
+
 def test_the_full_forms_have_the_papers_clients() -> None:
     for name in ("compare", "ratio", "alignment", "saliency", "theory", "cost"):
         scale = EXPERIMENTS[name].full

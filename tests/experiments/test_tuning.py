@@ -1,6 +1,7 @@
 """`fedpft experiment tune` on a small model: on workers' data alone, resumed, used by others."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,15 @@ def test_a_search_is_resumed_reported_and_used(tmp_path: Path, model_folder: Pat
     assert {p: p.stat().st_mtime_ns for p in written if p != gone} == {
         p: t for p, t in written.items() if p != gone
     }
+
+    # More trials go on from those that are done.
+    more = replace(order, scale=replace(order.scale, trials=ONE["trials"] + 2))
+    conduct(more, Console(quiet=True), LocalClients)
+    further = results(order.folder)
+    assert len(further) == 2 * (ONE["trials"] + 2) and further.items() >= done.items()
+    shutil.rmtree(order.folder / "cells")
+    conduct(order, Console(quiet=True), LocalClients)
+    assert results(order.folder) == done
 
     report = document(order.folder)
     tables = {part.name: part for part in report.tables}
