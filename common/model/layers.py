@@ -41,14 +41,19 @@ def layer_prefix(config: PretrainedConfig, layer: int) -> str:
     return f"{family.encoder}.{family.layers}.{layer}."
 
 
-def with_layers(config: PretrainedConfig, count: int) -> PretrainedConfig:
-    """The configuration of the same model with `count` layers. Raises ModelError."""
-    if count > config.num_hidden_layers:
-        raise ModelError(f"the model has {config.num_hidden_layers} layers, {count} were asked for")
+# Of a configuration: lists that say of each layer what it is, such as sliding or full attention.
+_BY_LAYER = ("layer_types", "no_rope_layers")
+
+
+def with_layers(config: PretrainedConfig, sources: Sequence[int]) -> PretrainedConfig:
+    """The configuration of the model that has these layers of this one. Raises ModelError."""
+    if odd := [source for source in sources if not 0 <= source < config.num_hidden_layers]:
+        raise ModelError(f"the model has {config.num_hidden_layers} layers, number {odd[0]} was asked for")
     changed = deepcopy(config)
-    changed.num_hidden_layers = count
-    if getattr(config, "layer_types", None):
-        changed.layer_types = config.layer_types[:count]
+    changed.num_hidden_layers = len(sources)
+    for name in _BY_LAYER:
+        if kinds := getattr(config, name, None):
+            setattr(changed, name, [kinds[source] for source in sources])
     return changed
 
 

@@ -61,8 +61,8 @@ def ffn_widths(fm: PreTrainedModel, plan: SubModelPlan) -> tuple[int, ...]:
 
 
 def config_of(fm: PreTrainedModel, plan: SubModelPlan) -> PretrainedConfig:
-    """The sub-FM's configuration: the FM's with the plan's number of layers."""
-    return with_layers(fm.config, len(plan.layers))
+    """The sub-FM's configuration: the FM's with the plan's layers."""
+    return with_layers(fm.config, [layer.source for layer in plan.layers])
 
 
 def cut(fm: PreTrainedModel, plan: SubModelPlan) -> dict[str, Tensor]:

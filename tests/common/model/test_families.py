@@ -127,11 +127,13 @@ def test_a_layers_names_begin_as_told(model_type: str) -> None:
 @every_family
 def test_a_configuration_with_fewer_layers_is_the_same_otherwise(model_type: str) -> None:
     config = small_config(model_type)
-    fewer = with_layers(config, 2)
+    fewer = with_layers(config, (0, 3))
     assert (config.num_hidden_layers, fewer.num_hidden_layers) == (LAYERS, 2)
-    assert len(getattr(fewer, "layer_types", None) or [0, 0]) == 2
-    with pytest.raises(ModelError, match="the model has 4 layers, 5 were asked for"):
-        with_layers(config, 5)
+    for name in ("layer_types", "no_rope_layers"):
+        if kinds := getattr(config, name, None):
+            assert getattr(fewer, name) == [kinds[0], kinds[3]]
+    with pytest.raises(ModelError, match="the model has 4 layers, number 4 was asked for"):
+        with_layers(config, (0, 4))
 
 
 @every_family
