@@ -197,10 +197,11 @@ class Campaign:
 
     async def _judge(self, models: Models) -> None:
         """Say how good a stand-in the sub-FM is, before anything is tuned on it, if that is not done."""
-        if not models.gap_measurable or self._store.events.last_of(("stand_in_judged", "stand_in_broken"), 1):
-            return
-        gap = next((gap for gap in self._store.gaps() if gap.round == 0), None)
-        stand_in.judge(self._run, gap, await self._timed("measuring", models.perplexities))
+        if models.gap_measurable and not self._store.events.last_of(stand_in.KINDS, 1):
+            gap = next((gap for gap in self._store.gaps() if gap.round == 0), None)
+            stand_in.judge(self._run, gap, await self._timed("measuring", models.perplexities))
+        for judgement in self._store.events.last_of(stand_in.KINDS, 1):
+            stand_in.require(self._run, judgement)
 
     def _realigns_after(self, number: int) -> bool:
         """Whether an alignment follows this round."""

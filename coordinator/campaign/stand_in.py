@@ -4,7 +4,7 @@ The hidden-state error does not tell: it can look fine while nothing that worker
 """
 
 from common.errors import RunFailed
-from common.run_status import GradientGap
+from common.run_status import Event, GradientGap
 from coordinator.context import RunContext
 
 # A language model's perplexity beside the FM's; and 1 - cosine * ratio of the adapter's gradients. Measured
@@ -18,11 +18,17 @@ _INSTEAD = (
 )
 
 
-def judge(run: RunContext, gap: GradientGap | None, perplexities: tuple[float, float] | None) -> None:
-    """Record how good a stand-in the sub-FM is; `perplexities` are the FM's and its own on public data.
+KINDS = ("stand_in_judged", "stand_in_broken")
 
-    Raises RunFailed for a broken one, if the configuration says so.
-    """
+
+def require(run: RunContext, judgement: Event) -> None:
+    """Raises RunFailed where the sub-FM was found to be no stand-in, and the configuration is strict."""
+    if judgement.kind == "stand_in_broken" and run.config.run.strict:
+        raise RunFailed(judgement.text)
+
+
+def judge(run: RunContext, gap: GradientGap | None, perplexities: tuple[float, float] | None) -> None:
+    """Record how good a stand-in the sub-FM is; `perplexities` are the FM's and its own on public data."""
     told: list[str] = []
     broken, figures = False, dict[str, float]()
     if perplexities is not None:
@@ -45,5 +51,3 @@ def judge(run: RunContext, gap: GradientGap | None, perplexities: tuple[float, f
         return
     text = f"the sub-FM is no stand-in for the FM: {text}; {_INSTEAD}"
     run.events.record("stand_in_broken", text, 0, "", **figures)
-    if run.config.run.strict:
-        raise RunFailed(text)
