@@ -23,7 +23,6 @@ from coordinator.campaign import schedule
 from coordinator.campaign.gathering import Gathering
 from coordinator.campaign.progress import RunProgress
 from coordinator.context import RunContext
-from coordinator.federation.census import waiting_for
 from coordinator.federation.inbox import Expected, Inbox
 from coordinator.federation.rounds import Cannot, Lost, Outcome, RoundPhase, RoundState, Work
 from coordinator.federation.score_inbox import ExpectedScores
@@ -48,7 +47,9 @@ class WorkerGathering(Gathering):
         known = () if self._run.config.task.asks else self._run.config.task.labels
         census.open(needed, known)
         while len(census.told) < needed:
-            self._progress.enter(Phase.WAITING, waiting_for(census.told, needed))
+            have = f"; {first_workers(sorted(census.told))} told theirs" if census.told else ""
+            waiting = f"the classes of {needed - len(census.told)} more worker(s){have}"
+            self._progress.enter(Phase.WAITING, waiting)
             await census.changed.wait()
         return [told for _, told in sorted(census.told.items())]
 

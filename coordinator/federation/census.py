@@ -1,9 +1,8 @@
 """Workers that tell their classes before they may join. Lives on the event loop."""
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 
 from common.errors import DataError, RunFailed, TooMany
-from common.listing import first_workers
 from common.records import ClassCounts
 from common.runtime.notifier import Notifier
 
@@ -60,10 +59,5 @@ class Census:
     def _waiting_for(self) -> str:
         if self._needed is None:
             return "the coordinator is starting"
-        return waiting_for(self.told, self._needed)
-
-
-def waiting_for(there: Collection[str], needed: int) -> str:
-    """What a run waits for that asks for classes, for people."""
-    have = f"; {first_workers(sorted(there))} told theirs" if there else ""
-    return f"the classes of {max(needed - len(there), 0)} more worker(s){have}"
+        # Not who else is there: that is between each worker and the owner.
+        return f"the run waits until {self._needed} worker(s) have told their classes"

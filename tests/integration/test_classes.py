@@ -46,9 +46,11 @@ def test_a_run_takes_the_classes_that_its_workers_have(tmp_path: Path, model_fol
         first = running.start_coordinator()
         start(running, 1, first["address"], one)
         for _ in running.until("worker 1 is asked"):
-            if "waiting: the classes of 1 more worker(s); worker-1 told theirs" in running.log("worker-1"):
+            if "waiting: the run waits until 2 worker(s) have told their classes" in running.log("worker-1"):
                 break
-        assert running.status().phase is Phase.STOPPED or not running.status().workers
+        early, _ = open_run(running.run)
+        assert early.classes.get() is None and not early.workers()
+        early.close()
         coordinator = running.processes.pop("coordinator")
         coordinator.kill()
         coordinator.wait()
@@ -123,7 +125,11 @@ def test_a_label_beside_the_listed_ones_is_named_before_anyone_waits(
         address = running.start_coordinator()["address"]
         names = {"animals": "animals", "weather": "weather" if known else "wetter"}
         start(running, 1, address, write(tmp_path / "one.csv", 30, 1, names))
-        wanted = "waiting: the classes of 1 more" if known else "label 'wetter', which the run does not know"
+        process = running.processes["worker-1"]
         for _ in running.until("worker 1 is answered"):
-            if wanted in running.log("worker-1"):
+            if process.poll() is not None or "waiting: the run waits" in running.log("worker-1"):
                 break
+        assert process.poll() == (None if known else 2)
+        told = "the data have label 'wetter', which the run does not know"
+        assert (told in running.log("worker-1")) is not known
+        assert "Traceback" not in running.log("worker-1")
