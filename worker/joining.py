@@ -1,14 +1,22 @@
 """Entering a run, and what it asks before."""
 
 import logging
+import math
 
-from common.errors import ClassesWanted, NotAllowed
-from common.records import JoinReply
+from common.errors import BadMessage, ClassesWanted, NotAllowed
+from common.records import JoinReply, RunSpec
 from worker.client import CoordinatorClient
 from worker.data import PrivateData
 from worker.local_model import Place
 
 log = logging.getLogger(__name__)
+
+
+def require_weights(run: RunSpec) -> None:
+    """Raises BadMessage for weights of classes that are not the run's, or no factors."""
+    weights, classes = run.training.class_weights, len(run.task.labels)
+    if weights and (len(weights) != classes or not all(0 < w < math.inf for w in weights)):
+        raise BadMessage(f"the run's weights must be {classes} positive numbers, one for each of its classes")
 
 
 async def joined(name: str, coordinator: CoordinatorClient, data: PrivateData, place: Place) -> JoinReply:

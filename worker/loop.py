@@ -43,7 +43,7 @@ from common.storage.tensors import to_bytes
 from worker.client import CoordinatorClient
 from worker.data import PrivateData
 from worker.download_limits import named, read_labels, require_labels_file
-from worker.joining import joined
+from worker.joining import joined, require_weights
 from worker.local_model import LocalModel, Place
 from worker.metrics import Metrics
 from worker.outbox import Outbox, question_of
@@ -85,6 +85,7 @@ class Worker:
         log.info("joined run %s", reply.run.run_id)
         reason = "stopped"
         try:
+            require_weights(reply.run)
             self._data.require(reply.run.task)
             stop = await self._accompanied(reply)
             reason = stop.reason

@@ -7,6 +7,7 @@ import pytest
 from common.errors import ProtocolMismatch
 from common.records import PROTOCOL_MAX, JoinRequest
 from coordinator.federation.needs import require_protocol
+from coordinator.storage.class_counts import StoredClasses
 from coordinator.storage.store import Store
 from tests.contexts import context
 from tests.field.test_large_runs import Serving
@@ -25,6 +26,27 @@ def test_sgd_needs_protocol_5_and_adamw_none(tmp_path: Path) -> None:
     assert str(caught.value) == TOLD
     require_protocol(by_sgd, 5)
     require_protocol(by_adamw, 1)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"task.labels": "ask"}, {"training.class_weights": "balanced"}], ids=["ask", "balanced"]
+)
+def test_classes_are_asked_of_workers_that_know_the_question(
+    tmp_path: Path, settings: dict[str, str]
+) -> None:
+    store = Store(tmp_path / "run")
+    run = context(store, settings)
+    with pytest.raises(ProtocolMismatch, match="asks for workers' classes, which protocol 4 does not know"):
+        require_protocol(run.spec, 4)
+    require_protocol(run.spec, 5)
+    run.settle(StoredClasses(("no", "yes"), (3, 1), 4, 2))
+    # Who only has to know the labels may be of before; who has to weigh them may not.
+    if "training.class_weights" in settings:
+        with pytest.raises(ProtocolMismatch):
+            require_protocol(run.spec, 4)
+    else:
+        require_protocol(run.spec, 4)
+    store.close()
 
 
 @pytest.mark.parametrize("newest", [4, PROTOCOL_MAX])
