@@ -79,8 +79,8 @@ def settings_of(method: Method, data: Data, workers: int, seed: int, rounds: int
     }
     settings |= _BY_DATA[data] | _BY_METHOD[method]
     if method is Method.HEAD_ONLY:
-        from experiments.tuned import TUNED
+        from experiments.tuned import HEAD_OF_DEMO
 
         # The adapters' methods do well by default; a head alone learns next to nothing at these rates.
-        settings |= TUNED.get(data, {}).get(method, {})
+        settings |= HEAD_OF_DEMO.get(data, {})
     return settings | ({"rounds.count": rounds} if rounds else {})

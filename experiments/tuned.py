@@ -17,16 +17,28 @@ BEST_FILE = "best.json"
 Settings = Mapping[str, Any]
 
 
-# What all methods with an adapter came to on tweets, each by itself.
-_ADAPTER_ON_TWEETS: Settings = MappingProxyType(
-    {
+def _by_adamw(rate: float, head_rate: float, epochs: int, batch_size: int) -> Settings:
+    return {
         "training.optimizer": "adamw",
-        "training.learning_rate": 5e-3,
-        "training.head_learning_rate": 1e-2,
-        "training.epochs": 1,
-        "training.batch_size": 16,
+        "training.learning_rate": rate,
+        "training.head_learning_rate": head_rate,
+        "training.epochs": epochs,
+        "training.batch_size": batch_size,
     }
-)
+
+
+def _by_sgd(head_rate: float, epochs: int, batch_size: int) -> Settings:
+    return {
+        "training.optimizer": "sgd",
+        "training.head_learning_rate": head_rate,
+        "training.epochs": epochs,
+        "training.batch_size": batch_size,
+        "training.weight_decay": 0.0,
+    }
+
+
+# What all methods with an adapter came to on tweets, each by itself.
+_ADAPTER_ON_TWEETS = _by_adamw(5e-3, 1e-2, 1, 16)
 
 # Data set → method → keys of run.toml. What is not here keeps the defaults.
 TUNED: Mapping[str, Mapping[str, Settings]] = MappingProxyType(
@@ -38,27 +50,33 @@ TUNED: Mapping[str, Mapping[str, Settings]] = MappingProxyType(
             FEDPETUNING: _ADAPTER_ON_TWEETS,
             FEDOT: _ADAPTER_ON_TWEETS,
             FEDPFT: _ADAPTER_ON_TWEETS,
-            HEAD_ONLY: {
-                "training.optimizer": "sgd",
-                "training.head_learning_rate": 2.0,
-                "training.epochs": 2,
-                "training.batch_size": 16,
-                "training.weight_decay": 0.0,
-            },
+            HEAD_ONLY: _by_sgd(2.0, 2, 16),
         },
+        # fedpft experiment tune --quick --data bbc-news
+        # FedPETuning 0.950 (0.803), FedOT 0.937 (0.693), FedPFT 0.938 (0.800), head only 0.822 (0.403). All
+        # lie at an end of what was tried, of epochs, batch size or the head's rate. A LoRA rate of 2e-2 was
+        # tried for FedPETuning and FedOT, and came to 0.33 and 0.23.
         "bbc-news": {
-            # fedpft experiment tune --quick --data bbc-news --clients 3 --sample 3 --only head-only
-            # The demo's clients and rounds; 0.878 on validation data, by AdamW's default 0.587. Rates from 50
-            # to 500 hardly differ. Methods with an adapter keep the defaults: their search is not done.
+            FEDPETUNING: _by_adamw(1e-2, 5e-2, 2, 16),
+            FEDOT: _by_adamw(1e-2, 5e-2, 1, 8),
+            FEDPFT: _by_adamw(1e-2, 2e-2, 2, 16),
             HEAD_ONLY: {
-                "training.optimizer": "sgd",
-                "training.head_learning_rate": 200.0,
-                "training.epochs": 2,
-                "training.batch_size": 8,
-                "training.weight_decay": 0.0,
+                "training.optimizer": "adamw",
+                "training.head_learning_rate": 0.5,
+                "training.epochs": 1,
+                "training.batch_size": 16,
             },
         },
     }
+)
+
+# The head alone in the demos, which have three workers. On BBC News with the demo's own seed, so that none of
+# its test documents is among those that this was validated on: 0.887, the best of 24 trials; smaller batches
+# were not tried.
+# fedpft experiment tune --quick --data bbc-news --clients 3 --sample 3 --first-seed 7 --only head-only
+#   --trials 24
+HEAD_OF_DEMO: Mapping[str, Settings] = MappingProxyType(
+    {"bbc-news": _by_sgd(10.0, 2, 8), "tweets": TUNED["tweets"][HEAD_ONLY]}
 )
 
 

@@ -5,7 +5,7 @@ import pytest
 from cli.demo_settings import Data, Method, settings_of
 from common.config.file import parse_config
 from common.config.run import RunConfig
-from experiments.tuned import HEAD_ONLY, TUNED
+from experiments.tuned import HEAD_OF_DEMO
 
 GIVEN = {"model.path": "m", "task.labels": ("a", "b"), "data.public.path": "p.csv"}
 
@@ -24,8 +24,8 @@ def test_methods_with_an_adapter_train_by_default(method: Method) -> None:
     )
 
 
-@pytest.mark.parametrize("data", [d for d in Data if d in TUNED])
+@pytest.mark.parametrize("data", [d for d in Data if d in HEAD_OF_DEMO])
 def test_the_head_alone_trains_as_was_found_for_it(data: Data) -> None:
     training = config(Method.HEAD_ONLY, data).training
-    for key, value in TUNED[data][HEAD_ONLY].items():
+    for key, value in HEAD_OF_DEMO[data].items():
         assert getattr(training, key.removeprefix("training.")) == value
