@@ -79,7 +79,8 @@ class LayerStream:
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
         self._model, self._layers, self._ffns = model, layers_of(model), ffns_of(model)
-        self._hidden: list[Tensor] = []
+        self.hidden: list[Tensor] = []
+        """By batch, [B, T, d]: what the next layer is given."""
         self._calls: list[list[_Call]] = []
         self._next = 0
         self._tuples: bool | None = None
@@ -95,7 +96,7 @@ class LayerStream:
         def passed_on(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
             call, hidden = _Call.of(inputs, named)
             if not calls:
-                self._hidden.append(hidden)
+                self.hidden.append(hidden)
             calls.append(call)
             return (hidden,) if self._tuples else hidden
 
@@ -129,7 +130,7 @@ class LayerStream:
         index, self._next = self._next, self._next + 1
         self._norm = ffn.norm if ffn.post_norm else None
         self._totals: list[Tensor] = []
-        for k, hidden in enumerate(self._hidden):
+        for k, hidden in enumerate(self.hidden):
             seen: list[Tensor] = []
             with ExitStack() as undo:
                 undo.enter_context(watch_activations(ffn, seen.append))
@@ -137,21 +138,21 @@ class LayerStream:
                     undo.enter_context(_watch_input(ffn.norm, seen))
                 output = self._output(index, k, hidden)
             activation, total = seen if ffn.post_norm else (*seen, output)
-            self._hidden[k] = output
+            self.hidden[k] = output
             self._totals.append(total)
             yield LayerStep(activation, total)
 
     def advance(self) -> None:
         """All batches through the next layer."""
         index, self._next = self._next, self._next + 1
-        for k, hidden in enumerate(self._hidden):
-            self._hidden[k] = self._output(index, k, hidden)
+        for k, hidden in enumerate(self.hidden):
+            self.hidden[k] = self._output(index, k, hidden)
 
     def correct(self, added: Iterable[Tensor]) -> None:
         """The last layer gave so much more in its residual sums, [B, T, d] by batch."""
         for k, (total, more) in enumerate(zip(self._totals, added, strict=True)):
             corrected = total + more
-            self._hidden[k] = corrected if self._norm is None else self._norm(corrected)
+            self.hidden[k] = corrected if self._norm is None else self._norm(corrected)
         self._totals = []
 
     def _output(self, index: int, k: int, hidden: Tensor) -> Tensor:
