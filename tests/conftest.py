@@ -2,8 +2,10 @@
 
 import csv
 import io
+import logging
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +209,16 @@ def write_pictures(path: Path, count: int, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pyarrow.table({"image": images, "label": labels}), path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """What a command sets up for its terminal ends with its test, as it ends with its process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

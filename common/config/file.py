@@ -151,7 +151,8 @@ def template(values: dict[str, Any]) -> str:
 
     Keys without a value are commented out.
     """
-    if values.get("task.kind") == TaskKind.CAUSAL_LM:
+    public = any(key.startswith("data.public.") for key in values)
+    if public and values.get("task.kind") == TaskKind.CAUSAL_LM:
         usual = {f"{s}.{key}": value for s, keys in OF_LANGUAGE_MODELS.items() for key, value in keys.items()}
         values = usual | values
     lines = [

@@ -29,7 +29,8 @@ class SubModelSection(Section):
     """"ffn-pruning" is FedPFT; "layer-drop" is FedOT: as many whole layers as have the same number of
     parameters; "full" sends the whole FM (FedPETuning, the upper reference)."""
     saliency: Saliency = Saliency.L2
-    """Which neurons stay: "l2" (the paper), "activation", "integrated-gradients", "attention", "random"."""
+    """Which neurons stay: "l2" (the paper), "activation", "integrated-gradients", "attention", "random". For
+    causal-lm with public data, where it is not set: "activation"."""
     saliency_batches: Positive = 4
     """Public batches on which a saliency other than "l2" and "random" looks at activations."""
     drop_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75
@@ -62,7 +63,7 @@ class AlignmentSection(Distillation):
 
     method: AlignmentMethod = AlignmentMethod.GRADIENT
     """"gradient" (the paper), "closed-form" (ridge reconstruction, no steps), or "both" in this order:
-    closed form, then gradient. For causal-lm, where it is not set: "closed-form"."""
+    closed form, then gradient. For causal-lm with public data, where it is not set: "closed-form"."""
     steps: int = Field(default=200, ge=0)
     """Optimiser steps of the gradient; 0 leaves the sub-FM as it was cut. More steps gain a little."""
     ridge: Annotated[float, Field(gt=0)] = 0.1

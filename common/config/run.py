@@ -87,8 +87,10 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _of_its_task(cls, given: Any) -> Any:
-        """What is not said is as it fits the kind of task."""
-        if not isinstance(given, dict) or _kind(given.get("task")) != TaskKind.CAUSAL_LM:
+        """What is not said is as it fits the kind of task; for language models that takes public data."""
+        if not isinstance(given, dict) or _of(given.get("task"), "kind") != TaskKind.CAUSAL_LM:
+            return given
+        if _of(given.get("data"), "public") is None:
             return given
         filled = dict(given)
         for section, values in OF_LANGUAGE_MODELS.items():
@@ -214,5 +216,5 @@ class RunConfig(Section):
         return self.alignment.steps > 0 or self.alignment.method is not AlignmentMethod.GRADIENT
 
 
-def _kind(task: object) -> object:
-    return task.get("kind") if isinstance(task, dict) else getattr(task, "kind", None)
+def _of(section: object, name: str) -> object:
+    return section.get(name) if isinstance(section, dict) else getattr(section, name, None)

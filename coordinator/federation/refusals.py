@@ -1,7 +1,7 @@
 """What is refused of workers: counted, told, and the end of their turn where trying again is no use."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import prometheus_client
@@ -25,18 +25,36 @@ class Refusals:
     @contextmanager
     def of_update(self, worker: str, number: int) -> Iterator[None]:
         """Around the judgement of an update for this round."""
-        with self._noted("update", self._run.metrics.updates, worker, number):
-            yield
+
+        def tell(error: FedPftError) -> None:
+            text = f"update of worker {worker} refused: {error}"
+            self._run.events.record("update_refused", text, number, worker)
+
+        with self._noted(self._run.metrics.updates, worker, tell):
+            try:
+                yield
+            except BadUpdate as error:
+                self._turns.refused(worker, number, f"its update was refused: {wire.one_line(str(error))}")
+                raise
 
     @contextmanager
     def of_scores(self, worker: str, number: int) -> Iterator[None]:
         """Around the judgement of scores after this round."""
-        with self._noted("scores", self._run.metrics.scores, worker, number):
-            yield
+
+        def tell(error: FedPftError) -> None:
+            text = f"scores of worker {worker} refused: {error}"
+            self._run.events.record("scores_refused", text, number, worker)
+
+        with self._noted(self._run.metrics.scores, worker, tell):
+            try:
+                yield
+            except BadScores as error:
+                self._turns.refused(worker, number, f"its scores were refused: {wire.one_line(str(error))}")
+                raise
 
     @contextmanager
     def _noted(
-        self, what: str, counter: prometheus_client.Counter, worker: str, number: int
+        self, counter: prometheus_client.Counter, worker: str, tell: Callable[[FedPftError], None]
     ) -> Iterator[None]:
         try:
             yield
@@ -45,8 +63,5 @@ class Refusals:
             # An event takes room on disk: who is refused again and again is news only so often.
             self._times[worker, self._run.traffic.round] += 1
             if self._times[worker, self._run.traffic.round] <= _TOLD:
-                text = f"{what} of worker {worker} refused: {error}"
-                self._run.events.record(f"{what}_refused", text, number, worker)
-            if isinstance(error, BadUpdate | BadScores):
-                self._turns.refused(worker, number, f"its {what} was refused: {wire.one_line(str(error))}")
+                tell(error)
             raise

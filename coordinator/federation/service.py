@@ -284,12 +284,11 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         reason = wire.one_line(request.reason)
         self._sessions.leave(session, reason)
         self._turns.left(session.worker, f"left: {reason}")
-        self._events.record(
-            "worker_left" if self._sessions.over else "worker_quit",
-            f"worker {session.worker} left: {reason}",
-            self._traffic.round,
-            session.worker,
-        )
+        told = f"worker {session.worker} left: {reason}", self._traffic.round, session.worker
+        if self._sessions.over:
+            self._events.record("worker_left", *told)
+        else:
+            self._events.record("worker_quit", *told)
         return reply
 
     def _session(self, token: str, context: Any) -> Session:

@@ -160,8 +160,6 @@ def test_workers_can_score_every_kind_of_task(kind: TaskKind, tmp_path: Path) ->
         "task.labels": labels_of(kind),
         "task.max_length": 16,
         "data.test.path": str(write_data(tmp_path / "test", kind, 30, 91)),
-        "sub_fm.saliency": "l2",
-        "alignment.method": "gradient",
         "alignment.steps": 0,
         "gradient_gap.batches": 0,
         "rounds.count": 1,

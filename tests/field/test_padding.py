@@ -21,7 +21,7 @@ from tests.families import small_model
 from tests.field.test_models import edit_json
 
 TEXT = TaskKind.TEXT_CLASSIFICATION
-DECODERS = [name for name, family in FAMILIES.items() if TaskKind.CAUSAL_LM in family.tasks]
+DECODERS = [name for name, family in FAMILIES.items() if {TaskKind.CAUSAL_LM, TEXT} <= set(family.tasks)]
 TASK = TaskSpec(TEXT, LABELS, 32, False)
 
 

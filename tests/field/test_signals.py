@@ -47,7 +47,7 @@ signals.ORDERLY_SECONDS = {orderly}
 # A worker with much data.
 READING_WORKER = """
 import sys, time, worker.data
-def read(source):
+def read(source, name):
     print("busy", flush=True)
     time.sleep(60)
 worker.data.PrivateData.read = staticmethod(read)

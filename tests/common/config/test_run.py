@@ -12,6 +12,7 @@ from common.errors import ConfigError
 
 LANGUAGE = {"model.path": "m", "task.kind": "causal-lm", "data.public.path": "p.csv"}
 CLASSES = {"model.path": "m", "task.labels": ("a", "b"), "data.public.path": "p.csv"}
+TEST = {"data.test.path": "t.csv"}
 
 
 def chosen(config: RunConfig) -> tuple[Saliency, AlignmentMethod]:
@@ -35,10 +36,15 @@ def test_what_is_said_counts(said: dict[str, Any], expected: tuple[Saliency, Ali
     assert chosen(parse_config(LANGUAGE | said, "a test")) == expected
 
 
+def test_without_public_data_there_is_nothing_to_do_it_on() -> None:
+    alone = {"model.path": "m", "task.kind": "causal-lm", "alignment.steps": 0}
+    assert chosen(parse_config(alone, "a test")) == (Saliency.L2, AlignmentMethod.GRADIENT)
+
+
 @pytest.mark.parametrize("values", [LANGUAGE, CLASSES])
 def test_what_is_written_to_start_from_is_what_holds_without_it(values: dict[str, Any]) -> None:
-    written = RunConfig.model_validate(tomllib.loads(template(values)))
-    assert written == parse_config(values, "a test")
+    written = RunConfig.model_validate(tomllib.loads(template(values | TEST)))
+    assert written == parse_config(values | TEST, "a test")
 
 
 def test_a_run_is_read_again_as_it_was_begun() -> None:

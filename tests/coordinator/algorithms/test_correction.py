@@ -51,6 +51,10 @@ def some(adapted: Adapted, seed: int = 0) -> Iterator[Batch]:
     return batches(adapted.base, seed)
 
 
+# Of these the small random models run away at the rate that suits the others.
+GENTLE = ("phi", "starcoder2")
+
+
 @pytest.mark.parametrize(
     "family", [f if f in FAST else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
 )
@@ -61,7 +65,8 @@ def test_the_fm_comes_to_the_teachers_predictions_and_nothing_but_its_adapter_mo
     before = distance(student.model, teacher, held, student.kind)
     base = {n: p.detach().clone() for n, p in student.model.named_parameters() if not p.requires_grad}
     losses: list[float] = []
-    settings = Settings(steps=150, learning_rate=1e-2, head_learning_rate=1e-2, warmup=0.1)
+    rate = 1e-3 if family in GENTLE else 1e-2
+    settings = Settings(steps=150, learning_rate=rate, head_learning_rate=rate, warmup=0.1)
     correct(student, teacher, some(student), settings, on_step=lambda s, n, loss: losses.append(loss))
     assert distance(student.model, teacher, held, student.kind) < 0.8 * before
     assert len(losses) == 150

@@ -23,8 +23,6 @@ def config(**settings: Any) -> RunConfig:
         "model.path": "m",
         "task.labels": "ask",
         "alignment.steps": 0,
-        "alignment.method": "gradient",
-        "sub_fm.saliency": "l2",
     }
     return parse_config(given | {k.replace("__", "."): v for k, v in settings.items()}, "a test")
 
