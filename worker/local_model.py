@@ -125,7 +125,7 @@ class LocalModel:
 
         Raises CannotTrain when nothing is, or when scores are no numbers.
         """
-        # It brings torchmetrics, which takes half a second.
+        # It brings torchmetrics, which takes a second and more.
         from common.model.scores import score_sums
 
         assert self._adapted is not None

@@ -55,7 +55,7 @@ class ScoreInbox:
         assert self._expected is not None
         if told.adapter_sha256 != self._expected.adapter_sha256:
             raise BadScores(f"the scores are of another adapter than the one after round {state.number}")
-        # It brings torchmetrics, which takes half a second.
+        # It brings torchmetrics, which takes a second and more.
         from common.model.scores import require_sound
 
         require_sound(told.scores, examples, self._expected.kind, self._expected.labels)

@@ -29,7 +29,7 @@ def score(
     exp of it. Of numbers it is the mean squared error, and there is no accuracy: NaN. `on_progress`
     is called before every batch with batches done and in all; it may raise to stop.
     """
-    # Half of a second to import, and most processes score nothing.
+    # A second and more to import, and most processes score nothing.
     from common.model.metrics import TaskMetrics
     from common.model.scores import tallied
 

@@ -109,6 +109,7 @@ def test_a_file_of_ones_own_may_be_of_another_task_than_its_form_says(tmp_path: 
         Source(str(table), kind=TaskKind.CAUSAL_LM).settings()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "metric"),
     [

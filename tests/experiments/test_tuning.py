@@ -57,6 +57,7 @@ def test_workers_of_one_example_each_have_none_to_spare(tmp_path: Path) -> None:
         held_out(data, 0.5, numpy.random.default_rng(1))
 
 
+@pytest.mark.slow
 def test_a_search_is_resumed_reported_and_used(tmp_path: Path, model_folder: Path) -> None:
     order = wanted(tmp_path, model_folder, "tune", variants=("fedpft", HEAD_ONLY), scale=ONE)
     conduct(order, Console(quiet=True), LocalClients)
