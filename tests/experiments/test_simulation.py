@@ -126,7 +126,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# One of a kind runs every day; the others are near to it.
+EVERYDAY = ("layer-drop", "drop-ratio", "activation", "closed-form", "weight-term", "lowest", "median", "fedadam")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in EVERYDAY else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS]
+)
 def test_every_setting_of_the_method_changes_the_result(
     name: str, usual: str, tmp_path: Path, model_folder: Path
 ) -> None:
