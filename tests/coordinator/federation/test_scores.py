@@ -276,6 +276,7 @@ async def test_a_worker_that_returns_without_its_examples_is_not_waited_for(scor
     a, b = await scored.worker("a"), await scored.worker("b")
     work = scored.validate()
     await asked(a)
+    await a.close()
     again = await scored.worker("a", protocol=4)
     assert isinstance(await next_task(again), WaitTask)
     await b.submit_scores(scored.answer(2))
