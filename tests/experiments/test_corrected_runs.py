@@ -140,6 +140,7 @@ def test_what_helps_too_little_is_left_out_by_name(tmp_path: Path, model_folder:
     assert export(directory, tmp_path / "out", merge=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [7, 13], ids=["before a checkpoint", "after one"])
 def test_interrupted_it_goes_on_to_the_same_bits(
     at: int, corrected: Path, tmp_path: Path, model_folder: Path

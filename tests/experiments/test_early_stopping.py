@@ -124,6 +124,7 @@ def test_a_run_without_test_data_is_reported_by_the_workers_scores(
     assert "At the workers" in [section.title for section in report.sections]
 
 
+@pytest.mark.slow
 def test_a_run_with_another_deciding_score_can_end_at_another_round(
     tmp_path: Path, model_folder: Path
 ) -> None:

@@ -66,22 +66,19 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 # Has the fewest variants.
-EVERYDAY = "cost"
+SHORTEST = "cost"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name == EVERYDAY else pytest.mark.slow)
-        for name, experiment in EXPERIMENTS.items()
-        # A search's cells are trials: test_tuning.
-        if not experiment.is_search
-    ],
+    # A search's cells are trials: test_tuning.
+    [name for name, experiment in EXPERIMENTS.items() if not experiment.is_search],
 )
 def test_every_experiment_runs_and_is_reported(tmp_path: Path, model_folder: Path, name: str) -> None:
-    order = wanted(tmp_path, model_folder, name, scale={"seeds": 2 if name == EVERYDAY else 1})
+    order = wanted(tmp_path, model_folder, name, scale={"seeds": 2 if name == SHORTEST else 1})
     # In this process, except for one: others take seconds to start.
-    conduct(order, Console(quiet=True), None if name == EVERYDAY else LocalClients)
+    conduct(order, Console(quiet=True), None if name == SHORTEST else LocalClients)
     cells = results(order.folder)
     assert len(cells) == len(order.variants) * len(order.scale.splits) * order.scale.seeds
     report = document(order.folder)

@@ -127,7 +127,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 # One of a kind runs every day; the others are near to it.
-EVERYDAY = ("layer-drop", "drop-ratio", "activation", "closed-form", "weight-term", "lowest", "median", "fedadam")
+EVERYDAY = (
+    "layer-drop",
+    "drop-ratio",
+    "activation",
+    "closed-form",
+    "weight-term",
+    "lowest",
+    "median",
+    "fedadam",
+)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +177,7 @@ def test_a_simulated_round_that_misses_its_minimum_fails_and_says_why(
         run(tmp_path, model_folder, {}, OneDiverges())
 
 
+@pytest.mark.slow
 def test_relu_counts_zeros_and_gelu_arguments_below_zero(tmp_path: Path, usual: str) -> None:
     """ "auto" is "near-zero" for ReLU, where it agrees with the other rule, and not for GELU."""
     relu = write_model(tmp_path / "relu", activation="relu")
@@ -179,6 +189,7 @@ def test_relu_counts_zeros_and_gelu_arguments_below_zero(tmp_path: Path, usual: 
     assert len(set(digests)) == 1
 
 
+@pytest.mark.slow
 def test_drift_asks_for_alignments_only_above_its_limit(tmp_path: Path, model_folder: Path) -> None:
     aligned = []
     for limit in (1e-6, 1.999):
@@ -192,6 +203,7 @@ def test_drift_asks_for_alignments_only_above_its_limit(tmp_path: Path, model_fo
     assert aligned == [[1, 2], []]
 
 
+@pytest.mark.slow
 def test_under_ffa_lora_updates_hold_half_and_a_stays(tmp_path: Path, model_folder: Path) -> None:
     sizes = {}
     for lora in ("factors", "freeze-a"):

@@ -19,14 +19,14 @@ from tests.faults.points import (
 QUICK = {
     "file-renamed/adapter=kill",
     "file-written/update=power",
-    "transaction-committed/update=kill",
     "chunk-received/sub_model#2=kill",
-    "file-renamed/update-header=power",
     "reply-received/SubmitUpdate=kill",
     "transaction-committed/scores=kill",
 }
 # With those, in `make test-all`: one of every kind.
 USUAL = {
+    "transaction-committed/update=kill",
+    "file-renamed/update-header=power",
     "transaction-made/adapter=kill",
     "reply-ready/SubmitUpdate=kill",
     "chunk-received/upload#3=power",

@@ -18,7 +18,9 @@ def half_written(folder: Path) -> list[Path]:
     return [p for p in folder.rglob("*.part") if "spool" not in p.parts and "artifacts" not in p.parts]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 0)]
+)
 def test_a_signal_ends_both_sides_cleanly_and_the_run_goes_on(
     tmp_path: Path, model_folder: Path, number: signal.Signals, code: int
 ) -> None:

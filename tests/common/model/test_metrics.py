@@ -18,7 +18,8 @@ from common.model.tasks import IGNORED
 from common.records import TaskKind
 
 # A thousand together.
-CASES, CASES_OF_NUMBERS = 300, 100
+# Few every day, all of them at length.
+HOW_MANY = pytest.mark.parametrize("cases", [60, pytest.param(1000, marks=pytest.mark.slow)])
 TEXT, SEVERAL = TaskKind.TEXT_CLASSIFICATION, TaskKind.TEXT_MULTI_LABEL
 NUMBER, WORDS = TaskKind.TEXT_REGRESSION, TaskKind.TOKEN_CLASSIFICATION
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -49,9 +50,10 @@ def sure(draw: torch.Generator) -> float:
     return float(10 ** (2.5 * torch.rand((), generator=draw) - 1))
 
 
-def test_classes() -> None:
+@HOW_MANY
+def test_classes(cases: int) -> None:
     undefined = 0
-    for case in range(CASES):
+    for case in range(cases):
         draw = torch.Generator().manual_seed(case)
         classes = int(torch.randint(2, 7, (), generator=draw))
         count = int(torch.randint(1, 80, (), generator=draw))
@@ -91,8 +93,9 @@ def test_auc_of_bins_is_that_of_scores_but_for_the_resolution() -> None:
         assert abs(found["auc"] - roc_auc_score(targets, odds)) < 1e-3
 
 
-def test_several_classes() -> None:
-    for case in range(CASES):
+@HOW_MANY
+def test_several_classes(cases: int) -> None:
+    for case in range(cases):
         draw = torch.Generator().manual_seed(case)
         classes = int(torch.randint(2, 7, (), generator=draw))
         count = int(torch.randint(1, 80, (), generator=draw))
@@ -115,8 +118,9 @@ def test_several_classes() -> None:
         assert same(found["auc"], float(numpy.mean(areas)) if areas else math.nan)
 
 
-def test_numbers() -> None:
-    for case in range(CASES_OF_NUMBERS):
+@HOW_MANY
+def test_numbers(cases: int) -> None:
+    for case in range(cases):
         draw = torch.Generator().manual_seed(case)
         count = int(torch.randint(3, 100, (), generator=draw))
         targets = 5 * torch.rand(count, generator=draw)
@@ -134,8 +138,9 @@ def test_numbers() -> None:
         assert same(found["pearson"], pearson) and same(found["spearman"], spearman)
 
 
-def test_entities() -> None:
-    for case in range(CASES):
+@HOW_MANY
+def test_entities(cases: int) -> None:
+    for case in range(cases):
         draw = torch.Generator().manual_seed(case)
         count = int(torch.randint(1, 20, (), generator=draw))
         targets = torch.randint(0, len(TAGS), (count, 9), generator=draw)

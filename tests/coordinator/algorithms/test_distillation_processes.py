@@ -15,6 +15,7 @@ from common.storage.tensors import TensorFile
 from tests.coordinator.algorithms import distil_together
 from tests.coordinator.algorithms.pairs import COMPRESSED, add_lora, pair, same_bits, values
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 Results = dict[str, list[dict[str, Tensor]]]
 
