@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.data.batches import Batch
 from common.model.adapter import Adapted
-from common.model.tasks import loss
+from common.model.passes import loss
 
 _WARM_UP = 3
 
@@ -65,7 +65,7 @@ def measure_steps(
 
 def _step(adapted: Adapted, batch: Batch, optimizer: Optimizer) -> None:
     assert batch.labels is not None
-    value = loss(adapted.model(**batch.inputs).logits, batch.labels, adapted.kind)
+    value = loss(adapted.model, batch.inputs, batch.labels, adapted.kind)
     optimizer.zero_grad()
     value.backward()
     optimizer.step()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.data.batches import Batch, Dataset
 from common.errors import CannotTrain
-from common.model import tasks
+from common.model import passes
 from common.model.adapter import Adapted, difference, plus
 from common.model.apoz import ZeroCounter, ZeroCounts
 from common.model.dropout import cheap_dropout
@@ -78,7 +78,7 @@ def fine_tune(
                 batch = padded.to(device)
                 assert batch.labels is not None
                 counter.mask = batch.mask
-                loss = tasks.loss(model(**batch.inputs).logits, batch.labels, adapted.kind, weights)
+                loss = passes.loss(model, batch.inputs, batch.labels, adapted.kind, weights)
                 optimizer.zero_grad()
                 (loss + spec.proximal / 2 * _distance([*lora, *head], anchors)).backward()
                 torch.nn.utils.clip_grad_norm_([*lora, *head], spec.max_gradient_norm)

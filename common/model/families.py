@@ -207,3 +207,8 @@ def family_named(model_type: str) -> Family:
             f"model family {model_type!r} is not supported; supported are: {', '.join(FAMILIES)}"
         )
     return FAMILIES[model_type]
+
+
+def without_cache(config: PretrainedConfig) -> dict[str, bool]:
+    """The argument by which a decoder keeps no keys and values for a next token that does not come."""
+    return {"use_cache": False} if TaskKind.CAUSAL_LM in family_of(config).tasks else {}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from common.errors import ModelError
-from common.model.families import family_of
+from common.model.families import family_of, without_cache
 
 
 def encoder_of(model: PreTrainedModel) -> nn.Module:
@@ -90,7 +90,7 @@ def outputs_of(
     hooks = [module.register_forward_hook(note(index)) for index, module in enumerate(modules)]
     try:
         with suppress(_SeenAll):
-            encoder_of(model)(**inputs)
+            encoder_of(model)(**inputs, **without_cache(model.config))
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common.errors import BadScores, CannotTrain
 from common.model.metrics import TaskMetrics
-from common.model.tasks import tally
+from common.model.passes import tally
 from common.records import ScoreSums, TaskKind
 from common.task_forms import FORMS, Answer
 
@@ -60,9 +60,9 @@ def tallied(
         on_progress(done, batches)
         batch = padded.to(device)
         assert batch.labels is not None
-        logits = model(**batch.inputs).logits
-        batch_right, batch_loss, batch_answers = tally(logits, batch.labels, kind)
-        metrics.update(logits, batch.labels)
+        batch_right, batch_loss, batch_answers, logits = tally(model, batch.inputs, batch.labels, kind)
+        if logits is not None:
+            metrics.update(logits, batch.labels)
         right, loss, answers = right + batch_right, loss + batch_loss, answers + batch_answers
     return right, loss, answers
 

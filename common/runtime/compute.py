@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from common.errors import Stopped
+from common.runtime.allocator import give_back
 from common.runtime.stopping import stoppable
 
 T = TypeVar("T")
@@ -56,7 +57,13 @@ class ComputeThread(Compute):
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
         """The result of `work`, computed in the thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, stoppable, self.check, work, *arguments)
+        return await loop.run_in_executor(self._pool, self._computed, work, *arguments)
+
+    def _computed(self, work: Callable[..., T], *arguments: object) -> T:
+        try:
+            return stoppable(self.check, work, *arguments)
+        finally:
+            give_back()
 
     def check(self) -> None:
         """Called from within computations. Raises Stopped after `stop`."""

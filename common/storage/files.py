@@ -4,9 +4,10 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from common.errors import StoreError
@@ -50,15 +51,18 @@ def publish(temporary: Path, final: Path, subject: str | None = None) -> None:
     reach(Point.FOLDER_SYNCED, subject)
 
 
-def write_atomically(path: Path, content: bytes, subject: str | None = None) -> None:
-    """Write `content` so that `path` never holds a part of it.
+def write_atomically(
+    path: Path, content: bytes | Callable[[BinaryIO], object], subject: str | None = None
+) -> None:
+    """Write `content`, or have it written to a file, so that `path` never holds a part of it.
 
     Raises StoreError when the folder cannot be written or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content) if isinstance(content, bytes) else content(file)
         publish(temporary, path, subject)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {disk_problem(error, path.parent)}") from error

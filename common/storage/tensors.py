@@ -10,8 +10,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from common.errors import BadUpdate
+from common.storage.files import write_atomically
 from common.storage.hashing import Hasher
-from common.storage.schema import Schema, TensorSpec
+from common.storage.schema import Schema, TensorSpec, schema_of
 from common.storage.tensor_header import (
     MAX_HEADER_BYTES,
     PREFIX_BYTES,
@@ -59,6 +60,22 @@ class TensorFileWriter:
         if (name := next(self._left, None)) is not None:
             raise ValueError(f"tensor {name} is missing")
         return self._digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file with the bytes of `to_bytes`, never a part of it, and never all in memory at once.
+
+    Raises StoreError when the disk does not take it.
+    """
+
+    def write(file: BinaryIO) -> None:
+        writer = TensorFileWriter(file, schema)
+        for name in in_file_order(schema):
+            writer.write(name, tensors[name])
+        writer.finish()
+
+    schema = schema_of(tensors)
+    write_atomically(path, write)
 
 
 # After so many bytes a file is mapped anew: the pages read so far go with the tensors that lie in them.

@@ -14,6 +14,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from common.data.batches import Batch
 from common.model.adapter import Adapted
+from common.model.passes import logits
 from common.records import TaskKind
 from common.task_forms import FORMS, Answer
 from coordinator.algorithms import distillation_state
@@ -40,7 +41,7 @@ class Settings:
 def predictions(model: nn.Module, batch: Batch, kind: TaskKind) -> Tensor:
     """What a model gives: probabilities of classes [B, C], at each token [B, T, C], of each class for itself
     [B, C], or numbers [B, 1]."""
-    scores: Tensor = model(**batch.inputs).logits.float()
+    scores = logits(model, batch.inputs).float()
     match FORMS[kind].answer:
         case Answer.NUMBER:
             return scores
@@ -76,13 +77,13 @@ def _copy(values: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
         parameter.copy_(value)
 
 
-def divergence(logits: Tensor, targets: Tensor, mask: Tensor | None, kind: TaskKind) -> Tensor:
-    """How far `logits` are from a teacher's predictions, of the same shape: mean KL divergence in nats.
+def divergence(answers: Tensor, targets: Tensor, mask: Tensor | None, kind: TaskKind) -> Tensor:
+    """How far `answers` are from a teacher's predictions, of the same shape: mean KL divergence in nats.
 
-    KL(targets ‖ softmax(logits)) over examples, or over tokens, `mask` [B, T] being 1 for these; of several
+    KL(targets ‖ softmax(answers)) over examples, or over tokens, `mask` [B, T] being 1 for these; of several
     classes the mean over classes; of numbers the squared error.
     """
-    scores = logits.float()
+    scores = answers.float()
     match FORMS[kind].answer:
         case Answer.NUMBER:
             return nn.functional.mse_loss(scores, targets)
@@ -101,7 +102,7 @@ def distance(student: nn.Module, teacher: Teacher, batches: Sequence[Batch], kin
     """The mean `divergence` over batches, each weighted by its size."""
     total, count = 0.0, 0
     for batch in batches:
-        value = divergence(student(**batch.inputs).logits, teacher(batch), batch.mask, kind)
+        value = divergence(logits(student, batch.inputs), teacher(batch), batch.mask, kind)
         size = len(next(iter(batch.inputs.values())))
         total, count = total + value.item() * size, count + size
     return total / count
@@ -145,7 +146,7 @@ def correct(
         batch = next(batches)
         targets = teacher(batch)
         adamw.zero_grad()
-        loss = divergence(student.model(**batch.inputs).logits, targets, batch.mask, student.kind)
+        loss = divergence(logits(student.model, batch.inputs), targets, batch.mask, student.kind)
         loss.backward()
         nn.utils.clip_grad_norm_(trained.values(), _MAX_GRADIENT_NORM)
         adamw.step()

@@ -24,7 +24,7 @@ from coordinator.algorithms.distillation_loss import DistillationLoss, layer_err
 
 # Called after every step with steps done, steps in all and the loss; may raise to stop.
 OnStep = Callable[[int, int, float], None]
-# Called with all that `distil` needs to go on from there: copies, on the CPU.
+# Called with all that `distil` needs to go on from there, to be written before it returns: no copies.
 OnCheckpoint = Callable[[dict[str, Tensor]], None]
 
 

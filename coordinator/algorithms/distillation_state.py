@@ -15,7 +15,9 @@ _PARAMETER, _ADAMW_STEP, _STEP = "parameter", "adamw_step", "step"
 def to_tensors(
     step: int, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW, fixed: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Copies, on the CPU, of all that goes on changing, and of `fixed`, which tells distillations apart.
+    """All that goes on changing, as it is now, and `fixed`, which tells distillations apart.
+
+    No copies: what is to be kept is to be written, or copied, before the next step.
 
     `step` int64 [], the steps done; per trained parameter `parameter.NAME`, `exp_avg.NAME` and
     `exp_avg_sq.NAME` in its own shape and dtype, and `adamw_step.NAME`, float32 [].
@@ -26,7 +28,7 @@ def to_tensors(
         tensors[f"{_PARAMETER}.{name}"] = parameter
         tensors[f"{_ADAMW_STEP}.{name}"] = state["step"]
         tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS}
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def restore(

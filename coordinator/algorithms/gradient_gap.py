@@ -6,31 +6,23 @@ on public data, with the same adapter in both models.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.data.batches import Batch
 from common.model.adapter import PEFT_PREFIX, Adapted, layer_pattern
 from common.model.ffn import ffns_of
 from common.model.layers import layers_of, watch_outputs
+from common.model.passes import logits, loss
 from common.model.submodel import SubModelPlan
-from common.model.tasks import drawn_labels, loss
+from common.model.tasks import drawn_labels
 from common.records import TaskKind
 from common.run_status import GradientGap, LayerGap
 from coordinator.algorithms.distillation_loss import linear_map
 from coordinator.algorithms.plugging import seen_from_below
 
 Tensors = Mapping[str, Tensor]
-
-
-@dataclass
-class _Seen:
-    """Of one model over all batches: gradients by the adapter's names, layer outputs by batch."""
-
-    gradients: dict[str, Tensor]
-    outputs: list[list[Tensor]]
 
 
 def measure(
@@ -47,24 +39,30 @@ def measure(
     both models (the gradients then are those of the Fisher information); a language model's are its
     tokens. Both models run without dropout.
     """
-    labelled = [_labelled(fm, batch, seed + i) for i, batch in enumerate(batches)]
-    above, below = _observe(fm, labelled), _observe(sub_fm, labelled)
-    fm_gradients = seen_from_below(below.gradients, above.gradients, plan, fm.base.config)
+    above, below = _zeros(fm), _zeros(sub_fm)
+    # Of each layer, by batch: no more than one batch's outputs are held.
+    differences: list[list[float]] = [[] for _ in plan.layers]
+    for i, batch in enumerate(batches):
+        labelled = _labelled(fm, batch, seed + i)
+        wanted = _observe(fm, labelled, above, len(batches))
+        got = _observe(sub_fm, labelled, below, len(batches))
+        for found, layer, output in zip(differences, plan.layers, got, strict=True):
+            found.append(_relative(wanted[layer.source], output, labelled.mask))
+    gradients = {_saved_name(name): value for name, value in below.items()}
+    fm_gradients = seen_from_below(
+        gradients, {_saved_name(name): value for name, value in above.items()}, plan, fm.base.config
+    )
     fm_ffns, sub_ffns = ffns_of(fm.base), ffns_of(sub_fm.base)
     pattern = layer_pattern(fm.base.config)
     layers = []
     for i, layer in enumerate(plan.layers):
-        names = [n for n in below.gradients if (m := pattern.fullmatch(n)) and int(m[2]) == i]
-        cosine, ratio, difference = _compare(fm_gradients, below.gradients, names)
-        outputs = [
-            _relative(states[layer.source], below.outputs[b][i], labelled[b].mask)
-            for b, states in enumerate(above.outputs)
-        ]
+        names = [n for n in gradients if (m := pattern.fullmatch(n)) and int(m[2]) == i]
+        cosine, ratio, difference = _compare(fm_gradients, gradients, names)
         with torch.no_grad():
             target, own = linear_map(fm_ffns[layer.source]), linear_map(sub_ffns[i])
         weights = float((own - target).norm() / target.norm())
-        layers.append(LayerGap(i, cosine, ratio, difference, sum(outputs) / len(outputs), weights))
-    cosine, ratio, _ = _compare(fm_gradients, below.gradients, list(below.gradients))
+        layers.append(LayerGap(i, cosine, ratio, difference, sum(differences[i]) / len(batches), weights))
+    cosine, ratio, _ = _compare(fm_gradients, gradients, list(gradients))
     return GradientGap(round_number, cosine, ratio, drift(cosine, ratio), tuple(layers))
 
 
@@ -79,24 +77,29 @@ def drift(cosine: float, norm_ratio: float) -> float:
 def _labelled(fm: Adapted, batch: Batch, seed: int) -> Batch:
     if fm.kind is TaskKind.CAUSAL_LM:
         return batch
-    drawn = drawn_labels(fm.model(**batch.inputs).logits, batch.mask, fm.kind, seed)
+    drawn = drawn_labels(logits(fm.model, batch.inputs), batch.mask, fm.kind, seed)
     return Batch(batch.inputs, drawn.to(next(fm.model.parameters()).device))
 
 
-def _observe(adapted: Adapted, batches: Sequence[Batch]) -> _Seen:
-    """Mean gradient over the batches and the layers' outputs; leaves no gradient behind."""
-    model, outputs = adapted.model, []
-    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    sums = {name: torch.zeros_like(p) for name, p in trainable.items()}
-    for batch in batches:
-        assert batch.labels is not None
-        with watch_outputs(layers_of(adapted.base)) as states:
-            value = loss(model(**batch.inputs).logits, batch.labels, adapted.kind)
-        gradients = torch.autograd.grad(value, list(trainable.values()))
-        for name, gradient in zip(trainable, gradients, strict=True):
-            sums[name] += gradient / len(batches)
-        outputs.append([state.detach() for state in states])
-    return _Seen({_saved_name(name): value for name, value in sums.items()}, outputs)
+def _trainable(adapted: Adapted) -> dict[str, nn.Parameter]:
+    return {n: p for n, p in adapted.model.named_parameters() if p.requires_grad}
+
+
+def _zeros(adapted: Adapted) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(p) for name, p in _trainable(adapted).items()}
+
+
+def _observe(adapted: Adapted, batch: Batch, sums: dict[str, Tensor], batches: int) -> list[Tensor]:
+    """Adds the batch's share of the mean gradient to `sums`, and returns the layers' outputs; leaves no
+    gradient behind."""
+    trainable = _trainable(adapted)
+    assert batch.labels is not None
+    with watch_outputs(layers_of(adapted.base)) as states:
+        value = loss(adapted.model, batch.inputs, batch.labels, adapted.kind)
+    gradients = torch.autograd.grad(value, list(trainable.values()))
+    for name, gradient in zip(trainable, gradients, strict=True):
+        sums[name] += gradient / batches
+    return [state.detach() for state in states]
 
 
 def _saved_name(name: str) -> str:

@@ -22,7 +22,7 @@ from common.model.submodel import SubModelPlan, build, own_weights
 from common.records import TaskKind
 from common.runtime import seeds
 from common.storage.files import write_atomically
-from common.storage.tensors import TensorFile, to_bytes
+from common.storage.tensors import TensorFile, to_bytes, write_tensors
 from coordinator.algorithms import compression, distillation, reconstruction, saliency
 
 # Steps done, steps in all; may raise to stop the computation.
@@ -96,7 +96,8 @@ class SubModelBuilder:
         before = self.hidden_error(plan, sub_fm)
         # A closed form has none of its own.
         left = checkpoint if a.method is not AlignmentMethod.CLOSED_FORM else None
-        origin = self._origin(plan)
+        # All of the FM is read for it.
+        origin = self._origin(plan) if left else torch.empty(0)
         resume = _left_at(left, origin) if left and left.exists() else None
         if a.method is not AlignmentMethod.GRADIENT and resume is None:
             batches = self._some(a.closed_form_batches, "closed-form")
@@ -177,8 +178,8 @@ class SubModelBuilder:
         """Write plan and layers: a secret of the FM's owner, as the plan tells which neurons were cut."""
         stack = layer_prefix(self.fm.config, 0).removesuffix("0.")
         layers = {name: t for name, t in own_weights(sub_fm).items() if name.startswith(stack)}
-        write_atomically(folder / PLAN_FILE, to_bytes(plan.to_tensors()))
-        write_atomically(folder / LAYERS_FILE, to_bytes(layers))
+        write_tensors(folder / PLAN_FILE, plan.to_tensors())
+        write_tensors(folder / LAYERS_FILE, layers)
         about = {
             "fm_sha256": fingerprint(self.fm),
             "ffn_widths": compression.ffn_widths(self.fm, plan),
@@ -194,7 +195,7 @@ class SubModelBuilder:
 
 def keep_checkpoint(checkpoint: Path, origin: Tensor, state: Mapping[str, Tensor]) -> None:
     """Write how far a distillation has come; `origin`, uint8 [32], tells it from others."""
-    write_atomically(checkpoint, to_bytes({**state, ORIGIN: origin}))
+    write_tensors(checkpoint, {**state, ORIGIN: origin})
 
 
 def _left_at(checkpoint: Path, origin: Tensor) -> dict[str, Tensor]:
@@ -228,5 +229,6 @@ def fingerprint(fm: PreTrainedModel) -> str:
     for name, tensor in sorted(own_weights(fm).items()):
         if name.startswith(stack):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            # As bytes: numpy knows no bfloat16.
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

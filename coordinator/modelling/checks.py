@@ -18,6 +18,7 @@ from common.data.processors import processor_files, write_processor
 from common.errors import ConfigError, ModelError
 from common.model.ffn import ffns_of
 from common.model.layers import positions_of
+from common.model.passes import logits
 from common.model.submodel import build, own_weights
 from common.model.wire_config import read_config
 from common.records import ArtifactKind, ArtifactRef, SubModelRef, TaskKind
@@ -88,13 +89,13 @@ def _check_elsewhere(sub_fm: PreTrainedModel, config: RunConfig, batch: Batch, w
 def scores(model: nn.Module, batch: Batch, what: str) -> Tensor:
     """A model's logits for a batch. Raises ModelError when it fails or they are not finite."""
     try:
-        logits: Tensor = model(**batch.inputs).logits
+        answers = logits(model, batch.inputs)
     except Exception as error:
         # Of no one class: whatever a model makes of inputs that it was not built for.
         raise ModelError(f"{what} cannot read this data: {reason(error)}") from error
-    if not torch.isfinite(logits).all():
+    if not torch.isfinite(answers).all():
         raise ModelError(f"{what} gives scores that are no numbers (NaN or infinite) on this data")
-    return logits
+    return answers
 
 
 def _check_finite(model: nn.Module, what: str) -> None:

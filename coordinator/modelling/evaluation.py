@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from common.data.batches import Batch, Dataset
-from common.model.tasks import IGNORED, tally
+from common.model.passes import tally
+from common.model.tasks import IGNORED
 from common.records import TaskKind
 
 # Of which exp is still a number.
@@ -45,7 +46,7 @@ def perplexity(model: nn.Module, batches: Iterable[Batch]) -> float:
     for batch in batches:
         ids = batch.inputs["input_ids"]
         labels = ids if batch.mask is None else ids.masked_fill(batch.mask == 0, IGNORED)
-        _, batch_loss, batch_answers = tally(model(**batch.inputs).logits, labels, TaskKind.CAUSAL_LM)
+        _, batch_loss, batch_answers, _ = tally(model, batch.inputs, labels, TaskKind.CAUSAL_LM)
         loss, answers = loss + batch_loss, answers + batch_answers
     mean = loss / answers if answers else math.nan
     return math.exp(mean) if mean < _LARGEST else math.inf

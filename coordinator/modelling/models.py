@@ -17,6 +17,7 @@ from common.data.processors import processor_files
 from common.model.adapter import Adapted
 from common.model.ffn import ffns_of, is_smooth
 from common.model.layers import layers_of
+from common.model.passes import logits
 from common.model.submodel import SubModelPlan, apply_patch, build, own_weights
 from common.records import ArtifactKind, ArtifactRef, SubModelRef, TaskKind, ZeroRule
 from common.run_status import Evaluation, GradientGap, ModelFacts
@@ -221,7 +222,7 @@ class Models:
         self._plug()
         self._adapter = present
         with torch.inference_mode():
-            answers = self._tuned_fm.model(**self._tried.to(self._device).inputs).logits
+            answers = logits(self._tuned_fm.model, self._tried.to(self._device).inputs)
         return None if bool(answers.isfinite().all()) else "the FM's answers are not finite"
 
     def plug_in(self, adapter: ArtifactRef) -> None:

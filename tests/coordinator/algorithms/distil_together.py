@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from common.storage.tensors import to_bytes
 from coordinator.algorithms.distillation import Settings, distil
 from tests.coordinator.algorithms.pairs import COMPRESSED, add_lora, batches, pair, values
+from tests.small import copies
 
 SETTINGS = Settings(20, 3e-3, 0.1, 0.01)
 NEURONS = {1: torch.tensor([0, 5, 15]), 2: torch.tensor([3])}
@@ -52,7 +53,12 @@ def main(folder: Path) -> None:
 
     last_models: list[ref[nn.Module]] = []
     kept: list[dict[str, Tensor]] = []
-    run("own batches", seed=process, on_checkpoint=kept.append, checkpoint_every=8)
+    run(
+        "own batches",
+        seed=process,
+        on_checkpoint=lambda state: kept.append(copies(state)),
+        checkpoint_every=8,
+    )
     gc.collect()
     assert [model() for model in last_models] == [None, None], "the accelerator keeps them"
     assert len(kept) == (2 if accelerator.is_main_process else 0)

@@ -24,7 +24,7 @@ from coordinator.algorithms.correction import (
     predictions,
 )
 from tests.coordinator.algorithms.pairs import batches, pair
-from tests.small import same_bits
+from tests.small import copies, same_bits
 
 SETTINGS = Settings(steps=12, learning_rate=3e-3, head_learning_rate=5e-3, warmup=0.2)
 SPEC = AdapterSpec(AdapterTargets.ATTENTION_FFN, rank=4, alpha=8.0, dropout=0.5)
@@ -131,14 +131,14 @@ def test_broken_off_it_goes_on_to_the_same_bits(at: int) -> None:
             raise Stopped("stopped")
 
     with pytest.raises(Stopped):
-        corrected(on_step=stop, on_checkpoint=kept.append)
+        corrected(on_step=stop, on_checkpoint=lambda state: kept.append(copies(state)))
     assert int(kept[-1]["step"]) == at // 4 * 4
     assert same_bits(corrected(resume=kept[-1]), corrected())
 
 
 def test_a_checkpoint_of_another_correction_is_refused() -> None:
     kept: list[dict[str, Tensor]] = []
-    corrected(on_checkpoint=kept.append)
+    corrected(on_checkpoint=lambda state: kept.append(copies(state)))
     student = tuned("bert", 1)
     before = student.tensors()
     other = Settings(steps=20, learning_rate=1e-3, head_learning_rate=5e-3, warmup=0.2)

@@ -14,6 +14,7 @@ from common.model.families import FAMILIES
 from common.storage.tensors import TensorFile, to_bytes
 from coordinator.algorithms.distillation import Settings, distil
 from tests.coordinator.algorithms.pairs import COMPRESSED, add_lora, batches, pair, same_bits, values
+from tests.small import copies
 
 SETTINGS = Settings(steps=6, learning_rate=3e-3, warmup=0.4, weight_term=0.01)
 NEURONS = {1: torch.tensor([0, 5, 15]), 2: torch.tensor([3])}
@@ -38,7 +39,7 @@ def interrupted(family: str, at: int = 4, lora: bool = False, **options: Any) ->
             batches(fm),
             SETTINGS,
             on_step=stop,
-            on_checkpoint=kept.append,
+            on_checkpoint=lambda state: kept.append(copies(state)),
             checkpoint_every=2,
             **options,
         )
@@ -97,14 +98,30 @@ def test_going_on_leaves_the_checkpoint_as_it_was_so_that_it_serves_again() -> N
 def test_a_checkpoint_is_a_copy_that_later_steps_do_not_reach() -> None:
     fm, sub_fm = pair("bert")
     kept: list[dict[str, Tensor]] = []
-    distil(fm, sub_fm, COMPRESSED, batches(fm), SETTINGS, on_checkpoint=kept.append, checkpoint_every=4)
+    distil(
+        fm,
+        sub_fm,
+        COMPRESSED,
+        batches(fm),
+        SETTINGS,
+        on_checkpoint=lambda state: kept.append(copies(state)),
+        checkpoint_every=4,
+    )
     assert len(kept) == 1 and same_bits(kept[0], interrupted("bert"))
 
 
 def test_a_finished_distillation_takes_no_further_step_or_batch() -> None:
     fm, whole = pair("bert")
     kept: list[dict[str, Tensor]] = []
-    distil(fm, whole, COMPRESSED, batches(fm), SETTINGS, on_checkpoint=kept.append, checkpoint_every=6)
+    distil(
+        fm,
+        whole,
+        COMPRESSED,
+        batches(fm),
+        SETTINGS,
+        on_checkpoint=lambda state: kept.append(copies(state)),
+        checkpoint_every=6,
+    )
     _, sub_fm = pair("bert")
     distil(fm, sub_fm, COMPRESSED, iter(()), SETTINGS, resume=kept[-1])
     assert same_bits(values(sub_fm), values(whole))

@@ -371,9 +371,10 @@ def test_what_tells_that_a_build_is_whole_is_written_last(
     fm: PreTrainedModel, texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    monkeypatch.setattr(
-        "coordinator.modelling.building.write_atomically", lambda path, content: written.append(path.name)
-    )
+    for how in ("write_atomically", "write_tensors"):
+        monkeypatch.setattr(
+            f"coordinator.modelling.building.{how}", lambda path, content: written.append(path.name)
+        )
     building = builder(fm, texts)
     building.save(tmp_path, *building.cut(unseen), (0.5, 0.25))
     assert written[-1] == ABOUT_FILE and set(written) == {PLAN_FILE, LAYERS_FILE, ABOUT_FILE}
