@@ -43,7 +43,7 @@ def demo(
         Data,
         typer.Option(
             help="Data set. fashion-mnist pre-trains a small vision transformer first; bbc-smollm2 "
-            "tunes SmolLM2-135M-Instruct, bbc-gpt2 and bbc-llama language models with random weights."
+            "tunes SmolLM2-135M-Instruct, a language model."
         ),
     ] = Data.BBC_NEWS,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = WORKERS,
@@ -206,7 +206,6 @@ async def _supervised(wanted: _Wanted, config: Path, workers: Sequence[Path], co
 def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, SplitData]":
     """The foundation model's directory, and the data split into files."""
     from experiments.packaged import (
-        bbc_news,
         packaged_model,
         write_bbc_news,
         write_bbc_texts,
@@ -229,13 +228,6 @@ def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, SplitData]":
             from experiments.smollm2 import packaged_smollm2
 
             return packaged_smollm2(console), write_bbc_texts(folder, *split, train=48, test=10)
-        case Data.BBC_GPT2 | Data.BBC_LLAMA:
-            from experiments.random_models import random_language_model
-
-            family = wanted.data.removeprefix("bbc-")
-            model = wanted.folder / family
-            random_language_model(family, bbc_news().texts or [], model, wanted.seed)
-            return model, write_bbc_texts(folder, *split)
 
 
 async def _federation(

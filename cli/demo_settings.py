@@ -16,19 +16,17 @@ class Method(StrEnum):
 
 class Data(StrEnum):
     """Which packaged data set, and what for: BBC News (5 classes), tweets (2), Fashion-MNIST (images,
-    5 classes); or the text of BBC News for SmolLM2, a real language model, or a random GPT-2 or LLaMA."""
+    5 classes); or the text of BBC News for SmolLM2, a real language model."""
 
     BBC_NEWS = "bbc-news"
     TWEETS = "tweets"
     FASHION_MNIST = "fashion-mnist"
     BBC_SMOLLM2 = "bbc-smollm2"
-    BBC_GPT2 = "bbc-gpt2"
-    BBC_LLAMA = "bbc-llama"
 
     @property
     def is_language(self) -> bool:
         """Whether a language model is tuned: no classes, no head."""
-        return self in (Data.BBC_SMOLLM2, Data.BBC_GPT2, Data.BBC_LLAMA)
+        return self is Data.BBC_SMOLLM2
 
 
 # What the demo sets besides paths, by dotted key of run.toml.
@@ -53,8 +51,6 @@ _BY_DATA: dict[Data, dict[str, Any]] = {
         "training.learning_rate": 5e-4,
         "gradient_gap.batch_size": 4,
     },
-    Data.BBC_GPT2: {"rounds.count": 3, "task.kind": "causal-lm", "task.max_length": 64},
-    Data.BBC_LLAMA: {"rounds.count": 3, "task.kind": "causal-lm", "task.max_length": 64},
 }
 _BY_METHOD: dict[Method, dict[str, Any]] = {
     Method.FEDPFT: {},

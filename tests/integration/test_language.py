@@ -12,8 +12,8 @@ from cli.main import app
 from common.data.examples import Examples, write_examples
 from common.records import TaskKind
 from experiments.packaged import bbc_news
-from experiments.random_models import random_language_model
 from tests.integration.federation import Federation
+from tests.random_language_model import random_language_model
 
 
 class OnNews(Federation):
