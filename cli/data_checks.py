@@ -19,12 +19,11 @@ from common.data.inspection import classes_of, inspected
 from common.data.processors import load_processor
 from common.errors import DataError, FedPftError, PeerError, Unreachable
 from common.records import RunSpec, TaskKind
-from common.runtime import seeds
 from common.task_forms import FORMS
 from common.trust.identity import Role
 from common.trust.tls import open_tls
 from coordinator.modelling.checks import check_run
-from coordinator.modelling.foundation import load_foundation
+from coordinator.modelling.foundation import foundation_of
 from worker.connection import Endpoint
 from worker.data import PrivateData, held_out
 from worker.description import describe_run
@@ -88,10 +87,8 @@ def read_by_model(config: RunConfig, found: Mapping[str, Examples]) -> tuple[Fin
 def weights_of(config: RunConfig, datasets: Sequence[Dataset]) -> Finding:
     """Whether the weights are whole and fit, and the model answers here and at workers alike: what the run
     tries at its start. Takes the memory that the model takes."""
-    task = config.task
     try:
-        seed = seeds.derive(config.run.seed, "head")
-        loaded = load_foundation(config.model.path, task.kind, task.labels, seed)
+        loaded = foundation_of(config)
         loaded.model.to(config.compute.device)  # type: ignore[arg-type]  # mistyped in transformers 5
         check_run(loaded, config, datasets)
     except FedPftError as error:

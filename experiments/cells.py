@@ -26,7 +26,7 @@ from common.storage.files import write_atomically
 from coordinator.campaign.best import result_round
 from coordinator.modelling.building import ABOUT_FILE, Recipe, SubModelBuilder
 from coordinator.modelling.data import read_source
-from coordinator.modelling.foundation import load_foundation
+from coordinator.modelling.foundation import foundation_of
 from coordinator.storage.store import Store
 from experiments.clients import Clients
 from experiments.headline import ACCURACY, value_of
@@ -189,8 +189,7 @@ def _with_built(
 def _build(config: RunConfig, out: Path, on_progress: OnProgress) -> None:
     """As `fedpft build` does it, but with the run's own data and seed."""
     task = config.task
-    head = seeds.derive(config.run.seed, "head")
-    loaded = load_foundation(config.model.path, task.kind, task.labels, head)
+    loaded = foundation_of(config)
     assert config.data.public is not None
     dataset = encode(
         loaded.processor, read_source(config.data.public, config), task.kind, task.max_length, None

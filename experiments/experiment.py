@@ -220,7 +220,8 @@ def _measure(
         }
         config = parse_config(common | setup.settings | dict(settings), "the experiment")
         task = config.task
-        loaded = load_foundation(setup.model, task.kind, task.labels, seeds.derive(1, "head"))
+        head = seeds.derive(1, "head")
+        loaded = load_foundation(setup.model, task.kind, task.labels, head, config.model.dtype)
         fm, processor = loaded.model, loaded.processor
         public = encode(
             processor,

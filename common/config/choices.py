@@ -11,6 +11,14 @@ class Construction(StrEnum):
     FULL = "full"
 
 
+class ModelDtype(StrEnum):
+    """What the models' weights are held in, sent in and computed with."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class Saliency(StrEnum):
     """What makes an FFN neuron worth keeping."""
 

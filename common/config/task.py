@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
+from common.config.choices import ModelDtype
 from common.config.section import Section
 from common.records import TaskKind
 from common.task_forms import FORMS, SEPARATORS, Answer
@@ -29,6 +30,9 @@ class ModelSection(Section):
 
     path: str
     """Local directory in the Hugging Face layout, or a hub id."""
+    dtype: ModelDtype = ModelDtype.AUTO
+    """What FM and sub-FM are held in, sent in and computed with: "float32", "bfloat16" (half the memory and
+    bytes), or "auto": bfloat16 where the checkpoint is, else float32. LoRA and head are float32 always."""
 
 
 class TaskSection(Section):

@@ -131,6 +131,8 @@ class Adapted:
             for name, parameter in self.model.named_parameters():
                 if spec.freeze_a and ".lora_A." in name:
                     parameter.requires_grad_(False)
+        for head in self._heads:
+            _in_float32(self.base.get_submodule(head))
         # peft's new layers start in training mode, whatever the model was in.
         self.model.eval()
 
@@ -208,6 +210,19 @@ class Adapted:
             if parameter.requires_grad:
                 (lora if ".lora_" in name else head).append(parameter)
         return lora, head
+
+
+def _in_float32(head: nn.Module) -> None:
+    """Tuned in full, it is float32, as LoRA is: what a step changes is too little for fewer digits.
+
+    Of a model in bfloat16 it is given its inputs so.
+    """
+    if all(parameter.dtype is torch.float32 for parameter in head.parameters()):
+        return
+    head.float()
+    head.register_forward_pre_hook(
+        lambda module, inputs: tuple(v.float() if v.is_floating_point() else v for v in inputs)
+    )
 
 
 def _require_shape(name: str, wanted: Tensor, given: Tensor) -> None:

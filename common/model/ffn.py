@@ -135,8 +135,8 @@ def _resized(
 ) -> nn.Linear | Conv1D:
     rows, columns = out_features or old.weight.shape[0], in_features or old.weight.shape[1]
     if isinstance(old.module, Conv1D):
-        return Conv1D(rows, columns)
-    return nn.Linear(columns, rows, old.bias is not None)
+        return Conv1D(rows, columns).to(old.weight.dtype)
+    return nn.Linear(columns, rows, old.bias is not None, dtype=old.weight.dtype)
 
 
 def is_smooth(config: PretrainedConfig) -> bool:

@@ -16,8 +16,9 @@ from common.model.families import family_named
 from common.records import TaskKind, TaskSpec
 from common.task_forms import FORMS
 
-# Of what all families share, only the classes matter here.
-_SHARED = frozenset({"id2label", "label2id", "problem_type"})
+# Of what all families share, only the classes and what weights are held in matter here.
+_SHARED = frozenset({"id2label", "label2id", "problem_type", "dtype"})
+_DTYPES = ("float32", "bfloat16")
 CLASSES = ("id2label", "label2id")
 # So many classes stand in the configuration itself, as workers of before protocol 3 want it.
 FEW = 1000
@@ -50,6 +51,9 @@ def read_config(text: str, task: TaskSpec) -> PretrainedConfig:
             "id2label": {str(i): name for i, name in enumerate(task.labels)},
             "label2id": {name: i for i, name in enumerate(task.labels)},
         }
+    if (dtype := kept.get("dtype") or _DTYPES[0]) not in _DTYPES:
+        told = str(dtype)[:60]
+        raise ModelError(f"the run's model configuration has dtype = {told}, must be {' or '.join(_DTYPES)}")
     for key, value in kept.items():
         if not _bounded(key, value):
             raise ModelError(f"the run's model configuration has {key} = {str(value)[:60]}: out of bounds")

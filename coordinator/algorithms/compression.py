@@ -66,7 +66,10 @@ def config_of(fm: PreTrainedModel, plan: SubModelPlan) -> PretrainedConfig:
 
 
 def cut(fm: PreTrainedModel, plan: SubModelPlan) -> dict[str, Tensor]:
-    """The sub-FM's weights: copies of the FM's, without the layers and neurons that the plan leaves out."""
+    """The sub-FM's weights: the FM's, without the layers and neurons that the plan leaves out.
+
+    Of layers that lose neurons they are copies, since alignment changes them; the others are the FM's own.
+    """
     weights, ffns = own_weights(fm), ffns_of(fm)
     stack = layer_prefix(fm.config, 0).removesuffix("0.")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(stack)}
@@ -76,8 +79,9 @@ def cut(fm: PreTrainedModel, plan: SubModelPlan) -> dict[str, Tensor]:
         for name, tensor in weights.items():
             if name.startswith(prefix):
                 part = name.removeprefix(prefix)
-                kept[f"{stack}{i}.{part}"] = fewer.get(part, tensor)
-    return {name: tensor.clone() for name, tensor in kept.items()}
+                tensor = fewer.get(part, tensor if layer.neurons is None else tensor.clone())
+                kept[f"{stack}{i}.{part}"] = tensor
+    return kept
 
 
 def _cut_neurons(fm: PreTrainedModel, ffn: Ffn, neurons: Tensor) -> dict[str, Tensor]:
@@ -85,8 +89,8 @@ def _cut_neurons(fm: PreTrainedModel, ffn: Ffn, neurons: Tensor) -> dict[str, Te
     family = family_of(fm.config)
     parts: dict[str, Tensor] = {}
     for path, projection in zip(family.ffn_in, ffn.ins, strict=True):
-        parts[f"{path}.weight"] = projection.stored(projection.weight.detach()[neurons])
+        parts[f"{path}.weight"] = projection.stored(projection.weight.detach()[neurons]).contiguous()
         if projection.bias is not None:
             parts[f"{path}.bias"] = projection.bias.detach()[neurons]
-    parts[f"{family.ffn_out}.weight"] = ffn.out.stored(ffn.out.weight.detach()[:, neurons])
+    parts[f"{family.ffn_out}.weight"] = ffn.out.stored(ffn.out.weight.detach()[:, neurons]).contiguous()
     return parts

@@ -79,6 +79,8 @@ def distil(
     (FedPFT, equation 4). Both models run without dropout. Every parameter's `requires_grad` is left
     as it was found.
 
+    What is trained of a model in bfloat16 is float32 meanwhile.
+
     With an `accelerator` both models and every batch move to its device. Of several processes each
     gives its own `batches`; gradients and the reported loss are the processes' means, and all end
     with the same weights. `on_step` is called in every process, and must raise in all or in none.
@@ -105,7 +107,11 @@ def distil(
         logit_term=settings.logit_term,
     )
     fixed = _fixed(layers, settings, neurons)
-    with _only_trainable(student, trained.values()), _processes(accelerator, loss, adamw) as run:
+    with (
+        _in_float32(trained.values()),
+        _only_trainable(student, trained.values()),
+        _processes(accelerator, loss, adamw) as run,
+    ):
         done = 0
         if resume is not None:
             done = distillation_state.restore(resume, settings.steps, trained, adamw, fixed)
@@ -205,6 +211,19 @@ def _keep_gradient_of(ffn: Ffn, neurons: Tensor) -> None:
             assert projection.bias.grad is not None
             projection.bias.grad[others] = 0
     ffn.out.gradient[:, others] = 0
+
+
+@contextmanager
+def _in_float32(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """While open they are float32, at least: in bfloat16 most of a step's changes would be rounded away."""
+    held = [(parameter, parameter.dtype) for parameter in parameters]
+    for parameter, dtype in held:
+        parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32))
+    try:
+        yield
+    finally:
+        for parameter, dtype in held:
+            parameter.data = parameter.data.to(dtype)
 
 
 @contextmanager

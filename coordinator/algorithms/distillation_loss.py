@@ -1,6 +1,7 @@
 """How far a student is from its teacher: the terms of distillation's loss, and their sum as a module."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,15 @@ def layer_error(teacher: Tensor, student: Tensor, mask: Tensor | None) -> Tensor
     MSE(h_t / s, h_s / s) with s the root mean square of h_t. `mask` [B, T], 1 = token, None = all.
     """
     tokens = ... if mask is None else mask.bool()
-    target = teacher[tokens]
+    target = teacher[tokens].float()
     return (student[tokens] - target).square().mean() / target.square().mean()
+
+
+def in_half(model: PreTrainedModel) -> AbstractContextManager[object]:
+    """Of a model in bfloat16 the student, trained in float32, computes in bfloat16 as well."""
+    parameter = next(model.parameters())
+    half = parameter.dtype is torch.bfloat16
+    return torch.autocast(parameter.device.type, torch.bfloat16) if half else nullcontext()
 
 
 def linear_map(ffn: Ffn) -> Tensor:
@@ -27,7 +35,7 @@ def linear_map(ffn: Ffn) -> Tensor:
 
     Of a gated FFN both, W2 W_gate and W2 W_up: [2, d, d].
     """
-    return torch.stack([ffn.out.weight @ m.weight for m in ffn.ins])
+    return torch.stack([ffn.out.weight.float() @ m.weight.float() for m in ffn.ins])
 
 
 def weight_error(teacher_map: Tensor, student: Ffn) -> Tensor:
@@ -78,7 +86,8 @@ class DistillationLoss(nn.Module):
         mask = Batch(inputs).mask
         with torch.no_grad():
             wanted = outputs_of(self._teacher[0], self._watched[0], inputs)
-        got = outputs_of(self.student, self._watched[1], inputs)
+        with in_half(self._teacher[0]):
+            got = outputs_of(self.student, self._watched[1], inputs)
         errors = torch.stack([layer_error(t, s, mask) for t, s in zip(wanted, got, strict=True)])
         of_layers, of_attention, of_last = errors.split(self._sizes)
         of_weights = torch.stack([weight_error(m, f) for m, f in zip(self._maps, self._ffns, strict=True)])

@@ -124,5 +124,5 @@ def _compare(fm: Tensors, sub_fm: Tensors, names: Sequence[str]) -> tuple[float,
 
 def _relative(teacher: Tensor, student: Tensor, mask: Tensor | None) -> float:
     tokens = ... if mask is None else mask.bool()
-    target = teacher[tokens]
+    target = teacher[tokens].float()
     return float((student[tokens] - target).norm() / target.norm())

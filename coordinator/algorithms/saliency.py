@@ -74,8 +74,8 @@ def l2_norm(ffn: Ffn) -> Tensor:
 
     s_j = sqrt(|W1[j, :]|^2 + |W2[:, j]|^2). Source: FedPFT, section 3.2.
     """
-    incoming = torch.stack([m.weight.detach().square().sum(1) for m in ffn.ins]).sum(0)
-    outgoing = ffn.out.weight.detach().square().sum(0)
+    incoming = torch.stack([m.weight.detach().float().square().sum(1) for m in ffn.ins]).sum(0)
+    outgoing = ffn.out.weight.detach().float().square().sum(0)
     return (incoming + outgoing).sqrt()
 
 

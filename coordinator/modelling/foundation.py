@@ -8,6 +8,8 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from common.config.choices import ModelDtype
+from common.config.run import RunConfig
 from common.data.images import ImageProcessor
 from common.data.processors import Processor, load_processor
 from common.errors import ModelError
@@ -16,6 +18,7 @@ from common.model.families import family_of
 from common.model.tasks import auto_class, plain, require_task
 from common.model.wire_config import CLASSES, FEW
 from common.records import TaskKind
+from common.runtime import seeds
 from common.task_forms import FORMS
 from coordinator.modelling.checkpoint import read_config, reason
 from coordinator.modelling.published_head import brings_output, draw_output, rows_by_name, take_rows
@@ -31,7 +34,7 @@ transformers_logging.disable_progress_bar()
 
 @dataclass(frozen=True)
 class Foundation:
-    """The FM with a head for the task, float32, in eval mode, and what prepares its inputs."""
+    """The FM with a head for the task, in eval mode, and what prepares its inputs."""
 
     model: PreTrainedModel
     processor: Processor
@@ -41,8 +44,21 @@ class Foundation:
     """What the checkpoint's weights were kept in."""
 
 
-def load_foundation(path: str, kind: TaskKind, labels: tuple[str, ...], seed: int) -> Foundation:
-    """The FM as the task wants it; what is new of it is drawn from `seed`, and the log says what.
+def foundation_of(config: RunConfig) -> Foundation:
+    """A run's, as `load_foundation` has it."""
+    task, seed = config.task, seeds.derive(config.run.seed, "head")
+    return load_foundation(config.model.path, task.kind, task.labels, seed, config.model.dtype)
+
+
+def load_foundation(
+    path: str,
+    kind: TaskKind,
+    labels: tuple[str, ...],
+    seed: int,
+    held: ModelDtype = ModelDtype.AUTO,
+) -> Foundation:
+    """The FM as the task wants it, its weights `held` so; what is new of it is drawn from `seed`, and the log
+    says what.
 
     Raises ModelError when there is no such model, it cannot be read, its weights are not those of its
     configuration, or it cannot do the task; UnsupportedFamily when its architecture is not supported.
@@ -55,6 +71,7 @@ def load_foundation(path: str, kind: TaskKind, labels: tuple[str, ...], seed: in
         # A decoder's classifier reads the last token that is not this one: it must be the one that pads.
         config.pad_token_id = processor.pad_token_id
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    config.dtype = _held(dtype, held)
     if kind is TaskKind.CAUSAL_LM:
         model, brought = _loaded(path, config, kind, seed)
     else:
@@ -105,7 +122,7 @@ def _loaded(
             model, info = auto_class(kind).from_pretrained(
                 path,
                 config=config,
-                dtype=torch.float32,
+                dtype=config.dtype,
                 use_safetensors=True,
                 # A published model's head for other classes makes room for the task's own; what else does
                 # not fit is refused by its name.
@@ -118,6 +135,16 @@ def _loaded(
     if info["error_msgs"]:
         raise ModelError(f"model {path}: cannot be loaded: {' '.join(str(info['error_msgs']).split())[:300]}")
     return model, Brought.of(info)
+
+
+def _held(published: torch.dtype, wanted: ModelDtype) -> torch.dtype:
+    """float16 becomes float32: few processors compute with it, and its range is too small to train in."""
+    match wanted:
+        case ModelDtype.FLOAT32:
+            return torch.float32
+        case ModelDtype.BFLOAT16:
+            return torch.bfloat16
+    return torch.bfloat16 if published is torch.bfloat16 else torch.float32
 
 
 def _untie(model: PreTrainedModel) -> None:

@@ -38,7 +38,7 @@ from coordinator.modelling.checks import check_run, check_sub_model
 from coordinator.modelling.correcting import CORRECTION_FILE, Corrected, Corrector
 from coordinator.modelling.data import read_source
 from coordinator.modelling.evaluation import perplexity, score
-from coordinator.modelling.foundation import load_foundation, wire_config
+from coordinator.modelling.foundation import foundation_of, wire_config
 from coordinator.storage.alignments import StoredPatch
 from coordinator.storage.store import Store, StoredUpdate
 
@@ -54,9 +54,7 @@ class Models:
         self._seed, self._kind = config.run.seed, config.task.kind
         self._device = torch.device(config.compute.device)
         self._spec = adapter_spec(config)
-        loaded = load_foundation(
-            config.model.path, self._kind, config.task.labels, seeds.derive(self._seed, "head")
-        )
+        loaded = foundation_of(config)
         self._processor, self._new = loaded.processor, loaded.new_modules
         self._fm = loaded.model.to(self._device)  # type: ignore[arg-type]  # mistyped in transformers 5
         self._public: Dataset | None = None

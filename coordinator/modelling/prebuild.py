@@ -12,11 +12,10 @@ from common.config.run import RunConfig
 from common.data.encoding import encode
 from common.errors import ConfigError
 from common.model.layers import layers_of
-from common.runtime import seeds
 from coordinator.modelling.building import ABOUT_FILE, CHECKPOINT_FILE, OnProgress, Recipe, SubModelBuilder
 from coordinator.modelling.checks import check_run
 from coordinator.modelling.data import read_source
-from coordinator.modelling.foundation import load_foundation
+from coordinator.modelling.foundation import foundation_of
 
 
 def build_ahead(config: RunConfig, out: Path) -> None:
@@ -33,7 +32,7 @@ def build_ahead(config: RunConfig, out: Path) -> None:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     alone = accelerator.num_processes == 1
     task = config.task
-    loaded = load_foundation(config.model.path, task.kind, task.labels, seeds.derive(config.run.seed, "head"))
+    loaded = foundation_of(config)
     fm = loaded.model
     fm.to(accelerator.device)
     assert config.data.public is not None

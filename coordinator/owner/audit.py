@@ -11,14 +11,13 @@ from common.model.ffn import ffns_of
 from common.model.submodel import SubModelPlan, apply_patch, build, own_weights
 from common.records import ArtifactKind, ArtifactRef, SubModelRef
 from common.run_status import Evaluation
-from common.runtime import seeds
 from common.storage.tensors import TensorFile
 from coordinator.algorithms import compression, exposure
 from coordinator.algorithms.exposure import Exposure, Finding, Withheld
 from coordinator.campaign.status import open_run
 from coordinator.federation.authorization import PUBLISHED
 from coordinator.modelling.content import MODEL, require_same
-from coordinator.modelling.foundation import load_foundation
+from coordinator.modelling.foundation import foundation_of
 from coordinator.storage.store import Store
 
 # Kinds whose content is tensors.
@@ -78,9 +77,7 @@ def audit_run(directory: Path, model: str | None = None) -> OwnerAudit:
             raise StoreError(f"the run in {directory} has no sub-FM yet: nothing was served")
         require_same(store, config, [MODEL])
         reference, plan_ref, _ = stored
-        fm = load_foundation(
-            config.model.path, config.task.kind, config.task.labels, seeds.derive(config.run.seed, "head")
-        ).model
+        fm = foundation_of(config).model
         plan = SubModelPlan.from_tensors(_tensors(store, plan_ref))
         versions = []
         module = build(

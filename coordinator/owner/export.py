@@ -29,7 +29,7 @@ from coordinator.campaign.status import open_run, stored_status
 from coordinator.context import adapter_spec
 from coordinator.modelling.checkpoint import own_file, read_json
 from coordinator.modelling.content import MODEL, require_same
-from coordinator.modelling.foundation import load_foundation
+from coordinator.modelling.foundation import foundation_of
 from coordinator.owner.model_card import Loading, model_card
 from coordinator.storage.store import Store
 
@@ -112,9 +112,10 @@ def export(
     if not merge and any(name.endswith(RESIDUAL) for name in tensors):
         raise StoreError("exact averaging changed base weights too, which no PEFT adapter holds; add --merge")
     require_same(store, config, [MODEL])
-    loaded = load_foundation(path, kind, config.task.labels, seeds.derive(config.run.seed, "head"))
+    loaded = foundation_of(config)
     fm = loaded.model
     transposed, model_class = is_transposed(fm), type(fm).__name__
+    held = fm.dtype
     stored = store.sub_model()
     assert stored is not None
     reference, plan_ref, _ = stored
@@ -129,6 +130,8 @@ def export(
     if merge:
         kept = loaded.dtype if dtype is ExportDtype.AUTO else kept
         tuned.load(tensors)
+        # Sums rounded once.
+        tuned.base.float()
         tuned.merged().to(kept).save_pretrained(out)  # type: ignore[arg-type]  # mistyped in transformers 5
     else:
         peft_config = lora_config(spec, family_of(fm.config), kind, transposed, reference.new_modules)
@@ -149,7 +152,7 @@ def export(
     how = Loading(
         merged=merge,
         other_head=kind is not TaskKind.CAUSAL_LM and classes != len(outputs),
-        other_dtype=loaded.dtype is not torch.float32,
+        dtype=None if loaded.dtype is held is torch.float32 else str(held),
         left_padded=left_padded,
     )
     status = replace(stored_status(store, config), result=number, adapter_sha256=adapter.sha256)

@@ -61,8 +61,8 @@ class Loading:
     merged: bool
     other_head: bool
     """The FM came with a head for another number of classes."""
-    other_dtype: bool
-    """The FM is not kept in float32, in which it was tuned and scored."""
+    dtype: str | None
+    """What the FM was tuned and scored in, such as "torch.bfloat16"; None for float32 kept as float32."""
     left_padded: bool
     """The FM's tokenizer pads in front, where a classifier of absolute positions would count from."""
 
@@ -104,7 +104,7 @@ def loading_lines(task: TaskSection, how: Loading) -> str:
     model_class, processor_class = auto_class(task.kind).__name__, _PROCESSORS[form.input]
     adapter = not how.merged
     names = sorted(name for name in (model_class, processor_class, "AutoConfig" if adapter else "") if name)
-    lines = ["import torch"] if adapter and how.other_dtype else []
+    lines = ["import torch"] if adapter and how.dtype else []
     lines += ["from peft import PeftModel"] if adapter else []
     lines += ["from PIL import Image"] if task.kind is TaskKind.IMAGE_CLASSIFICATION else []
     lines += [f"from transformers import {', '.join(names)}"]
@@ -116,7 +116,7 @@ def loading_lines(task: TaskSection, how: Loading) -> str:
     lines.append(f"processor = {processor_class}.from_pretrained(FOLDER{side})")
     if adapter:
         options = ["FM", "config=AutoConfig.from_pretrained(FOLDER)"]
-        options += ["dtype=torch.float32"] if how.other_dtype else []
+        options += [f"dtype={how.dtype}"] if how.dtype else []
         options += ["ignore_mismatched_sizes=True"] if how.other_head else []
         lines.append(f"base = {model_class}.from_pretrained({', '.join(options)})")
         lines.append("model = PeftModel.from_pretrained(base, FOLDER).eval()")

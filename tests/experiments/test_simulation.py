@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from common.config.file import load_config, parse_config
 from common.data.examples import Columns, Examples, read_examples
 from common.errors import CannotTrain, RunFailed
 from common.records import ArtifactKind
-from common.storage.tensors import TensorFile
+from common.storage.tensors import TensorFile, header_of
 from coordinator.storage.store import Store
 from experiments.clients import Clients, LocalClients, Trained
 from experiments.simulation import OnProgress, simulate
@@ -149,6 +151,44 @@ def test_every_setting_of_the_method_changes_the_result(
     assert first != usual
     if name in ("random", "random-choice", "fedadam", "fedex-lora"):
         assert digest(run(tmp_path / "again", model_folder, VARIANTS[name])) == first
+
+
+def test_a_checkpoint_in_bfloat16_is_held_and_sent_so_and_tuned_in_float32(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(model_folder, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "half")
+    settings = {"adapter.targets": "attention+ffn", "gradient_gap.batches": 1}
+    store = Store.existing(run(tmp_path / "one", tmp_path / "half", settings))
+    stored, latest = store.sub_model(), store.latest_adapter()
+    assert stored is not None and latest is not None
+    for artifact, wanted in (
+        (stored[0].base, {torch.bfloat16}),
+        (stored[0].patches[0], {torch.bfloat16, torch.int64}),
+        (latest[1], {torch.float32}),
+    ):
+        assert {spec.dtype for spec in header_of(store.artifacts.path(artifact.sha256)).values()} == wanted
+    assert all(0 <= gap.drift < 1 for gap in store.gaps())
+    store.close()
+    again = run(tmp_path / "two", tmp_path / "half", settings)
+    assert digest(again) == digest(tmp_path / "one" / "run")
+    exact = run(tmp_path / "exact", tmp_path / "half", settings | {"model.dtype": "float32"})
+    assert digest(exact) != digest(again)
+
+
+@pytest.mark.slow
+def test_real_services_in_bfloat16_end_with_the_same_bits(tmp_path: Path, model_folder: Path) -> None:
+    settings = {"model__dtype": "bfloat16", "adapter__targets": "attention+ffn"}
+    with federation(tmp_path, model_folder, **settings) as running:
+        address = running.start_coordinator()["address"]
+        for number in (1, 2, 3):
+            running.start_worker(number, address)
+        running.wait()
+        config = load_config(tmp_path / "run.toml")
+    there = config.run.model_copy(update={"directory": tmp_path / "simulated"})
+    simulate(config.model_copy(update={"run": there}), data(tmp_path / "again"))
+    assert digest(tmp_path / "simulated") == digest(config.run.directory)
 
 
 class OneDiverges(LocalClients):

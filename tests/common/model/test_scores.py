@@ -14,6 +14,7 @@ from scipy.stats import pearsonr
 from seqeval.metrics import f1_score as entity_f1
 from sklearn.metrics import accuracy_score, f1_score, log_loss, matthews_corrcoef, roc_auc_score
 from torch import Tensor, nn
+from transformers import LlamaConfig
 
 from common.data.batches import Batch
 from common.errors import BadScores, CannotTrain
@@ -25,6 +26,7 @@ from common.records import ScoreSums, TaskKind
 CLASSES = ("a", "b", "c")
 TEXT, SEVERAL = TaskKind.TEXT_CLASSIFICATION, TaskKind.TEXT_MULTI_LABEL
 NUMBER, WORDS, LANGUAGE = TaskKind.TEXT_REGRESSION, TaskKind.TOKEN_CLASSIFICATION, TaskKind.CAUSAL_LM
+TOKENS = 7
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 LABELS: dict[TaskKind, tuple[str, ...]] = {
     TEXT: CLASSES,
@@ -36,14 +38,21 @@ LABELS: dict[TaskKind, tuple[str, ...]] = {
 
 
 class Echo(nn.Module):
-    """Answers with its inputs."""
+    """Answers with its inputs, those of a language model through a head."""
+
+    config = LlamaConfig()
 
     def __init__(self) -> None:
         super().__init__()
-        self.anything = nn.Parameter(torch.zeros(()))
+        self.head = nn.Linear(TOKENS, TOKENS, bias=False)
+        nn.init.eye_(self.head.weight)
 
-    def forward(self, scores: Tensor) -> Any:
-        return type("Answer", (), {"logits": scores})
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, scores: Tensor, use_cache: bool) -> Any:
+        answers = self.head(scores) if scores.shape[-1] == TOKENS else scores
+        return type("Answer", (), {"logits": answers})
 
 
 @dataclass
@@ -83,7 +92,8 @@ def drawn(kind: TaskKind, count: int, seed: int) -> Rows:
             )
             labels[:, 1:][torch.rand(count, 5, generator=draw) < 0.3] = IGNORED
             return Rows(scores, labels)
-    return Rows(torch.randn(count, 5, 7, generator=draw), torch.randint(0, 7, (count, 5), generator=draw))
+    scores = torch.randn(count, 5, TOKENS, generator=draw)
+    return Rows(scores, torch.randint(0, TOKENS, (count, 5), generator=draw))
 
 
 def summed(kind: TaskKind, rows: Rows) -> ScoreSums:

@@ -18,6 +18,7 @@ from common.data.examples import Columns, read_examples
 from common.data.processors import load_processor
 from common.errors import ConfigError, ModelError, Stopped, StoreError
 from common.model.ffn import ffns_of
+from common.model.layers import layer_prefix
 from common.model.submodel import SubModelPlan, own_weights
 from common.records import TaskKind
 from common.storage.tensors import TensorFile
@@ -140,11 +141,17 @@ def test_the_settings_give_the_sub_fm_its_form(
     assert sub_fm.config.num_hidden_layers == len(widths)
 
 
-def test_the_full_construction_is_the_fm_in_memory_of_its_own(fm: PreTrainedModel) -> None:
+def test_the_full_construction_is_the_fm(fm: PreTrainedModel) -> None:
     _, sub_fm = builder(fm, None, construction=Construction.FULL).cut(unseen)
     assert same_bits(own_weights(sub_fm), own_weights(fm))
+
+
+def test_only_layers_that_lose_neurons_take_memory_of_their_own(fm: PreTrainedModel) -> None:
+    plan, sub_fm = builder(fm, None).cut(unseen)
     theirs = {t.data_ptr() for t in fm.state_dict().values()}
-    assert not any(t.data_ptr() in theirs for t in own_weights(sub_fm).values())
+    own = {name for name, t in own_weights(sub_fm).items() if t.data_ptr() not in theirs}
+    layers = tuple(layer_prefix(fm.config, i) for i in plan.compressed)
+    assert own == {name for name in own_weights(sub_fm) if name.startswith(layers)}
 
 
 def test_layers_that_stay_whole_leave_something_to_cut_or_it_is_told(fm: PreTrainedModel) -> None:
