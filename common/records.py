@@ -168,6 +168,10 @@ class TrainingSpec:
     optimizer: LocalOptimizer = LocalOptimizer.ADAMW
     momentum: float = 0.0
     class_weights: tuple[float, ...] = ()
+    tokens_per_step: int = 0
+    """Of a batch so many tokens are computed with at a time, at most; 0: all. Changes no result."""
+    checkpointing: bool = False
+    """Whether activations are computed again for the gradient, instead of kept. Changes no result."""
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,8 @@ def run_spec(
             t.optimizer,
             t.momentum,
             class_weights(classes, task.kind) if balanced and classes is not None else (),
+            t.tokens_per_step,
+            t.checkpointing,
         ),
         config.run.seed,
         config.asks_classes and classes is None,

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from common.data.batches import Batch, Dataset
 from common.errors import CannotTrain
-from common.model import passes
+from common.model import passes, tasks
 from common.model.adapter import Adapted, difference, plus
 from common.model.apoz import ZeroCounter, ZeroCounts
+from common.model.checkpointing import checkpointing
 from common.model.dropout import cheap_dropout
-from common.records import LocalOptimizer, TrainingSpec
+from common.records import LocalOptimizer, TaskKind, TrainingSpec
 
 # Called after every step with steps done, steps in all and the running loss; may raise to stop.
 OnStep = Callable[[int, int, float], None]
@@ -72,19 +73,24 @@ def fine_tune(
     # Dropout draws from torch's global generator: fence it off, so that nothing else shows through.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        with counter, cheap_dropout(model):
+        with counter, cheap_dropout(model), checkpointing(adapted.base, spec.checkpointing):
             model.train()
             for padded in _passes(data, spec, seed):
-                batch = padded.to(device)
-                assert batch.labels is not None
-                counter.mask = batch.mask
-                loss = passes.loss(model, batch.inputs, batch.labels, adapted.kind, weights)
                 optimizer.zero_grad()
-                (loss + spec.proximal / 2 * _distance([*lora, *head], anchors)).backward()
+                value = 0.0
+                for batch, share in _parts(padded.to(device), spec, adapted.kind, weights):
+                    assert batch.labels is not None
+                    counter.mask = batch.mask
+                    loss = passes.loss(model, batch.inputs, batch.labels, adapted.kind, weights) * share
+                    # With every part its share, too.
+                    pull = spec.proximal / 2 * share * _distance([*lora, *head], anchors)
+                    with counter.paused():
+                        (loss + pull).backward()
+                    value += loss.item()
                 torch.nn.utils.clip_grad_norm_([*lora, *head], spec.max_gradient_norm)
                 optimizer.step()
                 step += 1
-                total += (value := loss.item())
+                total += value
                 if not math.isfinite(value):
                     raise _diverged(f"the loss is {value} in step {step} of {steps}")
                 on_step(step, steps, total / step)
@@ -134,6 +140,18 @@ def _distance(parameters: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor
     if not anchors:
         return 0.0
     return torch.stack([(p - a).square().sum() for p, a in zip(parameters, anchors, strict=True)]).sum()
+
+
+def _parts(
+    batch: Batch, spec: TrainingSpec, kind: TaskKind, weights: Tensor | None
+) -> Iterator[tuple[Batch, float]]:
+    """What of a batch is computed at a time, and how much of the batch's loss is its own."""
+    parts = batch.parts(spec.tokens_per_step)
+    if len(parts) == 1:
+        yield batch, 1.0
+        return
+    own = [tasks.weight_of(part.labels, kind, weights) for part in parts if part.labels is not None]
+    yield from ((part, one / max(sum(own), 1e-30)) for part, one in zip(parts, own, strict=True))
 
 
 def _passes(data: Dataset, spec: TrainingSpec, seed: int) -> Iterator[Batch]:

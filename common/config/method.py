@@ -137,6 +137,12 @@ class TrainingSection(Section):
     class_weights: ClassWeights = ClassWeights.NONE
     """"balanced": a class counts in the loss the more, the rarer it is among all workers together. For that
     each worker tells how many examples of each class it has, before it joins."""
+    tokens_per_step: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """A batch is computed in parts of at most so many tokens, padding and all, whose gradients add up: less
+    memory, the same result but for rounding and dropout's draws. 0: all at once. An image counts as 256."""
+    checkpointing: bool = False
+    """Compute activations again for the gradient, instead of keeping them: a third more time, and only the
+    inputs of layers are kept. Also in the coordinator's gradient gap and correction."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingSection":

@@ -18,6 +18,9 @@ Labels = list[int] | Tensor
 # Batches in which neighbours in a shuffled order are sorted by length: little padding, and still by chance.
 GROUPED_BATCHES = 8
 
+# What an image counts for where tokens are counted: about as many patches as usual sizes have.
+IMAGE_TOKENS = 256
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -36,6 +39,19 @@ class Batch:
         """The same batch on a device."""
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
         return Batch(inputs, None if self.labels is None else self.labels.to(device))
+
+    def parts(self, tokens: int) -> "list[Batch]":
+        """The rows in batches of at most so many tokens, padding and all, or of one row; 0: as it is."""
+        rows, length = next(iter(self.inputs.values())).shape[:2]
+        if "input_ids" not in self.inputs:
+            length = IMAGE_TOKENS
+        each = max(1, tokens // length) if tokens else rows
+        if each >= rows:
+            return [self]
+        columns = {name: values.split(each) for name, values in self.inputs.items()}
+        parts = [{name: column[i] for name, column in columns.items()} for i in range(-(-rows // each))]
+        labels = [None] * len(parts) if self.labels is None else self.labels.split(each)
+        return [Batch(inputs, own) for inputs, own in zip(parts, labels, strict=True)]
 
 
 class Dataset(ABC):

@@ -3,7 +3,8 @@
 Workers exchange counts, not percentages, so that merging is exact whatever their data's sizes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -47,6 +48,7 @@ class ZeroCounter:
     mask: Tensor | None = None
     counts: dict[int, ZeroCounts] = field(default_factory=dict)
     _hooks: list[Any] = field(default_factory=list)
+    _counts: bool = True
 
     def __enter__(self) -> Self:
         for layer, ffn in self.ffns.items():
@@ -68,6 +70,15 @@ class ZeroCounter:
             hook.remove()
         self._hooks.clear()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While open nothing counts: a gradient may compute activations anew that have counted already."""
+        self._counts = False
+        try:
+            yield
+        finally:
+            self._counts = True
+
     def _after_in(self, layer: int) -> Any:
         def observe(module: nn.Module, inputs: Any, output: Tensor) -> None:
             self._note(layer, output)
@@ -81,6 +92,8 @@ class ZeroCounter:
         return observe
 
     def _note(self, layer: int, values: Tensor) -> None:
+        if not self._counts:
+            return
         seen = count_at_rest(values, self.mask, self.rule, self.threshold)
         before = self.counts.get(layer)
         self.counts[layer] = merge([before, seen]) if before else seen

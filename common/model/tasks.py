@@ -131,6 +131,17 @@ def loss(logits: Tensor, labels: Tensor, kind: TaskKind, weights: Tensor | None 
     return nn.functional.cross_entropy(scores, targets, weights, ignore_index=IGNORED)
 
 
+def weight_of(labels: Tensor, kind: TaskKind, weights: Tensor | None = None) -> float:
+    """What `loss` divides by, so that the losses of parts of a batch add up to that of the whole."""
+    match FORMS[kind].answer:
+        case Answer.NUMBER | Answer.CLASSES:
+            return float(len(labels))
+        case Answer.NEXT_TOKEN:
+            labels = labels[:, 1:]
+    counted = labels[labels != IGNORED]
+    return float(len(counted) if weights is None else weights[counted].sum())
+
+
 @torch.no_grad()
 def tally(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[float, float, int]:
     """Right answers, summed loss, and how many answers there were.

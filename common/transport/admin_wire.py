@@ -17,7 +17,8 @@ from common.run_status import (
     Validation,
     WorkerStatus,
 )
-from common.transport.wire import enum_from_pb, progress_from_pb, progress_to_pb
+from common.transport.enums import enum_from_pb
+from common.transport.wire import progress_from_pb, progress_to_pb
 
 # The largest item is a gradient gap of a model of a thousand layers: 50 KB.
 _ITEMS_A_PART = 16

@@ -6,8 +6,6 @@ These two are where both are known.
 """
 
 import re
-from enum import StrEnum
-from typing import TypeVar
 
 from fedpft.v1 import federation_pb2, types_pb2
 
@@ -23,7 +21,6 @@ from common.records import (
     EvaluateTask,
     JoinReply,
     JoinRequest,
-    LocalOptimizer,
     Progress,
     RunSpec,
     StopTask,
@@ -31,29 +28,19 @@ from common.records import (
     Task,
     TaskKind,
     TaskSpec,
-    TrainingSpec,
     TrainTask,
     UpdateHeader,
     WaitTask,
     ZeroRule,
 )
+from common.transport.enums import enum_from_pb
+from common.transport.training_wire import training_from_pb, training_to_pb
 from common.trust.identity import NAME
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(NAME)
 _MOST_TOLD = 300
 _MOST_U32 = 2**32 - 1
-
-Member = TypeVar("Member", bound=StrEnum)
-
-
-def enum_from_pb(kind: type[Member], pb_enum: object, prefix: str, number: int) -> Member:
-    """The member of ours that a protobuf enum's number stands for. Raises BadMessage."""
-    try:
-        label: str = pb_enum.Name(number)  # type: ignore[attr-defined]
-        return kind[label.removeprefix(prefix)]
-    except (ValueError, KeyError):
-        raise BadMessage(f"{kind.__name__} {number} is not known; upgrade this side") from None
 
 
 def digest(text: str) -> str:
@@ -157,25 +144,14 @@ def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
             dropout=r.adapter.dropout,
             freeze_a=r.adapter.freeze_a,
         ),
-        training=types_pb2.TrainingSpec(
-            epochs=r.training.epochs,
-            batch_size=r.training.batch_size,
-            learning_rate=r.training.learning_rate,
-            head_learning_rate=r.training.head_learning_rate,
-            weight_decay=r.training.weight_decay,
-            max_gradient_norm=r.training.max_gradient_norm,
-            proximal=r.training.proximal,
-            optimizer=types_pb2.LocalOptimizer.Value(f"LOCAL_OPTIMIZER_{r.training.optimizer.name}"),
-            momentum=r.training.momentum,
-            class_weights=r.training.class_weights,
-        ),
+        training=training_to_pb(r.training),
         seed=r.seed,
         asks_classes=r.asks_classes,
     )
 
 
 def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
-    a, t = m.adapter, m.training
+    a = m.adapter
     kind = enum_from_pb(TaskKind, types_pb2.TaskKind, "TASK_KIND_", m.task.kind)
     targets = enum_from_pb(AdapterTargets, types_pb2.AdapterTargets, "ADAPTER_TARGETS_", a.targets)
     return RunSpec(
@@ -188,19 +164,7 @@ def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
             ref_from_pb(m.task.labels_file) if m.task.HasField("labels_file") else None,
         ),
         adapter=AdapterSpec(targets, a.rank, a.alpha, a.dropout, a.freeze_a),
-        training=TrainingSpec(
-            t.epochs,
-            t.batch_size,
-            t.learning_rate,
-            t.head_learning_rate,
-            t.weight_decay,
-            t.max_gradient_norm,
-            t.proximal,
-            # 0: of a coordinator from before there was a choice.
-            enum_from_pb(LocalOptimizer, types_pb2.LocalOptimizer, "LOCAL_OPTIMIZER_", t.optimizer or 1),
-            t.momentum,
-            tuple(t.class_weights),
-        ),
+        training=training_from_pb(m.training),
         seed=m.seed,
         asks_classes=m.asks_classes,
     )

@@ -1,6 +1,7 @@
 """The coordinator's two models and what is computed on them. Blocking: runs in the compute thread."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from common.data.encoding import encode
 from common.data.examples import Examples
 from common.data.processors import processor_files
 from common.model.adapter import Adapted
+from common.model.checkpointing import checkpointing
 from common.model.ffn import ffns_of, is_smooth
 from common.model.layers import layers_of
 from common.model.passes import logits
@@ -242,14 +244,11 @@ class Models:
         self._plug()
         settings = self._config.gradient_gap
         batches = self._builder.batches(settings.batch_size, "gradient-gap")
-        return gradient_gap.measure(
-            self._tuned_fm,
-            self._tuned_sub_fm,
-            self._plan,
-            [next(batches) for _ in range(settings.batches)],
-            round_number,
-            seeds.derive(self._seed, "gradient-gap"),
-        )
+        some = [next(batches) for _ in range(settings.batches)]
+        seed = seeds.derive(self._seed, "gradient-gap")
+        with self._checkpointing():
+            both = self._tuned_fm, self._tuned_sub_fm
+            return gradient_gap.measure(*both, self._plan, some, round_number, seed)
 
     def perplexities(self) -> tuple[float, float] | None:
         """The FM's and the sub-FM's on public data; None where they are no language models."""
@@ -310,7 +309,8 @@ class Models:
         section = self._config.correction
         corrector = Corrector(self._tuned_fm, self._tuned_sub_fm, self._public, section, self._seed)
         previous = None if before is None else self._in_fm(self._file(before))
-        return corrector.correct(adapter, previous, self._store.directory / CORRECTION_FILE, on_progress)
+        with self._checkpointing():
+            return corrector.correct(adapter, previous, self._store.directory / CORRECTION_FILE, on_progress)
 
     def evaluate_corrected(
         self, adapter: ArtifactRef, round_number: int, on_progress: OnProgress
@@ -321,6 +321,12 @@ class Models:
         return [self._score("corrected", self._tuned_fm, round_number, on_progress)]
 
     # --- parts ---
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        wanted = self._config.training.checkpointing
+        with checkpointing(self._fm, wanted), checkpointing(self._tuned_sub_fm.base, wanted):
+            yield
 
     def _score(self, name: str, tuned: Adapted, round_number: int, on_progress: OnProgress) -> Evaluation:
         assert self._test is not None

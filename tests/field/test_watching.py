@@ -199,11 +199,11 @@ def test_a_run_that_was_killed_says_so_until_and_after_it_goes_on(tmp_path: Path
     with federation(tmp_path, model_folder, rounds__workers=1, rounds__minimum=1) as running:
         running.start_coordinator()
         for _ in within(60, "it waits for workers"):
-            if "the run waits" in running.log("coordinator") or "phase: waiting" in running.log(
-                "coordinator"
-            ):
-                break
-        live = status_of(running.run)
+            # The log has it before the store.
+            if "phase: waiting" in running.log("coordinator"):
+                live = status_of(running.run)
+                if live.phase is Phase.WAITING:
+                    break
         assert live.phase is Phase.WAITING and "which is at work" in live.waiting_for
         process = running.processes.pop("coordinator")
         process.send_signal(signal.SIGKILL)

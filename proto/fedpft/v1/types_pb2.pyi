@@ -435,6 +435,8 @@ class TrainingSpec(_message.Message):
     OPTIMIZER_FIELD_NUMBER: _builtins.int
     MOMENTUM_FIELD_NUMBER: _builtins.int
     CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_STEP_FIELD_NUMBER: _builtins.int
+    CHECKPOINTING_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """Passes over the private data per round."""
     batch_size: _builtins.int
@@ -453,6 +455,10 @@ class TrainingSpec(_message.Message):
     """Which optimiser (protocol 5)."""
     momentum: _builtins.float
     """Of SGD: the share of the last step that is added to the next, 0 to 1 (protocol 5)."""
+    tokens_per_step: _builtins.int
+    """How many tokens of a batch a worker computes with at a time, at most; 0 for all. Changes no result."""
+    checkpointing: _builtins.bool
+    """Whether a worker computes activations again for the gradient, instead of keeping them. Changes no result."""
     @_builtins.property
     def class_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Factors on the loss by class index; none: 1 each (protocol 5)."""
@@ -470,10 +476,12 @@ class TrainingSpec(_message.Message):
         optimizer: Global___LocalOptimizer.ValueType = ...,
         momentum: _builtins.float = ...,
         class_weights: _abc.Iterable[_builtins.float] | None = ...,
+        tokens_per_step: _builtins.int = ...,
+        checkpointing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "class_weights", b"class_weights", "epochs", b"epochs", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "momentum", b"momentum", "optimizer", b"optimizer", "proximal", b"proximal", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "checkpointing", b"checkpointing", "class_weights", b"class_weights", "epochs", b"epochs", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "momentum", b"momentum", "optimizer", b"optimizer", "proximal", b"proximal", "tokens_per_step", b"tokens_per_step", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
