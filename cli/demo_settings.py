@@ -49,6 +49,7 @@ _BY_DATA: dict[Data, dict[str, Any]] = {
         "alignment.closed_form_batches": 4,
         "training.batch_size": 4,
         "training.learning_rate": 5e-4,
+        "training.tokens_per_step": 256,
         "gradient_gap.batch_size": 4,
     },
 }

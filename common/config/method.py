@@ -139,7 +139,8 @@ class TrainingSection(Section):
     each worker tells how many examples of each class it has, before it joins."""
     tokens_per_step: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """A batch is computed in parts of at most so many tokens, padding and all, whose gradients add up: less
-    memory, the same result but for rounding and dropout's draws. 0: all at once. An image counts as 256."""
+    memory, the same result but for rounding and dropout's draws. 0: all at once. An image counts as 256.
+    Also in the coordinator's gradient gap."""
     checkpointing: bool = False
     """Compute activations again for the gradient, instead of keeping them: a third more time, and only the
     inputs of layers are kept. Also in the coordinator's gradient gap and correction."""

@@ -17,8 +17,8 @@ from common.model.families import without_cache
 from common.model.tasks import IGNORED
 from common.records import TaskKind
 
-# Of scores at a time: 32 MiB as float32, enough rows for matrix products at full speed.
-MOST_SCORES = 2**23
+# Of scores at a time: 16 MiB as float32, enough rows for matrix products at full speed.
+MOST_SCORES = 2**22
 
 # A head's outputs → the model's scores.
 _Finish = Callable[[Tensor], Tensor]

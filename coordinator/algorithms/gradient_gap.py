@@ -16,7 +16,7 @@ from common.model.ffn import ffns_of
 from common.model.layers import layers_of, watch_outputs
 from common.model.passes import logits, loss
 from common.model.submodel import SubModelPlan
-from common.model.tasks import drawn_labels
+from common.model.tasks import drawn_labels, weight_of
 from common.records import TaskKind
 from common.run_status import GradientGap, LayerGap
 from coordinator.algorithms.distillation_loss import linear_map
@@ -32,22 +32,28 @@ def measure(
     batches: Sequence[Batch],
     round_number: int,
     seed: int,
+    tokens: int = 0,
 ) -> GradientGap:
     """Compare both models, neither of which is changed.
 
     Public data has no labels: they are drawn from the FM's own predictions with `seed`, the same for
     both models (the gradients then are those of the Fisher information); a language model's are its
-    tokens. Both models run without dropout.
+    tokens. Both models run without dropout, on so many `tokens` at a time, 0 being all of a batch.
     """
     above, below = _zeros(fm), _zeros(sub_fm)
-    # Of each layer, by batch: no more than one batch's outputs are held.
-    differences: list[list[float]] = [[] for _ in plan.layers]
+    # Of each layer, over the batches: no more than one batch's outputs are held.
+    differences = [0.0] * len(plan.layers)
     for i, batch in enumerate(batches):
-        labelled = _labelled(fm, batch, seed + i)
-        wanted = _observe(fm, labelled, above, len(batches))
-        got = _observe(sub_fm, labelled, below, len(batches))
-        for found, layer, output in zip(differences, plan.layers, got, strict=True):
-            found.append(_relative(wanted[layer.source], output, labelled.mask))
+        parts = _labelled(fm, batch, seed + i).parts(tokens)
+        counts = [weight_of(part.labels, fm.kind) for part in parts if part.labels is not None]
+        squares = torch.zeros(len(plan.layers), 2, dtype=torch.float64)
+        for part, count in zip(parts, counts, strict=True):
+            share = count / max(sum(counts), 1.0) / len(batches)
+            wanted, got = _observe(fm, part, above, share), _observe(sub_fm, part, below, share)
+            for total, layer, output in zip(squares, plan.layers, got, strict=True):
+                total += _squares(wanted[layer.source], output, part.mask)
+        for k, (apart, whole) in enumerate(squares.sqrt().tolist()):
+            differences[k] += apart / whole / len(batches)
     gradients = {_saved_name(name): value for name, value in below.items()}
     fm_gradients = seen_from_below(
         gradients, {_saved_name(name): value for name, value in above.items()}, plan, fm.base.config
@@ -61,7 +67,7 @@ def measure(
         with torch.no_grad():
             target, own = linear_map(fm_ffns[layer.source]), linear_map(sub_ffns[i])
         weights = float((own - target).norm() / target.norm())
-        layers.append(LayerGap(i, cosine, ratio, difference, sum(differences[i]) / len(batches), weights))
+        layers.append(LayerGap(i, cosine, ratio, difference, differences[i], weights))
     cosine, ratio, _ = _compare(fm_gradients, gradients, list(gradients))
     return GradientGap(round_number, cosine, ratio, drift(cosine, ratio), tuple(layers))
 
@@ -89,16 +95,15 @@ def _zeros(adapted: Adapted) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) for name, p in _trainable(adapted).items()}
 
 
-def _observe(adapted: Adapted, batch: Batch, sums: dict[str, Tensor], batches: int) -> list[Tensor]:
-    """Adds the batch's share of the mean gradient to `sums`, and returns the layers' outputs; leaves no
-    gradient behind."""
+def _observe(adapted: Adapted, batch: Batch, sums: dict[str, Tensor], share: float) -> list[Tensor]:
+    """Adds the batch's gradient times its share to `sums`, leaving none behind; returns the layers' outputs."""
     trainable = _trainable(adapted)
     assert batch.labels is not None
     with watch_outputs(layers_of(adapted.base)) as states:
         value = loss(adapted.model, batch.inputs, batch.labels, adapted.kind)
     gradients = torch.autograd.grad(value, list(trainable.values()))
     for name, gradient in zip(trainable, gradients, strict=True):
-        sums[name] += gradient / batches
+        sums[name] += gradient * share
     return [state.detach() for state in states]
 
 
@@ -122,7 +127,9 @@ def _compare(fm: Tensors, sub_fm: Tensors, names: Sequence[str]) -> tuple[float,
     return dot / (a * b), b / a, gap / a
 
 
-def _relative(teacher: Tensor, student: Tensor, mask: Tensor | None) -> float:
+def _squares(teacher: Tensor, student: Tensor, mask: Tensor | None) -> Tensor:
+    """Of the difference and of the teacher's outputs, summed: float64 [2]."""
     tokens = ... if mask is None else mask.bool()
     target = teacher[tokens].float()
-    return float((student[tokens] - target).norm() / target.norm())
+    norms = torch.stack([(student[tokens] - target).norm(), target.norm()])
+    return norms.double().cpu().square()

@@ -248,7 +248,8 @@ class Models:
         seed = seeds.derive(self._seed, "gradient-gap")
         with self._checkpointing():
             both = self._tuned_fm, self._tuned_sub_fm
-            return gradient_gap.measure(*both, self._plan, some, round_number, seed)
+            tokens = self._config.training.tokens_per_step
+            return gradient_gap.measure(*both, self._plan, some, round_number, seed, tokens)
 
     def perplexities(self) -> tuple[float, float] | None:
         """The FM's and the sub-FM's on public data; None where they are no language models."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.data.batches import Batch
+from common.data.batches import IMAGE_TOKENS, Batch
 from common.model.adapter import Adapted
 from common.model.families import FAMILIES
 from common.model.ffn import ffns_of
@@ -123,3 +123,17 @@ def test_a_head_alone_has_a_gap_too() -> None:
 )
 def test_drift_grows_with_angle_and_with_unequal_norms(cosine: float, ratio: float, expected: float) -> None:
     assert drift(cosine, ratio) == pytest.approx(expected)
+
+
+@every_task
+def test_in_parts_it_comes_to_the_same(model_type: str, kind: TaskKind) -> None:
+    fm, sub_fm, plan = both(model_type, kind, 0.75)
+    batches = batches_for(fm)
+    whole = measure(fm, sub_fm, plan, batches, 0, seed=5)
+    tokens = 2 * (IMAGE_TOKENS if kind is TaskKind.IMAGE_CLASSIFICATION else 8)
+    parts = measure(fm, sub_fm, plan, batches, 0, seed=5, tokens=tokens)
+    assert len(batches[0].parts(tokens)) == 3
+    assert (parts.cosine, parts.norm_ratio) == pytest.approx((whole.cosine, whole.norm_ratio), abs=1e-4)
+    for one, other in zip(whole.layers, parts.layers, strict=True):
+        assert other.gradient_difference == pytest.approx(one.gradient_difference, abs=1e-3)
+        assert other.output_difference == pytest.approx(one.output_difference, abs=1e-4)
