@@ -48,7 +48,6 @@ class ZeroCounter:
     mask: Tensor | None = None
     counts: dict[int, ZeroCounts] = field(default_factory=dict)
     _hooks: list[Any] = field(default_factory=list)
-    _counts: bool = True
 
     def __enter__(self) -> Self:
         for layer, ffn in self.ffns.items():
@@ -73,11 +72,11 @@ class ZeroCounter:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """While open nothing counts: a gradient may compute activations anew that have counted already."""
-        self._counts = False
+        kept, self.counts = self.counts, {}
         try:
             yield
         finally:
-            self._counts = True
+            self.counts = kept
 
     def _after_in(self, layer: int) -> Any:
         def observe(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -92,8 +91,6 @@ class ZeroCounter:
         return observe
 
     def _note(self, layer: int, values: Tensor) -> None:
-        if not self._counts:
-            return
         seen = count_at_rest(values, self.mask, self.rule, self.threshold)
         before = self.counts.get(layer)
         self.counts[layer] = merge([before, seen]) if before else seen

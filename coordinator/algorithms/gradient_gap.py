@@ -96,7 +96,7 @@ def _zeros(adapted: Adapted) -> dict[str, Tensor]:
 
 
 def _observe(adapted: Adapted, batch: Batch, sums: dict[str, Tensor], share: float) -> list[Tensor]:
-    """Adds the batch's gradient times its share to `sums`, leaving none behind; returns the layers' outputs."""
+    """Adds the batch's gradient times its share to `sums`, and leaves none; returns the layers' outputs."""
     trainable = _trainable(adapted)
     assert batch.labels is not None
     with watch_outputs(layers_of(adapted.base)) as states:
