@@ -99,6 +99,7 @@ def run_spec(
             t.optimizer,
             t.momentum,
             class_weights(classes, task.kind) if balanced and classes is not None else (),
+            t.neuron_learning_rate,
         ),
         config.run.seed,
         config.asks_classes and classes is None,
