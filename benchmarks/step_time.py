@@ -61,7 +61,7 @@ def models_of(fm: PreTrainedModel) -> Models:
 
 def by_hand(adapted: Adapted, batches: Sequence[Batch]) -> Callable[[], None]:
     """The minimal loop."""
-    lora, head = adapted.parameter_groups()
+    lora, _, head = adapted.parameter_groups()
 
     def run() -> None:
         adapted.model.train()

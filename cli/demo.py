@@ -156,8 +156,7 @@ async def _run(wanted: _Wanted) -> dict[str, Any] | int:
         code = await _supervised(wanted, config, data.workers, console)
         if code:
             return code
-    seconds, merge = time.monotonic() - begun, wanted.method is Method.HEAD_ONLY
-    result = figures(wanted.method, wanted.data, folder, model, seconds, merge)
+    result = figures(wanted.method, wanted.data, folder, model, time.monotonic() - begun)
     show(console, result)
     return result
 

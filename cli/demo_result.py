@@ -13,14 +13,15 @@ from common.records import TaskKind
 from common.run_status import Evaluation
 
 
-def figures(method: str, data: str, folder: Path, model: Path, seconds: float, merge: bool) -> dict[str, Any]:
-    """The finished run in `folder`; also exports its model. Scores are under their measure's name."""
+def figures(method: str, data: str, folder: Path, model: Path, seconds: float) -> dict[str, Any]:
+    """The finished run in `folder`; also exports its model, merged where it is no PEFT adapter. Scores are
+    under their measure's name."""
     from coordinator.campaign.status import open_run, stored_status
     from coordinator.owner.export import export
 
     out = folder / "export"
-    export(folder, out, merge=merge)
     store, config = open_run(folder)
+    export(folder, out, merge=config.only_merges)
     status, traffic = stored_status(store, config), store.traffic.by_worker()
     store.close()
     measure = "perplexity" if status.task is TaskKind.CAUSAL_LM else "accuracy"

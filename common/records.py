@@ -10,12 +10,14 @@ from enum import StrEnum
 PROTOCOL_MIN = 1
 # 2: an interrupted upload goes on where it broke off (OfferUpdate). 3: many labels come as a file.
 # 4: tasks of numbers, of several classes, and of a class for every word.
-# 5: scores at the workers; workers asked for their classes before they join, and how these weigh; SGD.
+# 5: scores at the workers; workers asked for their classes before they join, and how these weigh; SGD; FFN
+# neurons tuned in full.
 PROTOCOL_MAX = 5
 LABELS_FILE_SINCE = 3
 VALIDATION_SINCE = 5
 CLASSES_SINCE = 5
 SGD_SINCE = 5
+NEURONS_SINCE = 5
 
 
 class ArtifactKind(StrEnum):
@@ -47,11 +49,23 @@ class TaskKind(StrEnum):
 
 
 class AdapterTargets(StrEnum):
-    """Which modules of every layer carry LoRA."""
+    """What is tuned in every layer: modules that carry LoRA; FFN neurons whose weights are tuned in full."""
 
     NONE = "none"
     ATTENTION = "attention"
     ATTENTION_FFN = "attention+ffn"
+    NEURONS = "neurons"
+    ATTENTION_NEURONS = "attention+neurons"
+
+    @property
+    def lora(self) -> bool:
+        """Whether anything carries LoRA."""
+        return self not in (AdapterTargets.NONE, AdapterTargets.NEURONS)
+
+    @property
+    def neurons(self) -> bool:
+        """Whether FFN matrices are tuned in full."""
+        return self in (AdapterTargets.NEURONS, AdapterTargets.ATTENTION_NEURONS)
 
 
 class LocalOptimizer(StrEnum):
@@ -138,7 +152,7 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """LoRA: modules, rank, alpha (scale is alpha / rank), dropout, whether A is frozen.
+    """What is tuned; of LoRA rank, alpha (scale is alpha / rank), dropout, whether A is frozen.
 
     A classifier's head is always tuned in full.
     """
@@ -155,7 +169,7 @@ class TrainingSpec:
     """How a worker trains in every round; learning rates before the round's factor.
 
     `proximal` is FedProx's mu: 0 is none. `momentum` is SGD's. `class_weights` are factors on the loss by
-    class index; none: 1.
+    class index; none: 1. `neuron_learning_rate` is for FFN neurons that are tuned in full.
     """
 
     epochs: int
@@ -172,6 +186,7 @@ class TrainingSpec:
     """Of a batch so many tokens are computed with at a time, at most; 0: all. Changes no result."""
     checkpointing: bool = False
     """Whether activations are computed again for the gradient, instead of kept. Changes no result."""
+    neuron_learning_rate: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ BREAKING: tuple[dict[str, Any], ...] = (
     ALLOWED | {"task": {"kind": "causal-lm"}, "adapter": {"targets": "none"}},
     ALLOWED | {"rounds": {"workers": 2, "minimum": 3}},
     ALLOWED | {"aggregation": {"lora": "exact", "rule": "median"}},
+    ALLOWED | {"aggregation": {"lora": "exact"}, "adapter": {"targets": "neurons"}},
     ALLOWED
     | PUBLIC
     | {

@@ -264,6 +264,7 @@ CORRECTION = Experiment(
     only_quick=(FEDPETUNING, CORRECTED, "rounds", "fedot", HEAD_ONLY),
 )
 
+_NEURONS = {"adapter.targets": "attention+neurons"}
 VARIANTS = Experiment(
     "variants",
     "What closes the gap between FedPFT and tuning the whole FM?",
@@ -274,6 +275,9 @@ VARIANTS = Experiment(
         Variant(
             "full+ffn", "FedPETuning, adapters on the FFN too", _FULL | {"adapter.targets": "attention+ffn"}
         ),
+        Variant("neurons", "kept neurons in full, and adapters on attention", _NEURONS),
+        Variant("neurons-only", "kept neurons in full alone", {"adapter.targets": "neurons"}),
+        Variant("full+neurons", "FedPETuning, all neurons in full", _FULL | _NEURONS),
         Variant("600-steps", "600 steps of alignment", {"alignment.steps": 600}),
         Variant("logit-term", "matching the last layer's output", {"alignment.logit_term": 1.0}),
         Variant("attention-term", "matching attention outputs", {"alignment.attention_term": 1.0}),

@@ -64,7 +64,8 @@ def limits_of(run: RunSpec, wanted: SubModelRef) -> Limits:
     if (buffers := sum(b.nbytes for b in model.buffers())) > _MOST_BUFFER_BYTES:
         raise ModelError(f"the model wants {buffers} bytes beside its weights")
     adapter = adapted.schema()
-    residuals = sum(_mapped(adapted, name) for name in adapter if name.endswith(_LORA_A))
+    exact = not run.adapter.targets.neurons
+    residuals = sum(_mapped(adapted, name) for name in adapter if exact and name.endswith(_LORA_A))
     return Limits(
         base=content_bytes(weights) + MAX_HEADER_BYTES,
         # Beside the values each neuron's number.

@@ -58,17 +58,18 @@ def fine_tune(
     adapted.load(start)
     model = adapted.model
     device = next(model.parameters()).device
-    lora, head = adapted.parameter_groups()
+    tuned = adapted.parameter_groups()
     groups = [
-        {"params": lora, "lr": spec.learning_rate * factor},
-        {"params": head, "lr": spec.head_learning_rate * factor},
+        {"params": tuned.lora, "lr": spec.learning_rate * factor},
+        {"params": tuned.neurons, "lr": spec.neuron_learning_rate * factor},
+        {"params": tuned.head, "lr": spec.head_learning_rate * factor},
     ]
     optimizer = _optimizer([group for group in groups if group["params"]], spec)
     per_epoch = -(-len(data) // spec.batch_size)
     steps, step, total = per_epoch * spec.epochs, 0, 0.0
     counter = counter or ZeroCounter({})
     weights = torch.tensor(spec.class_weights, device=device) if spec.class_weights else None
-    anchors = [p.detach().clone() for p in (*lora, *head)] if spec.proximal else []
+    anchors = [p.detach().clone() for p in tuned.all] if spec.proximal else []
 
     # Dropout draws from torch's global generator: fence it off, so that nothing else shows through.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -83,11 +84,11 @@ def fine_tune(
                     counter.mask = batch.mask
                     loss = passes.loss(model, batch.inputs, batch.labels, adapted.kind, weights) * share
                     # With every part its share, too.
-                    pull = spec.proximal / 2 * share * _distance([*lora, *head], anchors)
+                    pull = spec.proximal / 2 * share * _distance(tuned.all, anchors)
                     with counter.paused():
                         (loss + pull).backward()
                     value += loss.item()
-                torch.nn.utils.clip_grad_norm_([*lora, *head], spec.max_gradient_norm)
+                torch.nn.utils.clip_grad_norm_(tuned.all, spec.max_gradient_norm)
                 optimizer.step()
                 step += 1
                 total += value

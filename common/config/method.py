@@ -96,11 +96,13 @@ class RealignmentSection(Distillation):
 
 
 class AdapterSection(Section):
-    """The tuned parameters: LoRA and the task head."""
+    """The tuned parameters: LoRA or neurons in full, and the task head."""
 
     targets: AdapterTargets = AdapterTargets.ATTENTION
     """"attention": LoRA on query, key, value and output of every layer; "attention+ffn": on the FFN's kept
-    neurons as well; "none": the head alone."""
+    neurons as well; "attention+neurons": LoRA on attention, and the kept neurons' weights in full, without
+    LoRA; "neurons": these alone; "none": the head alone. Neurons in full make adapter and updates as large
+    as the sub-FM's FFN, export with --merge only, and want workers of protocol 5."""
     rank: Sent = 8
     """Rank of LoRA."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
@@ -123,6 +125,9 @@ class TrainingSection(Section):
     """Learning rate for LoRA; AdamW's must be < 1."""
     head_learning_rate: Annotated[float, Field(gt=0)] = 5e-3
     """Learning rate for the head; AdamW's must be < 1."""
+    neuron_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    """Learning rate for neurons tuned in full (adapter.targets); AdamW's must be < 1. They want less than
+    LoRA."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of "sgd": share of the last step that is added to the next."""
     weight_decay: Share = 0.01
@@ -149,7 +154,7 @@ class TrainingSection(Section):
     def _consistent(self) -> "TrainingSection":
         if self.optimizer is LocalOptimizer.ADAMW and self.momentum:
             raise ValueError(f'momentum must be 0 for optimizer = "adamw", got {self.momentum:g}')
-        for key in ("learning_rate", "head_learning_rate"):
+        for key in ("learning_rate", "head_learning_rate", "neuron_learning_rate"):
             rate = getattr(self, key)
             if self.optimizer is LocalOptimizer.ADAMW and rate >= 1:
                 raise ValueError(f'{key} must be < 1 for optimizer = "adamw", got {rate:g}')
@@ -206,6 +211,8 @@ class CorrectionSection(Section):
     """AdamW's peak learning rate for LoRA; cosine decay after warm-up."""
     head_learning_rate: Rate = 2e-3
     """AdamW's peak learning rate for the head."""
+    neuron_learning_rate: Rate = 1e-4
+    """AdamW's peak learning rate for neurons tuned in full (adapter.targets)."""
     warmup: Share = 0.06
     """Share of the steps in which the learning rates rise."""
     held_out: Positive = 256

@@ -125,6 +125,11 @@ class RunConfig(Section):
             raise ValueError("rounds.over_select needs rounds.sample: without it all workers are asked")
         if self.task.kind is TaskKind.CAUSAL_LM and self.adapter.targets is AdapterTargets.NONE:
             raise ValueError('adapter.targets must not be "none" for causal-lm: there is no head to tune')
+        if self.adapter.targets.neurons and self.aggregation.lora is not LoraAveraging.FACTORS:
+            raise ValueError(
+                f'aggregation.lora must be "factors" for adapter.targets = "{self.adapter.targets}", '
+                f'got "{self.aggregation.lora}"'
+            )
         if self.task.pairs and self.data.test and self.data.test.path and not self.data.test.pair_column:
             raise ValueError("data.test.pair_column must be set, as task.pairs is true")
         if self.sub_fm.path is not None and not self.prunes:
@@ -193,6 +198,13 @@ class RunConfig(Section):
         """The same run with the labels that there are. Raises ValidationError."""
         return RunConfig.model_validate(
             self.model_dump() | {"task": self.task.model_dump() | {"labels": labels}}
+        )
+
+    @property
+    def only_merges(self) -> bool:
+        """Whether its result is no PEFT adapter, and can be exported merged into the FM only."""
+        return not self.adapter.targets.lora or (
+            self.adapter.targets.neurons or self.aggregation.lora is LoraAveraging.EXACT
         )
 
     @property

@@ -1,14 +1,16 @@
 """The adapter: LoRA on every layer plus the task head. peft does the LoRA.
 
 Tensors carry the names under which PEFT saves them, so that an adapter on the wire is already what
-an export holds. Under exact averaging (FedEx-LoRA) there are residuals besides: what base weights
-have gained, `….residual.weight` beside `….lora_A.weight`, [out, in] in nn.Linear's layout.
+an export holds. There may be residuals besides: what base weights have gained, `….residual.weight`,
+[out, in] in nn.Linear's layout. Where FFN neurons are tuned in full these are trained, and have no LoRA
+beside them; under exact averaging (FedEx-LoRA) the coordinator computes them, and each stands beside
+`….lora_A.weight`.
 """
 
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import (
@@ -25,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from common.errors import BadUpdate, ModelError, UnsupportedFamily
 from common.model.families import Family, family_of
 from common.model.ffn import Projection
+from common.model.neurons import tune_neurons, work_in
 from common.model.tasks import peft_type
 from common.records import AdapterSpec, AdapterTargets, TaskKind
 from common.storage.schema import TensorSpec, schema_of
@@ -90,14 +93,31 @@ def is_transposed(model: PreTrainedModel) -> bool:
 
 def trained(name: str, spec: AdapterSpec) -> bool:
     """Whether workers train this tensor of an adapter: an update holds these and no others."""
-    return not name.endswith(RESIDUAL) and not (spec.freeze_a and name.endswith(_LORA_A))
+    if name.endswith(RESIDUAL):
+        return spec.targets.neurons
+    return not (spec.freeze_a and name.endswith(_LORA_A))
+
+
+class Trainable(NamedTuple):
+    """An adapter's parameters that are trained: each group may have a learning rate of its own."""
+
+    lora: list[nn.Parameter]
+    neurons: list[nn.Parameter]
+    """Dense changes of FFN matrices, [out, in]."""
+    head: list[nn.Parameter]
+
+    @property
+    def all(self) -> list[nn.Parameter]:
+        """Every one, in this order."""
+        return [*self.lora, *self.neurons, *self.head]
 
 
 class Adapted:
     """A model with an adapter in it; `model` is called as before.
 
-    LoRA starts as no change (B = 0); its A is drawn from `seed`. The head starts as the model's own, and so
-    do modules that are `new` besides. Raises ModelError for a module that cannot be.
+    LoRA starts as no change (B = 0); its A is drawn from `seed`. So do neurons that are tuned in full, with
+    nothing drawn. The head starts as the model's own, and so do modules that are `new` besides. Raises
+    ModelError for a module that cannot be.
     """
 
     def __init__(
@@ -117,7 +137,7 @@ class Adapted:
         # Base weights [out, in] as they were, of those that a residual has been added to.
         self._unchanged: dict[str, Tensor] = {}
         self._residuals: dict[str, Tensor] = {}
-        if spec.targets is AdapterTargets.NONE:
+        if not spec.targets.lora:
             model.requires_grad_(False)
             for head in self._heads:
                 model.get_submodule(head).requires_grad_(True)
@@ -133,6 +153,9 @@ class Adapted:
                     parameter.requires_grad_(False)
         for head in self._heads:
             _in_float32(self.base.get_submodule(head))
+        # After peft, which freezes what it does not know.
+        changes = tune_neurons(model) if spec.targets.neurons else {}
+        self._neurons = {PEFT_PREFIX + name: change for name, change in changes.items()}
         # peft's new layers start in training mode, whatever the model was in.
         self.model.eval()
 
@@ -142,10 +165,14 @@ class Adapted:
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def schema(self) -> dict[str, TensorSpec]:
-        """Names, shapes and dtypes of an adapter without residuals; also of a model without values."""
+        """Names, shapes and dtypes of an adapter as workers train it; also of a model without values."""
         return schema_of(self._state())
 
     def _state(self) -> dict[str, Tensor]:
+        """Without what exact averaging adds."""
+        return self._plain_state() | self._neurons
+
+    def _plain_state(self) -> dict[str, Tensor]:
         if isinstance(self.model, PeftModel):
             found: dict[str, Tensor] = get_peft_model_state_dict(self.model)
             return found
@@ -157,7 +184,9 @@ class Adapted:
 
     def load(self, tensors: Tensors) -> None:
         """Plug an adapter in. Raises BadUpdate when it is not of this model."""
-        residuals = {name: tensor for name, tensor in tensors.items() if name.endswith(RESIDUAL)}
+        # Neurons that are tuned in full and exact averaging do not go together.
+        added = () if self._neurons else (name for name in tensors if name.endswith(RESIDUAL))
+        residuals = {name: tensors[name] for name in added}
         plain = {name: tensor for name, tensor in tensors.items() if name not in residuals}
         expected = self._state()
         if expected.keys() != plain.keys():
@@ -166,6 +195,8 @@ class Adapted:
         for name, tensor in expected.items():
             _require_shape(name, tensor, plain[name])
         self._add_residuals(residuals)
+        self._set_neurons(plain)
+        plain = {name: tensor for name, tensor in plain.items() if name not in self._neurons}
         if isinstance(self.model, PeftModel):
             result: Any = set_peft_model_state_dict(self.model, plain)
             # Base weights count as missing there, so only this tells whether all went in.
@@ -175,6 +206,11 @@ class Adapted:
             prefix = f"{PEFT_PREFIX}{head}."
             own = {n.removeprefix(prefix): t for n, t in plain.items() if n.startswith(prefix)}
             self.model.get_submodule(head).load_state_dict(own)
+
+    @torch.no_grad()
+    def _set_neurons(self, tensors: Tensors) -> None:
+        for name, change in self._neurons.items():
+            change.copy_(tensors[name])
 
     @torch.no_grad()
     def _add_residuals(self, residuals: dict[str, Tensor]) -> None:
@@ -197,19 +233,20 @@ class Adapted:
 
     def merged(self) -> PreTrainedModel:
         """The plain model with the adapter worked into its weights; this object is used up."""
+        if self._neurons:
+            work_in(self.base)
         if isinstance(self.model, PeftModel):
             merged: PreTrainedModel = self.model.merge_and_unload()
             return merged
         return self.base
 
-    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Trainable parameters: LoRA's, and the head's."""
-        lora: list[nn.Parameter] = []
-        head: list[nn.Parameter] = []
+    def parameter_groups(self) -> Trainable:
+        """What is trained, by kind."""
+        groups = Trainable([], list(self._neurons.values()), [])
         for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                (lora if ".lora_" in name else head).append(parameter)
-        return lora, head
+            if parameter.requires_grad and not name.endswith(RESIDUAL):
+                (groups.lora if ".lora_" in name else groups.head).append(parameter)
+        return groups
 
 
 def _in_float32(head: nn.Module) -> None:

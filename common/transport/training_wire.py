@@ -20,6 +20,7 @@ def training_to_pb(spec: TrainingSpec) -> types_pb2.TrainingSpec:
         class_weights=spec.class_weights,
         tokens_per_step=spec.tokens_per_step,
         checkpointing=spec.checkpointing,
+        neuron_learning_rate=spec.neuron_learning_rate,
     )
 
 
@@ -38,4 +39,5 @@ def training_from_pb(m: types_pb2.TrainingSpec) -> TrainingSpec:
         tuple(m.class_weights),
         m.tokens_per_step,
         m.checkpointing,
+        m.neuron_learning_rate,
     )

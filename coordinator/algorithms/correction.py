@@ -28,12 +28,14 @@ _MAX_GRADIENT_NORM = 1.0
 
 @dataclass(frozen=True)
 class Settings:
-    """Optimiser steps, AdamW's peak rates of LoRA and head, warm-up as a share of the steps."""
+    """Optimiser steps, AdamW's peak rates of LoRA and head, warm-up as a share of the steps, and the peak
+    rate of neurons that are tuned in full."""
 
     steps: int
     learning_rate: float
     head_learning_rate: float
     warmup: float
+    neuron_learning_rate: float = 1e-4
 
 
 # Not in inference mode: what comes out takes part in a loss.
@@ -57,7 +59,7 @@ def mean_of(*teachers: Teacher) -> Teacher:
 
 def as_now(model: Adapted) -> Teacher:
     """The model's predictions with the tuned values that it has at this moment, whatever becomes of them."""
-    tuned = [parameter for group in model.parameter_groups() for parameter in group]
+    tuned = model.parameter_groups().all
     kept = [parameter.detach().clone() for parameter in tuned]
 
     @torch.no_grad()
@@ -119,7 +121,7 @@ def correct(
     checkpoint_every: int = 50,
     resume: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Train the student's LoRA and head, in place, until its predictions are the teacher's; without dropout.
+    """Train what the student tunes, in place, until its predictions are the teacher's; without dropout.
 
     L(φ) = mean over the batch of KL( p_n ‖ softmax(FM(x_n; φ)) ), by AdamW without weight decay, with warm-up
     and cosine decay to 0, gradients clipped to norm 1. `resume` goes on from what `on_checkpoint` was given,
@@ -127,13 +129,18 @@ def correct(
     when the checkpoint is of another correction.
     """
     student.model.eval()
-    lora, head = student.parameter_groups()
-    groups = [(lora, settings.learning_rate), (head, settings.head_learning_rate)]
+    groups = student.parameter_groups()
+    s = settings
+    rates = (s.learning_rate, s.neuron_learning_rate, s.head_learning_rate)
     adamw = torch.optim.AdamW(
-        [{"params": group, "lr": rate, "initial_lr": rate} for group, rate in groups if group],
+        [
+            {"params": group, "lr": rate, "initial_lr": rate}
+            for group, rate in zip(groups, rates, strict=True)
+            if group
+        ],
         weight_decay=0.0,
     )
-    tuned = {*lora, *head}
+    tuned = set(groups.all)
     trained = {name: p for name, p in student.model.named_parameters() if p in tuned}
     fixed = {"correction": torch.tensor(astuple(settings), dtype=torch.float64)}
     done = 0

@@ -71,7 +71,9 @@ class Corrector:
             self.fm,
             teacher,
             (batch.to(device) for batch in batches),
-            correction.Settings(s.steps, s.learning_rate, s.head_learning_rate, s.warmup),
+            correction.Settings(
+                s.steps, s.learning_rate, s.head_learning_rate, s.warmup, s.neuron_learning_rate
+            ),
             on_step=lambda step, steps, loss: on_progress(step, steps),
             on_checkpoint=partial(keep_checkpoint, checkpoint, origin),
             checkpoint_every=s.checkpoint_every,

@@ -93,8 +93,8 @@ def export(
     tokenizer or image processor, and a model card. Weights are float32 in an adapter and as the FM's in
     a model, unless `dtype` says otherwise. `model` says where the FM is now, if not where the run left it.
 
-    Raises StoreError when there is nothing to export, or no adapter because the head alone was tuned;
-    ModelError when the FM is gone.
+    Raises StoreError when there is nothing to export, or what was tuned is no PEFT adapter: the head alone,
+    FFN neurons in full; ModelError when the FM is gone.
     """
     store, config = open_run(directory, model)
     number, adapter = _chosen(store, config, which)
@@ -109,6 +109,8 @@ def export(
     spec, kind, path = adapter_spec(config), config.task.kind, config.model.path
     if not merge and spec.targets is AdapterTargets.NONE:
         raise StoreError("this run tuned the head alone, which is no PEFT adapter; add --merge")
+    if not merge and spec.targets.neurons:
+        raise StoreError("this run tuned FFN neurons in full, which no PEFT adapter holds; add --merge")
     if not merge and any(name.endswith(RESIDUAL) for name in tensors):
         raise StoreError("exact averaging changed base weights too, which no PEFT adapter holds; add --merge")
     require_same(store, config, [MODEL])

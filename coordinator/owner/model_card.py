@@ -187,7 +187,7 @@ def model_card(config: RunConfig, status: RunStatus, fields: Mapping[str, Any], 
         "base_model": name,
         "library_name": "transformers" if how.merged else "peft",
         "pipeline_tag": FORMS[task.kind].pipeline,
-        "tags": ["fedpft", "federated-learning", "lora"],
+        "tags": ["fedpft", "federated-learning", *(["lora"] if config.adapter.targets.lora else [])],
     }
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items())
     told = f" Classes, in order: {', '.join(labels)}." if labels else ""

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from common.records import AdapterTargets
 from experiments.report.document import Cell, Column, Plot, PlotKind, Section, Series, Table
 from experiments.report.results import Results
 from experiments.search import first_design, ranked
-from experiments.tuned import HEAD_ONLY, method_of
+from experiments.tuned import HEAD_ONLY
 from experiments.tuning import Found, found_by_method
 
 # Settings by column of a table.
@@ -52,24 +53,36 @@ def sections(results: Results) -> list[Section]:
 def trained_with(results: Results) -> list[Section]:
     """How each variant's workers trained, and whether that was found by a search."""
     rows: list[tuple[Cell, ...]] = []
+    neuron_rates: list[float | None] = []
     for variant in results.variants:
         figures = next((f for (_, name, _), f in results.cells.items() if name == variant), {})
         if "training" not in figures:
             continue
-        has_adapter = method_of(results.experiment.variant(variant).settings) != HEAD_ONLY
         own = results.experiment.variant(variant).settings
+        targets = AdapterTargets(own.get("adapter.targets", AdapterTargets.ATTENTION))
+        neuron_rates.append(figures["training"]["neuron_learning_rate"] if targets.neurons else None)
         found = any(key not in own for key in figures["settings"] if key.startswith("training."))
         rows.append(
             (
                 results.title(variant),
-                *settings_cells(figures["training"], has_adapter),
+                *settings_cells(figures["training"], targets.lora),
                 "tuned" if found else "default",
             )
         )
     if not rows:
         return []
+    further = any(rate is not None for rate in neuron_rates)
+    if further:
+        rows = [(*row[:3], rate, *row[3:]) for row, rate in zip(rows, neuron_rates, strict=True)]
     note = "tuned: found by `fedpft experiment tune` for the method on this data, on validation data only."
-    columns = (Column("variant"), *SETTINGS, Column("from"))
+    first, others = SETTINGS[:2], SETTINGS[2:]
+    columns = (
+        Column("variant"),
+        *first,
+        *((Column("neurons' rate", "g"),) if further else ()),
+        *others,
+        Column("from"),
+    )
     return [
         Section(
             "Training", (), (Table("training", "What workers train with", columns, tuple(rows), (note,)),)

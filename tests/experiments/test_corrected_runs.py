@@ -93,6 +93,7 @@ def test_every_setting_changes_it(
         {"sub_fm.construction": "layer-drop"},
         {"adapter.targets": "attention+ffn"},
         {"adapter.targets": "none"},
+        {"adapter.targets": "attention+neurons"},
         {"aggregation.lora": "exact"},
         {"aggregation.lora": "freeze-a"},
     ],

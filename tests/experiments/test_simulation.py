@@ -113,6 +113,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "proportion": {"realignment.proportion": 0.8},
     "near-zero": {"realignment.zero_rule": "near-zero", "realignment.zero_threshold": 0.05},
     "attention+ffn": {"adapter.targets": "attention+ffn"},
+    "neurons": {"adapter.targets": "neurons"},
+    "attention+neurons": {"adapter.targets": "attention+neurons"},
+    "neurons, faster": {"adapter.targets": "attention+neurons", "training.neuron_learning_rate": 1e-3},
+    "neurons, layer-drop": {"adapter.targets": "neurons", "sub_fm.construction": "layer-drop"},
+    "neurons, full": {"adapter.targets": "neurons", "sub_fm.construction": "full"},
+    "neurons, median": {"adapter.targets": "neurons", "aggregation.rule": "median"},
+    "neurons, krum": {
+        "adapter.targets": "neurons",
+        "aggregation.rule": "krum",
+        "aggregation.byzantine": 0,
+    },
+    "neurons, ties": {"adapter.targets": "neurons", "aggregation.rule": "ties"},
+    "neurons, fedavgm": {"adapter.targets": "neurons", "aggregation.optimizer": "momentum"},
     "rank": {"adapter.rank": 4},
     "proximal": {"training.proximal": 10.0},
     "epochs": {"training.epochs": 2},
@@ -138,6 +151,7 @@ EVERYDAY = (
     "lowest",
     "median",
     "fedadam",
+    "attention+neurons",
 )
 
 
@@ -149,7 +163,7 @@ def test_every_setting_of_the_method_changes_the_result(
 ) -> None:
     first = digest(run(tmp_path / "first", model_folder, VARIANTS[name]))
     assert first != usual
-    if name in ("random", "random-choice", "fedadam", "fedex-lora"):
+    if name in ("random", "random-choice", "fedadam", "fedex-lora", "attention+neurons"):
         assert digest(run(tmp_path / "again", model_folder, VARIANTS[name])) == first
 
 

@@ -127,6 +127,22 @@ def test_a_search_is_resumed_reported_and_used(tmp_path: Path, model_folder: Pat
     assert [row[-1] for row in table.rows] == ["tuned", "tuned"] and table.rows[1][2] is None
 
 
+def test_the_rate_of_neurons_in_full_is_told_where_there_are_any(tmp_path: Path, model_folder: Path) -> None:
+    variants = ("neurons", "neurons-only", HEAD_ONLY)
+    order = wanted(
+        tmp_path,
+        model_folder,
+        "variants",
+        variants=variants,
+        scale={"seeds": 1},
+        settings=FAST | {"training.neuron_learning_rate": 0.002, "training.learning_rate": 0.004},
+    )
+    conduct(order, Console(quiet=True), LocalClients)
+    (table,) = (t for t in document(order.folder).tables if t.name == "training")
+    assert [c.title for c in table.columns[1:4]] == ["optimiser", "LoRA's rate", "neurons' rate"]
+    assert [row[2:4] for row in table.rows] == [(0.004, 0.002), (None, 0.002), (None, None)]
+
+
 def test_rates_that_training_runs_away_with_are_the_last(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,7 @@ from worker.local_model import LocalModel, Place
 from worker.train import LocalUpdate
 
 WIDTHS = (64, 64, 64, 64)
-TRAINING = TrainingSpec(1, 16, 5e-3, 5e-3, 0.01, 1.0)
+TRAINING = TrainingSpec(1, 16, 5e-3, 5e-3, 0.01, 1.0, neuron_learning_rate=1e-3)
 TASK = TaskSpec(TEXT, LABELS, 32, False)
 
 
@@ -239,16 +239,17 @@ def test_a_task_scales_the_learning_rates(
         ("distilbert", TEXT),
     ],
 )
-@pytest.mark.parametrize("freeze_a", [False, True], ids=["factors", "frozen A"])
+@pytest.mark.parametrize("how", ["factors", "frozen A", "neurons"])
 def test_a_round_of_another_family_and_task(
-    tmp_path: Path, artifacts: Artifacts, model_type: str, kind: TaskKind, freeze_a: bool
+    tmp_path: Path, artifacts: Artifacts, model_type: str, kind: TaskKind, how: str
 ) -> None:
     reference = published(artifacts, write_family(tmp_path / "model", model_type, kind), kind)
     if kind is TaskKind.IMAGE_CLASSIFICATION:
         data = write_pictures(tmp_path / "private.parquet", 24)
     else:
         data = write_table(tmp_path / "private.csv", 24)
-    adapter = replace(LORA, targets=AdapterTargets.ATTENTION_FFN, freeze_a=freeze_a)
+    targets = AdapterTargets.ATTENTION_NEURONS if how == "neurons" else AdapterTargets.ATTENTION_FFN
+    adapter = replace(LORA, targets=targets, freeze_a=how == "frozen A")
     task = TaskSpec(kind, () if kind is TaskKind.CAUSAL_LM else LABELS, 16, False)
     local = LocalModel(
         "alice",
@@ -261,7 +262,8 @@ def test_a_round_of_another_family_and_task(
     start = local.adapter()
     update = train(local, artifacts, reference, apoz_layers=(1,))
     assert same_bits(local.adapter(), plus(start, update.delta))
-    assert any(name.endswith(".lora_A.weight") for name in update.delta) is not freeze_a
+    assert any(name.endswith(".lora_A.weight") for name in update.delta) is (how != "frozen A")
+    assert any(name.endswith(".residual.weight") for name in update.delta) is (how == "neurons")
     assert 0 < update.counts[1].zeros.sum() < FFN * update.counts[1].tokens
     # The processor that came over the wire, not the one beside the model.
     names = {path.name for path in (tmp_path / "alice" / "processor").iterdir()}

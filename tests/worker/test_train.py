@@ -34,12 +34,18 @@ SPEC = TrainingSpec(
     head_learning_rate=5e-3,
     weight_decay=0.01,
     max_gradient_norm=1.0,
+    neuron_learning_rate=1e-3,
 )
 FROZEN_A = replace(LORA, freeze_a=True)
 FFN_TOO = replace(LORA, targets=AdapterTargets.ATTENTION_FFN)
 CALM = replace(LORA, dropout=0.0)
+CALM_TOO = replace(CALM, targets=AdapterTargets.ATTENTION_NEURONS)
+NEURONS = replace(LORA, targets=AdapterTargets.NEURONS)
+BOTH = replace(LORA, targets=AdapterTargets.ATTENTION_NEURONS)
 every_spec = pytest.mark.parametrize(
-    "spec", [LORA, FFN_TOO, HEAD_ONLY, FROZEN_A], ids=["attention", "ffn", "none", "frozen A"]
+    "spec",
+    [LORA, FFN_TOO, HEAD_ONLY, FROZEN_A, NEURONS, BOTH],
+    ids=["attention", "ffn", "none", "frozen A", "neurons", "attention and neurons"],
 )
 
 
@@ -68,7 +74,8 @@ def counter(adapted: Adapted, *layers: int, rule: ZeroRule = ZeroRule.PRE_ACTIVA
 def base_weights(adapted: Adapted) -> dict[str, Tensor]:
     """All weights that the adapter does not hold."""
     state = adapted.base.state_dict()
-    return copies({n: t for n, t in state.items() if ".lora_" not in n and "classifier" not in n})
+    held = (".lora_", ".residual.", "classifier")
+    return copies({n: t for n, t in state.items() if not any(part in n for part in held)})
 
 
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf])
@@ -297,21 +304,23 @@ def test_the_proximal_term_keeps_training_nearer_to_the_start(fresh: Fresh, text
 
 @pytest.mark.parametrize("proximal", [0.0, 0.7])
 @pytest.mark.parametrize("largest", [1e9, 0.5], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize("tuned", [CALM, CALM_TOO], ids=["attention", "attention and neurons"])
 def test_steps_are_those_taken_by_hand(
-    fresh: Fresh, texts: TextDataset, proximal: float, largest: float
+    fresh: Fresh, texts: TextDataset, proximal: float, largest: float, tuned: AdapterSpec
 ) -> None:
     """AdamW's formula over the loss's gradient plus mu times the way from the start."""
     spec = replace(
         SPEC, epochs=3, batch_size=40, proximal=proximal, max_gradient_norm=largest, head_learning_rate=2e-3
     )
-    adapted, by_hand = fresh(CALM), fresh(CALM)
+    adapted, by_hand = fresh(tuned), fresh(tuned)
     for one in (adapted, by_hand):
         without_dropout(one)
     start = adapted.tensors()
     update = fine_tune(adapted, start, texts, spec, factor=0.5, seed=4)
 
-    lora, head = by_hand.parameter_groups()
-    parameters, rates = [*lora, *head], [2.5e-3] * len(lora) + [1e-3] * len(head)
+    lora, neurons, head = by_hand.parameter_groups()
+    parameters = [*lora, *neurons, *head]
+    rates = [2.5e-3] * len(lora) + [5e-4] * len(neurons) + [1e-3] * len(head)
     anchors = [p.detach().clone() for p in parameters]
     first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     for step in range(1, 4):
@@ -351,7 +360,7 @@ def test_steps_of_sgd_are_those_taken_by_hand(fresh: Fresh, texts: TextDataset, 
     start = adapted.tensors()
     update = fine_tune(adapted, start, texts, spec, factor=0.5, seed=4)
 
-    lora, head = by_hand.parameter_groups()
+    lora, _, head = by_hand.parameter_groups()
     parameters, rates = [*lora, *head], [0.1] * len(lora) + [1.0] * len(head)
     moving = [torch.zeros_like(p) for p in parameters]
     for step in range(3):

@@ -117,9 +117,15 @@ class _AdapterTargetsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Adapte
     """Attention's query, key, value and output projections."""
     ADAPTER_TARGETS_ATTENTION_FFN: _AdapterTargets.ValueType  # 3
     """These, and the maps into and out of the FFN's neurons."""
+    ADAPTER_TARGETS_NEURONS: _AdapterTargets.ValueType  # 4
+    """No LoRA, but all weights of the FFN's neurons, in full: an adapter and an update hold
+    PATH.residual.weight [out, in] for every map into and out of them (protocol 5).
+    """
+    ADAPTER_TARGETS_ATTENTION_NEURONS: _AdapterTargets.ValueType  # 5
+    """These in full, and LoRA on attention's projections (protocol 5)."""
 
 class AdapterTargets(_AdapterTargets, metaclass=_AdapterTargetsEnumTypeWrapper):
-    """Which modules of every layer carry LoRA."""
+    """What is tuned in every layer: modules that carry LoRA, or FFN neurons in full."""
 
 ADAPTER_TARGETS_UNSPECIFIED: AdapterTargets.ValueType  # 0
 """Never sent."""
@@ -129,6 +135,12 @@ ADAPTER_TARGETS_ATTENTION: AdapterTargets.ValueType  # 2
 """Attention's query, key, value and output projections."""
 ADAPTER_TARGETS_ATTENTION_FFN: AdapterTargets.ValueType  # 3
 """These, and the maps into and out of the FFN's neurons."""
+ADAPTER_TARGETS_NEURONS: AdapterTargets.ValueType  # 4
+"""No LoRA, but all weights of the FFN's neurons, in full: an adapter and an update hold
+PATH.residual.weight [out, in] for every map into and out of them (protocol 5).
+"""
+ADAPTER_TARGETS_ATTENTION_NEURONS: AdapterTargets.ValueType  # 5
+"""These in full, and LoRA on attention's projections (protocol 5)."""
 Global___AdapterTargets: _TypeAlias = AdapterTargets  # noqa: Y015
 
 class _LocalOptimizer:
@@ -393,7 +405,7 @@ class AdapterSpec(_message.Message):
     DROPOUT_FIELD_NUMBER: _builtins.int
     FREEZE_A_FIELD_NUMBER: _builtins.int
     targets: Global___AdapterTargets.ValueType
-    """Modules that carry LoRA."""
+    """What of every layer is tuned."""
     rank: _builtins.int
     """Rank of LoRA, from 1."""
     alpha: _builtins.float
@@ -437,6 +449,7 @@ class TrainingSpec(_message.Message):
     CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
     TOKENS_PER_STEP_FIELD_NUMBER: _builtins.int
     CHECKPOINTING_FIELD_NUMBER: _builtins.int
+    NEURON_LEARNING_RATE_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """Passes over the private data per round."""
     batch_size: _builtins.int
@@ -459,6 +472,8 @@ class TrainingSpec(_message.Message):
     """How many tokens of a batch a worker computes with at a time, at most; 0 for all. Changes no result."""
     checkpointing: _builtins.bool
     """Whether a worker computes activations again for the gradient, instead of keeping them. Changes no result."""
+    neuron_learning_rate: _builtins.float
+    """Learning rate for FFN neurons that are tuned in full, before the round's factor (protocol 5)."""
     @_builtins.property
     def class_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Factors on the loss by class index; none: 1 each (protocol 5)."""
@@ -478,10 +493,11 @@ class TrainingSpec(_message.Message):
         class_weights: _abc.Iterable[_builtins.float] | None = ...,
         tokens_per_step: _builtins.int = ...,
         checkpointing: _builtins.bool = ...,
+        neuron_learning_rate: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "checkpointing", b"checkpointing", "class_weights", b"class_weights", "epochs", b"epochs", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "momentum", b"momentum", "optimizer", b"optimizer", "proximal", b"proximal", "tokens_per_step", b"tokens_per_step", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "checkpointing", b"checkpointing", "class_weights", b"class_weights", "epochs", b"epochs", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "momentum", b"momentum", "neuron_learning_rate", b"neuron_learning_rate", "optimizer", b"optimizer", "proximal", b"proximal", "tokens_per_step", b"tokens_per_step", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,7 +86,8 @@ def test_an_unknown_section_is_named(tmp_path: Path) -> None:
         (
             "adapter",
             'targets = "all"',
-            "adapter.targets must be 'none', 'attention' or 'attention+ffn', got 'all'",
+            "adapter.targets must be 'none', 'attention', 'attention+ffn', 'neurons' or 'attention+neurons', "
+            "got 'all'",
         ),
         ("sub_fm", "drop_ratio = 1.0", "sub_fm.drop_ratio must be < 1.0, got 1.0"),
         ("sub_fm", "keep_first = -1", "sub_fm.keep_first must be >= 0, got -1"),
@@ -301,6 +302,14 @@ CAUSAL = {"task__kind": "causal-lm", "task__labels": None}
             'aggregation.lora = "exact" needs aggregation.rule = "mean" and optimizer = "none"',
         ),
         (
+            {"aggregation__lora": "exact", "adapter__targets": "neurons"},
+            'aggregation.lora must be "factors" for adapter.targets = "neurons", got "exact"',
+        ),
+        (
+            {"aggregation__lora": "freeze-a", "adapter__targets": "attention+neurons"},
+            'aggregation.lora must be "factors" for adapter.targets = "attention+neurons", got "freeze-a"',
+        ),
+        (
             {
                 "aggregation__lora": "exact",
                 "adapter__targets": "attention+ffn",
@@ -322,6 +331,8 @@ def test_a_broken_rule_between_keys_is_told_and_nothing_else(settings: dict[str,
     [
         CAUSAL,
         CAUSAL | {"adapter__targets": "attention+ffn"},
+        CAUSAL | {"adapter__targets": "neurons"},
+        {"adapter__targets": "attention+neurons", "realignment__every": 1, "aggregation__rule": "ties"},
         {"task__kind": "image-classification"},
         {"data__public__path": None, "data__public__preset": "sst2"},
         {"data__public__path": None, "alignment__steps": 0, "sub_fm__saliency": "random"},

@@ -35,10 +35,14 @@ from tests.small import HEAD_ONLY, LORA, TEXT, copies, load_model, load_texts, l
 HEAD = {"base_model.model.classifier.weight", "base_model.model.classifier.bias"}
 FFN_TOO = AdapterSpec(AdapterTargets.ATTENTION_FFN, rank=3, alpha=6.0, dropout=0.1)
 FROZEN_A = AdapterSpec(AdapterTargets.ATTENTION, rank=4, alpha=8.0, dropout=0.1, freeze_a=True)
+NEURONS = AdapterSpec(AdapterTargets.NEURONS, rank=3, alpha=6.0, dropout=0.1)
+BOTH = AdapterSpec(AdapterTargets.ATTENTION_NEURONS, rank=3, alpha=6.0, dropout=0.1)
 CAUSAL = TaskKind.CAUSAL_LM
 
 every_spec = pytest.mark.parametrize(
-    "spec", [LORA, FFN_TOO, HEAD_ONLY, FROZEN_A], ids=["attention", "ffn", "none", "frozen A"]
+    "spec",
+    [LORA, FFN_TOO, HEAD_ONLY, FROZEN_A, NEURONS, BOTH],
+    ids=["attention", "ffn", "none", "frozen A", "neurons", "attention and neurons"],
 )
 every_family = pytest.mark.parametrize("model_type", FAMILIES)
 
@@ -79,7 +83,7 @@ def test_lora_sits_on_attention_only_and_has_the_size_its_rank_says(model: PreTr
 
 def test_without_targets_the_head_is_all(model: PreTrainedModel) -> None:
     adapted = Adapted(model, TEXT, HEAD_ONLY)
-    lora, head = adapted.parameter_groups()
+    lora, _, head = adapted.parameter_groups()
     assert adapted.tensors().keys() == HEAD
     assert lora == []
     assert {id(p) for p in head} == {id(p) for p in model.classifier.parameters()}
@@ -87,7 +91,7 @@ def test_without_targets_the_head_is_all(model: PreTrainedModel) -> None:
 
 def test_what_is_trainable_is_what_travels(model: PreTrainedModel) -> None:
     adapted = Adapted(model, TEXT, LORA)
-    lora, head = adapted.parameter_groups()
+    lora, _, head = adapted.parameter_groups()
     assert sum(p.numel() for p in [*lora, *head]) == sum(t.numel() for t in adapted.tensors().values())
     assert sum(p.numel() for p in head) == 2 * HIDDEN + 2
 
@@ -249,20 +253,20 @@ def test_only_conv1d_is_transposed(model_type: str) -> None:
 def test_a_language_model_has_no_head_to_tune(model_type: str) -> None:
     adapted = Adapted(small_model(model_type, CAUSAL), CAUSAL, LORA)
     assert heads_of(adapted.family, CAUSAL) == ()
-    assert adapted.parameter_groups()[1] == []
+    assert adapted.parameter_groups().head == []
     assert all(".lora_" in name for name in adapted.tensors())
 
 
 @every_spec
 def test_distilberts_head_has_two_parts(spec: AdapterSpec) -> None:
     adapted = Adapted(small_model("distilbert"), TEXT, spec)
-    heads = {name for name in adapted.tensors() if ".lora_" not in name}
+    heads = {n for n in adapted.tensors() if ".lora_" not in n and not n.endswith(RESIDUAL)}
     assert heads == {
         f"{PEFT_PREFIX}{part}.{kind}"
         for part in ("pre_classifier", "classifier")
         for kind in ("weight", "bias")
     }
-    assert len(adapted.parameter_groups()[1]) == 4
+    assert len(adapted.parameter_groups().head) == 4
     wanted = other_values(adapted)
     adapted.load(wanted)
     assert same_bits(adapted.tensors(), wanted)

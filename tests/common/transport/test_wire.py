@@ -87,6 +87,8 @@ spec = st.builds(
         number,
         st.sampled_from(LocalOptimizer),
         number,
+        st.just(()),
+        number,
     ),
     u64,
 )
@@ -304,7 +306,7 @@ def test_fields_that_came_later_keep_what_they_meant_when_left_out() -> None:
     old = TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0)
     run = RunSpec("r", TaskSpec(TaskKind.CAUSAL_LM, (), 8, False), LORA, old, 1)
     message = wire.run_spec_to_pb(run)
-    for name in ("proximal", "optimizer", "momentum"):
+    for name in ("proximal", "optimizer", "momentum", "neuron_learning_rate"):
         message.training.ClearField(name)
     message.adapter.ClearField("freeze_a")
     assert wire.run_spec_from_pb(message) == run

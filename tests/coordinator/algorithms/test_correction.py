@@ -1,6 +1,7 @@
 """Correction: the FM comes to its teacher's predictions, by LoRA and head alone, always to the same bits."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from common.data.batches import Batch
 from common.errors import Stopped, StoreError
-from common.model.adapter import Adapted
+from common.model.adapter import RESIDUAL, Adapted
 from common.model.families import FAMILIES
 from common.records import AdapterSpec, AdapterTargets, TaskKind
 from coordinator.algorithms.correction import (
@@ -30,6 +31,7 @@ SETTINGS = Settings(steps=12, learning_rate=3e-3, head_learning_rate=5e-3, warmu
 SPEC = AdapterSpec(AdapterTargets.ATTENTION_FFN, rank=4, alpha=8.0, dropout=0.5)
 # The others are in the slow tier.
 FAST = ("llama",)
+NEURONS = AdapterSpec(AdapterTargets.ATTENTION_NEURONS, rank=4, alpha=8.0, dropout=0.5)
 HEAD_ONLY = AdapterSpec(AdapterTargets.NONE, rank=4, alpha=8.0, dropout=0.5)
 
 
@@ -83,6 +85,20 @@ def test_a_head_alone_is_corrected_too() -> None:
     before = distance(student.model, teacher, held, student.kind)
     correct(student, teacher, some(student), SETTINGS)
     assert distance(student.model, teacher, held, student.kind) < before
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_neurons_in_full_are_corrected_at_a_rate_of_their_own(family: str) -> None:
+    student, other = tuned(family, 1, NEURONS), tuned(family, 2, NEURONS)
+    teacher = partial(predictions, other.model, kind=other.kind)
+    held, before = list(islice(some(student, 9), 4)), student.tensors()
+    far = distance(student.model, teacher, held, student.kind)
+    correct(student, teacher, some(student), replace(SETTINGS, neuron_learning_rate=1e-3))
+    assert distance(student.model, teacher, held, student.kind) < far
+    after = student.tensors()
+    moved = {n: float((after[n] - before[n]).abs().max()) for n in before if n.endswith(RESIDUAL)}
+    # AdamW's steps are of its rate's size.
+    assert moved and all(0 < way < 12.5 * 1e-3 for way in moved.values())
 
 
 def test_a_teacher_stays_what_it_was_while_its_model_learns() -> None:

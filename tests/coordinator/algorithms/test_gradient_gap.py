@@ -109,6 +109,20 @@ def test_dropped_layers_are_compared_with_their_sources() -> None:
         assert (gap.layers[1].output_difference < 1e-6) is expected
 
 
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "vit"])
+@pytest.mark.parametrize("targets", [AdapterTargets.NEURONS, AdapterTargets.ATTENTION_NEURONS])
+def test_neurons_in_full_are_compared_where_they_are_kept(model_type: str, targets: AdapterTargets) -> None:
+    kind, spec = FAMILIES[model_type].tasks[0], AdapterSpec(targets, 3, 6.0, 0.5)
+    fm, sub_fm, plan = both(model_type, kind, 0.0, spec)
+    equal = measure(fm, sub_fm, plan, batches_for(fm), 0, seed=5)
+    assert equal.drift == pytest.approx(0, abs=1e-3)
+    fm, sub_fm, plan = both(model_type, kind, 0.75, spec)
+    gap = measure(fm, sub_fm, plan, batches_for(fm), 0, seed=5)
+    assert gap.drift > 0.01
+    assert all(layer.gradient_difference > 0 for layer in gap.layers)
+    assert [layer.weight_difference > 0.01 for layer in gap.layers] == [False, True, True, False]
+
+
 def test_a_head_alone_has_a_gap_too() -> None:
     spec = AdapterSpec(AdapterTargets.NONE, 1, 1.0, 0.0)
     fm, sub_fm, plan = both("bert", TaskKind.TEXT_CLASSIFICATION, 0.75, spec)

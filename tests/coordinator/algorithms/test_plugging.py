@@ -25,10 +25,12 @@ from tests.families import small_model
 from tests.small import same_bits
 
 SPEC = AdapterSpec(AdapterTargets.ATTENTION_FFN, rank=3, alpha=6.0, dropout=0.0)
+IN_FULL = AdapterSpec(AdapterTargets.ATTENTION_NEURONS, rank=3, alpha=6.0, dropout=0.0)
+either = pytest.mark.parametrize("spec", [SPEC, IN_FULL], ids=["LoRA", "in full"])
 every_family = pytest.mark.parametrize("model_type", FAMILIES)
 
 
-def both(model_type: str, plan_of: str) -> tuple[Adapted, Adapted, SubModelPlan]:
+def both(model_type: str, plan_of: str, spec: AdapterSpec = SPEC) -> tuple[Adapted, Adapted, SubModelPlan]:
     fm = small_model(model_type)
     kind = FAMILIES[model_type].tasks[0]
     scores = [l2_norm(ffn) for ffn in ffns_of(fm)]
@@ -39,7 +41,7 @@ def both(model_type: str, plan_of: str) -> tuple[Adapted, Adapted, SubModelPlan]
         "dropped": lambda: plan_layer_drop(fm, 0.75),
     }[plan_of]()
     sub_fm = build(config_of(fm, plan), kind, ffn_widths(fm, plan), cut(fm, plan))
-    return Adapted(fm, kind, SPEC, seed=1), Adapted(sub_fm, kind, SPEC, seed=1), plan
+    return Adapted(fm, kind, spec, seed=1), Adapted(sub_fm, kind, spec, seed=1), plan
 
 
 def trained_values(adapted: Adapted) -> dict[str, Tensor]:
@@ -53,17 +55,21 @@ def plugged(fm: Adapted, adapter: dict[str, Tensor], plan: SubModelPlan) -> dict
 
 
 @every_family
+@either
 @pytest.mark.parametrize("plan_of", ["everything", "full"])
-def test_on_a_plan_that_keeps_everything_it_is_ordinary_lora(model_type: str, plan_of: str) -> None:
-    fm, sub_fm, plan = both(model_type, plan_of)
+def test_on_a_plan_that_keeps_everything_nothing_is_changed(
+    model_type: str, plan_of: str, spec: AdapterSpec
+) -> None:
+    fm, sub_fm, plan = both(model_type, plan_of, spec)
     adapter = trained_values(sub_fm)
     assert same_bits(plugged(fm, adapter, plan), adapter)
 
 
 @every_family
+@either
 @torch.no_grad()
-def test_kept_neurons_get_their_change_and_cut_ones_none(model_type: str) -> None:
-    fm, sub_fm, plan = both(model_type, "pruned")
+def test_kept_neurons_get_their_change_and_cut_ones_none(model_type: str, spec: AdapterSpec) -> None:
+    fm, sub_fm, plan = both(model_type, "pruned", spec)
     before = [p.weight.clone() for ffn in ffns_of(fm.base) for p in (*ffn.ins, ffn.out)]
     small = [p.weight.clone() for ffn in ffns_of(sub_fm.base) for p in (*ffn.ins, ffn.out)]
     adapter = trained_values(sub_fm)
@@ -92,16 +98,18 @@ def _changes(model: PreTrainedModel, before: list[Tensor]) -> list[list[tuple[Te
 
 
 @every_family
+@either
 @torch.no_grad()
-def test_a_dropped_layer_keeps_lora_that_changes_nothing(model_type: str) -> None:
-    fm, sub_fm, plan = both(model_type, "dropped")
+def test_a_dropped_layer_keeps_an_adapter_that_changes_nothing(model_type: str, spec: AdapterSpec) -> None:
+    fm, sub_fm, plan = both(model_type, "dropped", spec)
     sources = {layer.source for layer in plan.layers}
     (gone,) = set(range(4)) - sources
     full = plugged(fm, trained_values(sub_fm), plan)
     assert full.keys() == fm.tensors().keys()
-    untouched = {name for name in full if f".{gone}." in name and ".lora_B." in name}
+    zero = (".lora_B.weight", RESIDUAL)
+    untouched = {name for name in full if f".{gone}." in name and name.endswith(zero)}
     assert untouched and not any(full[name].any() for name in untouched)
-    kept = {name for name in full if f".{plan.layers[1].source}." in name and ".lora_B." in name}
+    kept = {name for name in full if f".{plan.layers[1].source}." in name and name.endswith(zero)}
     assert all(full[name].any() for name in kept)
     fm.load(full)
     merged, original = layers_of(fm.merged()), layers_of(small_model(model_type))
@@ -110,9 +118,12 @@ def test_a_dropped_layer_keeps_lora_that_changes_nothing(model_type: str) -> Non
 
 
 @every_family
+@either
 @pytest.mark.parametrize("plan_of", ["pruned", "dropped"])
-def test_seen_from_below_the_plugged_adapter_is_the_sub_fms(model_type: str, plan_of: str) -> None:
-    fm, sub_fm, plan = both(model_type, plan_of)
+def test_seen_from_below_the_plugged_adapter_is_the_sub_fms(
+    model_type: str, plan_of: str, spec: AdapterSpec
+) -> None:
+    fm, sub_fm, plan = both(model_type, plan_of, spec)
     adapter = trained_values(sub_fm)
     full = plugged(fm, adapter, plan)
     assert same_bits(seen_from_below(adapter, full, plan, fm.base.config), adapter)

@@ -17,15 +17,26 @@ from worker.metrics import Metrics
 
 SGD = {"training.optimizer": "sgd"}
 TOLD = "this run's workers train by SGD, which protocol 4 does not know: upgrade the worker"
+NEURONS = "this run's workers tune FFN neurons in full, which protocol 4 does not know: upgrade the worker"
 
 
-def test_sgd_needs_protocol_5_and_adamw_none(tmp_path: Path) -> None:
-    by_sgd, by_adamw = (context(Store(tmp_path / str(len(s))), s).spec for s in (SGD, {}))
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (SGD, TOLD),
+        ({"adapter.targets": "neurons"}, NEURONS),
+        ({"adapter.targets": "attention+neurons"}, NEURONS),
+    ],
+)
+def test_what_is_new_needs_protocol_5_and_what_is_usual_none(
+    settings: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    asking, usual = (context(Store(tmp_path / str(len(s))), s).spec for s in (settings, {}))
     with pytest.raises(ProtocolMismatch) as caught:
-        require_protocol(by_sgd, 4)
-    assert str(caught.value) == TOLD
-    require_protocol(by_sgd, 5)
-    require_protocol(by_adamw, 1)
+        require_protocol(asking, 4)
+    assert str(caught.value) == told
+    require_protocol(asking, 5)
+    require_protocol(usual, 1)
 
 
 @pytest.mark.parametrize(
