@@ -1,7 +1,14 @@
 """What a run asks of its workers that older ones do not know."""
 
 from common.errors import ProtocolMismatch
-from common.records import CLASSES_SINCE, LABELS_FILE_SINCE, SGD_SINCE, LocalOptimizer, RunSpec
+from common.records import (
+    CLASSES_SINCE,
+    CONVERSATIONS_SINCE,
+    LABELS_FILE_SINCE,
+    SGD_SINCE,
+    LocalOptimizer,
+    RunSpec,
+)
 from common.task_forms import FORMS
 
 
@@ -16,6 +23,11 @@ def require_protocol(run: RunSpec, newest: int) -> None:
             run.training.optimizer is LocalOptimizer.SGD,
             SGD_SINCE,
             "this run's workers train by SGD, which {} does not know",
+        ),
+        (
+            run.task.conversations,
+            CONVERSATIONS_SINCE,
+            "this run's workers learn the answers of conversations alone, which {} does not know",
         ),
         (weighs, CLASSES_SINCE, "this run asks for workers' classes, which {} does not know"),
     )
