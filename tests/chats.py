@@ -43,13 +43,13 @@ def write_chat_tokenizer(folder: Path, template: Any = CHATML, **settings: Any) 
     return folder
 
 
-def write_chat_model(folder: Path, template: Any = CHATML, seed: int = 0) -> Path:
-    """A random llama of 2 layers (hidden 32) that goes with the tokenizer."""
+def write_chat_model(folder: Path, template: Any = CHATML, seed: int = 0, hidden: int = 32) -> Path:
+    """A random llama of 4 layers that goes with the tokenizer."""
     write_chat_tokenizer(folder, template)
     config = LlamaConfig(
         vocab_size=400,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=4,
         num_attention_heads=4,
         max_position_embeddings=128,

@@ -149,7 +149,7 @@ def test_a_completion_that_would_share_a_token_with_its_prompt_is_tokenised_apar
 
 @pytest.mark.slow
 def test_an_answer_that_shares_a_token_with_what_invites_it_is_left_out_and_told(tmp_path: Path) -> None:
-    invites = "{{ messages[0].content + ' ' }}{% if not add_generation_prompt %}{{ messages[1].content }}{% endif %}"
+    invites = "{{ messages[0].content + ' ' }}{% if messages[1:] %}{{ messages[1].content }}{% endif %}"
     tokenizer = with_template(tmp_path, invites)
     rows = [[message("user", "the"), message("assistant", said)] for said in ("cat", "1")]
     data = encoded(tokenizer, tmp_path, [{"messages": row} for row in rows])
