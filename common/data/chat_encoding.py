@@ -23,9 +23,12 @@ from common.runtime.stopping import between_pieces
 
 log = logging.getLogger(__name__)
 
-# Of one piece, so that it takes seconds: texts that are rendered, and characters in them, about.
-_PIECE_TEXTS = 2000
+# Of one piece, so that it takes seconds: texts that are rendered, and characters in them, about. To begin a
+# process takes most of a second.
+_PIECE_TEXTS = 8000
 _PIECE_CHARACTERS = 8 * 2**20
+# Texts that are tokenised between two looks whether to stop.
+_TOKENISED = 1000
 
 
 class NoPrefix(ModelError):
@@ -204,9 +207,14 @@ def _chat(examples: Examples, i: int) -> Chat:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
-    # Longer texts than the model takes are no mistake here: they are cut further down.
-    encoded: Any = tokenizer(texts, add_special_tokens=special, verbose=False) if texts else {"input_ids": []}
-    return list(encoded["input_ids"])
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), _TOKENISED):
+        between_pieces()
+        # Longer texts than the model takes are no mistake here: they are cut further down.
+        piece = texts[start : start + _TOKENISED]
+        encoded: Any = tokenizer(piece, add_special_tokens=special, verbose=False)
+        ids += encoded["input_ids"]
+    return ids
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
