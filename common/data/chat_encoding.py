@@ -75,7 +75,7 @@ def encode_conversations(
             if any(target != IGNORED for target in targets[1:]):
                 rows.append({"input_ids": ids, "attention_mask": [1] * len(ids)})
                 labels.append(targets)
-            elif i not in left.merged:
+            elif spans:
                 left.beyond.append(i)
     notes = tuple(_notes(examples, left, max_length))
     for note in notes:
@@ -140,8 +140,9 @@ def _encoded(
     assert examples.conversations is not None
     chats = [examples.conversations[i] for i in indices]
     by_template = [i for i, chat in zip(indices, chats, strict=True) if isinstance(chat, Conversation)]
+    others = [i for i, chat in zip(indices, chats, strict=True) if isinstance(chat, Completion)]
     templated = iter(_by_template(tokenizer, examples, by_template, left) if by_template else ())
-    plain = iter(_plain(tokenizer, examples, [i for i in indices if i not in set(by_template)], left))
+    plain = iter(_plain(tokenizer, examples, others, left) if others else ())
     return [next(templated if isinstance(chat, Conversation) else plain) for chat in chats]
 
 
