@@ -12,7 +12,7 @@ from cli.checks import Finding
 from common.address import Address
 from common.config.run import RunConfig
 from common.data.answers import names_in
-from common.data.batches import Dataset, TaggedDataset, TextDataset
+from common.data.batches import ConversationDataset, Dataset, TaggedDataset, TextDataset
 from common.data.encoding import encode
 from common.data.examples import Examples
 from common.data.inspection import classes_of, inspected
@@ -71,6 +71,8 @@ def read_by_model(config: RunConfig, found: Mapping[str, Examples]) -> tuple[Fin
                 and (share := _unknown(dataset)) > _MUCH_UNKNOWN
             ):
                 notes.append(f"{name}: {100 * share:.0f} % of the tokens are unknown to the model")
+            if isinstance(dataset, ConversationDataset):
+                notes += dataset.notes
             cut = sum(length >= task.max_length for length in dataset.lengths or ())
             if cut and task.kind is not TaskKind.CAUSAL_LM:
                 texts = f"{cut:,} of {len(dataset):,} texts"

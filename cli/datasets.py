@@ -61,7 +61,8 @@ def split(
 ) -> None:
     """Split a data set into a Parquet file for each worker.
 
-    Its columns are text[, pair] and label, image and label, or tokens and tags.
+    Its columns are text[, pair] and label, image and label, tokens and tags, messages, or prompt and
+    completion.
     """
     with plain_errors():
         import numpy

@@ -11,13 +11,14 @@ PROTOCOL_MIN = 1
 # 2: an interrupted upload goes on where it broke off (OfferUpdate). 3: many labels come as a file.
 # 4: tasks of numbers, of several classes, and of a class for every word.
 # 5: scores at the workers; workers asked for their classes before they join, and how these weigh; SGD; FFN
-# neurons tuned in full.
+# neurons tuned in full; conversations.
 PROTOCOL_MAX = 5
 LABELS_FILE_SINCE = 3
 VALIDATION_SINCE = 5
 CLASSES_SINCE = 5
 SGD_SINCE = 5
 NEURONS_SINCE = 5
+CONVERSATIONS_SINCE = 5
 
 
 class ArtifactKind(StrEnum):
@@ -148,6 +149,8 @@ class TaskSpec:
     pairs: bool
     labels_file: "ArtifactRef | None" = None
     """Where the labels are as JSON when they are too many for a message; on the wire they are there alone."""
+    conversations: bool = False
+    """Whether examples are conversations, or prompts with completions: only answers are learned."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ class Input(StrEnum):
     IMAGES = "images"
     WORDS = "lists of words"
     """Texts cut into words, one answer for each."""
+    CONVERSATIONS = "conversations"
+    """Messages, or prompts with completions: texts of which a part is learned."""
 
 
 class Answer(StrEnum):
@@ -56,6 +58,8 @@ class TaskForm:
     """The hub's name for it."""
     pairs: bool = False
     """Whether an example may be a pair of texts."""
+    conversations: bool = False
+    """Whether an example may be a conversation."""
     since: int = PROTOCOL_MIN
     """The protocol that first knew it."""
 
@@ -68,6 +72,10 @@ class TaskForm:
     def labelled(self) -> bool:
         """Whether examples come with labels: a language model's texts are their own."""
         return self.answer is not Answer.NEXT_TOKEN
+
+    def takes(self, given: Input) -> bool:
+        """Whether an example of the task may be this."""
+        return given is self.input or (self.conversations and given is Input.CONVERSATIONS)
 
     def outputs(self, labels: tuple[str, ...]) -> tuple[str, ...]:
         """Names of the head's outputs in order; none of a language model, which has no head of its own."""
@@ -85,6 +93,6 @@ FORMS = MappingProxyType(
         ),
         TaskKind.TOKEN_CLASSIFICATION: TaskForm(Input.WORDS, Answer.TAGS, "token-classification", since=4),
         TaskKind.IMAGE_CLASSIFICATION: TaskForm(Input.IMAGES, Answer.CLASS, "image-classification"),
-        TaskKind.CAUSAL_LM: TaskForm(Input.TEXTS, Answer.NEXT_TOKEN, "text-generation"),
+        TaskKind.CAUSAL_LM: TaskForm(Input.TEXTS, Answer.NEXT_TOKEN, "text-generation", conversations=True),
     }
 )

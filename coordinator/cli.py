@@ -91,7 +91,7 @@ def init(
         from common.errors import ConfigError
         from common.records import TaskKind
         from common.storage.files import write_atomically
-        from common.task_forms import FORMS, Answer, Input
+        from common.task_forms import FORMS, Answer
 
         if out.exists() and not force:
             raise ConfigError(f"{out} is there already; --force overwrites it")
@@ -119,8 +119,8 @@ def init(
             values |= {"task.kind": task, "task.labels": classes if form.named else ()}
             if classes == ASK:
                 values["task.labels"] = ASK[0]
-            usual_file = "test.conll" if form.input is Input.WORDS else "test.csv"
-            values["data.test.path"] = _beside(out, test) or usual_file
+            usual_files = {Answer.TAGS: "test.conll", Answer.NEXT_TOKEN: "test.jsonl"}
+            values["data.test.path"] = _beside(out, test) or usual_files.get(form.answer, "test.csv")
         write_atomically(out, template(values).encode())
         typer.echo(f"wrote {out}; edit it, then: fedpft coordinator --config {out}")
 

@@ -75,6 +75,20 @@ def settled(config: RunConfig, store: Store) -> RunConfig:
     return config if classes is None else config.with_labels(classes.labels)
 
 
+def of_conversations(config: RunConfig) -> bool:
+    """Whether the run is for conversations: the owner's test data are, or, without any, its public data.
+
+    By their columns alone, for workers may join before the data are read.
+    """
+    source = config.data.test or config.data.public
+    if config.task.kind is not TaskKind.CAUSAL_LM or source is None or source.path is None:
+        return False
+    # It brings pyarrow, which the owner's commands can do without.
+    from common.data.conversations import holds_conversations
+
+    return holds_conversations(source.path, source.text_column)
+
+
 def run_spec(
     config: RunConfig,
     run_id: str,
@@ -86,7 +100,14 @@ def run_spec(
     balanced = t.class_weights is ClassWeights.BALANCED and classes is not None
     return RunSpec(
         run_id,
-        TaskSpec(task.kind, () if task.asks else task.labels, task.max_length, task.pairs, labels_file),
+        TaskSpec(
+            task.kind,
+            () if task.asks else task.labels,
+            task.max_length,
+            task.pairs,
+            labels_file,
+            of_conversations(config),
+        ),
         adapter_spec(config),
         TrainingSpec(
             t.epochs,

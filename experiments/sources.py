@@ -137,6 +137,8 @@ def _kind_of(examples: Examples) -> TaskKind:
     match examples.input:
         case Input.IMAGES:
             return TaskKind.IMAGE_CLASSIFICATION
+        case Input.CONVERSATIONS:
+            return TaskKind.CAUSAL_LM
         case Input.WORDS:
             return TaskKind.TOKEN_CLASSIFICATION
     several = examples.label_lists is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.data.answers import names_in, require_answers
 from common.data.batches import Dataset
+from common.data.conversations import COMPLETION, MESSAGES, PROMPT
 from common.data.encoding import encode
 from common.data.examples import Columns, Examples, read_examples
 from common.data.inspection import inspected
@@ -16,7 +17,7 @@ from common.errors import DataError
 from common.records import ClassCounts, TaskKind, TaskSpec
 from common.runtime import seeds
 from common.storage.files import digest_of
-from common.task_forms import FORMS
+from common.task_forms import FORMS, Input
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,13 @@ def _encoded(examples: Examples, processor: Processor, task: TaskSpec) -> Datase
 def _require_form(examples: Examples, task: TaskSpec) -> None:
     source = examples.source
     form = FORMS[task.kind]
-    if examples.input is not form.input:
+    if not form.takes(examples.input):
         raise DataError(f"{source} holds {examples.input}, but the run is for {task.kind}")
+    if task.conversations and examples.input is not Input.CONVERSATIONS:
+        raise DataError(
+            f"{source} holds {examples.input}, but the run is for conversations: a column {MESSAGES!r}, or "
+            f"{PROMPT!r} and {COMPLETION!r}, and none that is called by --text-column"
+        )
     if task.pairs and examples.pairs is None:
         raise DataError(f"the run is for pairs of texts; name the second column of {source}: --pair-column")
     if not task.pairs and examples.pairs is not None:

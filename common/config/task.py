@@ -48,7 +48,8 @@ class TaskSection(Section):
     pairs: bool = False
     """Whether every example is a pair of texts."""
     max_length: int = Field(default=128, ge=8, lt=2**32)
-    """Longer texts are cut to this many tokens; for causal-lm texts are joined and cut into such pieces."""
+    """Longer texts are cut to this many tokens; for causal-lm texts are joined and cut into such pieces, and
+    conversations stay apart, each cut to so many."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -94,7 +95,8 @@ class DataSource(Section):
     preset: str | None = None
     """Instead of a path, a data set by name, such as "sst2:validation"; `fedpft datasets` lists them."""
     text_column: str = "text"
-    """Column that holds the text, or the list of words; where that is the default and not there: tokens."""
+    """Column that holds the text, or the list of words; where that is the default and not there: tokens. For
+    causal-lm, where it is not there: messages, or prompt and completion."""
     image_column: str = "image"
     """Column that holds the image."""
 

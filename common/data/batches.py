@@ -181,9 +181,7 @@ class TaggedDataset(_TokenRows):
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The chosen texts, padded to the longest of them; labels int64 [B, T], IGNORED in the padding."""
-        inputs = self.padded(indices, padding_side="right")
-        rows = [torch.tensor(self.labels[i], dtype=torch.int64) for i in indices]
-        return Batch(inputs, nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED))
+        return Batch(self.padded(indices, padding_side="right"), _padded_labels(self.labels, indices))
 
 
 @dataclass(frozen=True)
@@ -195,6 +193,24 @@ class CausalDataset(_TokenRows):
         # At the end: with padding in front, GPT-2 would count positions from the first of it.
         inputs = self.padded(indices, padding_side="right")
         return Batch(inputs, inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED))
+
+
+@dataclass(frozen=True)
+class ConversationDataset(_TokenRows):
+    """Conversations for a language model, one a row: answers' tokens are labels of their places."""
+
+    labels: list[list[int]]
+    notes: tuple[str, ...] = ()
+    """What has become of conversations that are not here, or not as they were: a line each."""
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The chosen rows, padded to the longest of them; labels int64 [B, T], IGNORED but in answers."""
+        return Batch(self.padded(indices, padding_side="right"), _padded_labels(self.labels, indices))
+
+
+def _padded_labels(labels: list[list[int]], indices: Sequence[int]) -> Tensor:
+    rows = [torch.tensor(labels[i], dtype=torch.int64) for i in indices]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
 
 
 def chosen(labels: Labels | None, indices: Sequence[int]) -> Tensor | None:

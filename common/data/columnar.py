@@ -28,6 +28,18 @@ def read_parquet(path: Path, names: Sequence[str]) -> Table:
     return Table(columns, Places.in_file(path, "row", range(1, table.num_rows + 1)))
 
 
+def parquet_values(path: Path, names: Sequence[str]) -> tuple[list[list[Any]], Places]:
+    """The named columns as Python has them, lists and objects among them, and where the rows stand.
+
+    Raises DataError.
+    """
+    require_columns(path, parquet_columns(path), *names)
+    with readable(path):
+        table = parquet.ParquetFile(path).read(columns=list(names))
+        columns = [table.column(name).to_pylist() for name in names]
+    return columns, Places.in_file(path, "row", range(1, table.num_rows + 1))
+
+
 def read_images(path: Path, column: str) -> list[Path | bytes]:
     """The column's images: encoded bytes; or, of the hub's struct without bytes, the file that it names.
 

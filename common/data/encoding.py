@@ -20,6 +20,7 @@ from common.data.batches import (
     TextDataset,
     chosen,
 )
+from common.data.chat_encoding import encode_conversations
 from common.data.examples import Examples
 from common.data.images import ImageProcessor, decode
 from common.data.rows import counted
@@ -82,7 +83,8 @@ def encode(
     Lists of words are read as the text that they make with blanks between them; the first token of a word
     has its label, the others none.
     For a language model, whose labels are its texts, EOS ends every text, and all of them
-    together are cut into blocks of `max_length` tokens.
+    together are cut into blocks of `max_length` tokens; conversations stay apart, a row each
+    (`common.data.chat_encoding`).
 
     Raises DataError when the examples are not what `kind` needs or have a label not in `labels`,
     ModelError when the model's tokenizer or image processor does not fit.
@@ -90,6 +92,8 @@ def encode(
     examples.require(kind)
     if kind is TaskKind.CAUSAL_LM:
         tokenizer = _tokenizer(processor, kind)
+        if examples.conversations is not None:
+            return encode_conversations(tokenizer, examples, max_length)
         return CausalDataset(_causal_rows(tokenizer, examples, max_length), tokenizer)
     if FORMS[kind].input is Input.IMAGES:
         if not isinstance(processor, ImageProcessor):

@@ -1,4 +1,4 @@
-"""What a task learns from: single texts, pairs of texts, lists of words or images, with their labels."""
+"""What a task learns from: texts, pairs, lists of words or images, with their labels; conversations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +11,11 @@ from pyarrow import parquet
 
 from common.data.columnar import parquet_columns, read_images
 from common.data.content import opened, require_utf8_name
+from common.data.conversations import chat_columns, chat_table, read_conversations
 from common.data.folders import images_of, look_into, shards_of
 from common.data.found import Found, Reading
 from common.data.labels import likely, taken_for_one
-from common.data.rows import Places, counted, cut, filled, told_apart
+from common.data.rows import NoColumn, Places, counted, cut, filled, told_apart
 from common.data.tables import TABLE_ENDINGS, read_table
 from common.data.words import TAGS_COLUMNS, WORDS_COLUMN, table_of
 from common.errors import DataError
@@ -43,7 +44,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Examples(Found):
-    """Texts, words or images as they were found, not yet tokenised or decoded."""
+    """Texts, words, images or conversations as they were found, not yet tokenised or decoded."""
 
     def without_labels(self) -> Self:
         """The same, unlabelled."""
@@ -95,6 +96,7 @@ class Examples(Found):
             label_names=_take(self.label_names, indices),
             words=_take(self.words, indices),
             label_lists=_take(self.label_lists, indices),
+            conversations=_take(self.conversations, indices),
             reading=replace(self.reading, places=None if places is None else places.take(indices)),
         )
 
@@ -102,7 +104,7 @@ class Examples(Found):
         """These, when a task of this kind can use them. Raises DataError."""
         wanted = FORMS[kind].input
         # What is aligned on needs no answers, so whole texts will do.
-        if self.input is not wanted and not (
+        if not FORMS[kind].takes(self.input) and not (
             wanted is Input.WORDS and self.texts is not None and not self.labelled
         ):
             raise DataError(
@@ -130,7 +132,8 @@ def read_examples(path: Path, columns: Columns, kind: TaskKind | None = None) ->
     wants images. Images are decoded when they are used. Texts may be lists of words, as CoNLL's columns
     are, and labels lists. A row without a text is left out; what is left
     out is counted in the examples' notes. A language model learns from texts alone: with CAUSAL_LM no
-    label is read.
+    label is read. A table without the column of texts, but with messages, or prompt and completion, holds
+    conversations.
 
     Raises DataError when there is nothing there, when it cannot be read, when a column or a label
     is missing, and when it is not what `kind` needs.
@@ -150,7 +153,8 @@ def read_examples(path: Path, columns: Columns, kind: TaskKind | None = None) ->
 
 
 def write_examples(path: Path, examples: Examples) -> None:
-    """A Parquet file with text (and pair) or image, and label, or tokens and tags: as `read_examples` reads.
+    """A Parquet file with text (and pair) or image, and label, or tokens and tags, or messages, or prompt and
+    completion: as `read_examples` reads.
 
     Raises DataError when the file cannot be written.
     """
@@ -163,6 +167,8 @@ def write_examples(path: Path, examples: Examples) -> None:
         table["image"] = pyarrow.array([{"bytes": encoded, "path": None} for encoded in data], form)
     elif examples.words is not None:
         table[WORDS_COLUMN] = _lists(examples.words)
+    elif examples.conversations is not None:
+        table = chat_table(examples.conversations)
     else:
         table["text"] = examples.texts
     if examples.pairs is not None:
@@ -188,12 +194,22 @@ def join(source: str, parts: Sequence[Examples]) -> Examples:
         label_names=_chain([part.label_names for part in parts]),
         words=_chain([part.words for part in parts]),
         label_lists=_chain([part.label_lists for part in parts]),
+        conversations=_chain([part.conversations for part in parts]),
         reading=Reading(_joined_places(parts), tuple(chain.from_iterable(part.notes for part in parts))),
     )
 
 
 def _read_file(path: Path, columns: Columns, kind: TaskKind | None) -> Examples:
-    return _read_images(path, columns) if _holds_images(path, columns, kind) else _read_texts(path, columns)
+    if _holds_images(path, columns, kind):
+        return _read_images(path, columns)
+    try:
+        return _read_texts(path, columns)
+    except NoColumn as error:
+        found = chat_columns(error.found, columns.text)
+        if not found or columns.pair is not None or kind not in (None, TaskKind.CAUSAL_LM):
+            raise
+    chats, places, notes = read_conversations(path, found)
+    return Examples(str(path), None, reading=Reading(places, notes), conversations=chats)
 
 
 def _read_folder(folder: Path, columns: Columns, kind: TaskKind | None) -> Examples:

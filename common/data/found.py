@@ -1,9 +1,10 @@
-"""What was found in a file: texts, pairs of texts, lists of words or images, and their labels."""
+"""What was found in a file: texts, pairs of texts, lists of words, images or conversations; their labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.data.conversations import Chat
 from common.data.rows import Places
 from common.task_forms import Input
 
@@ -20,7 +21,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Found:
-    """Texts, words or images as they were found, not yet tokenised or decoded."""
+    """Texts, words, images or conversations as they were found, not yet tokenised or decoded."""
 
     source: str
     """Where they come from, for messages: a path, or the name of a preset."""
@@ -28,7 +29,7 @@ class Found:
     pairs: list[str] | None = None
     """Second texts, of pairs."""
     images: list[Path | bytes] | None = None
-    """Files, or encoded bytes. Exactly one of texts, images and words is there."""
+    """Files, or encoded bytes. Exactly one of texts, images, words and conversations is there."""
     label_names: list[str] | None = None
     """As text, whatever the task makes of it: a class, a number, or several classes. None: unlabelled."""
     words: list[tuple[str, ...]] | None = None
@@ -36,10 +37,12 @@ class Found:
     label_lists: list[tuple[str, ...]] | None = None
     """Labels that were found as lists, in place of `label_names`: tags of words, or several classes."""
     reading: Reading = field(default=Reading(), compare=False, repr=False)
+    conversations: list[Chat] | None = None
+    """Messages, or prompts with their completions, for a language model."""
 
     def __post_init__(self) -> None:
-        if [self.texts, self.images, self.words].count(None) != 2:
-            raise ValueError("examples are either texts or images or words")
+        if sum(given is not None for given in self._forms().values()) != 1:
+            raise ValueError("examples are either texts or images or words or conversations")
         if self.label_names is not None and self.label_lists is not None:
             raise ValueError("labels are either texts or lists")
         for beside in (self.pairs, self.label_names, self.label_lists, self.reading.places):
@@ -49,13 +52,21 @@ class Found:
     def __len__(self) -> int:
         return len(self._inputs())
 
-    def _inputs(self) -> Sequence[str | Path | bytes | tuple[str, ...]]:
-        return next(given for given in (self.texts, self.images, self.words) if given is not None)
+    def _forms(self) -> dict[Input, Sequence[str | Path | bytes | tuple[str, ...] | Chat] | None]:
+        return {
+            Input.TEXTS: self.texts,
+            Input.IMAGES: self.images,
+            Input.WORDS: self.words,
+            Input.CONVERSATIONS: self.conversations,
+        }
+
+    def _inputs(self) -> Sequence[str | Path | bytes | tuple[str, ...] | Chat]:
+        return next(given for given in self._forms().values() if given is not None)
 
     @property
     def input(self) -> Input:
         """What they are."""
-        return Input.TEXTS if self.texts is not None else Input.WORDS if self.images is None else Input.IMAGES
+        return next(form for form, given in self._forms().items() if given is not None)
 
     @property
     def labelled(self) -> bool:

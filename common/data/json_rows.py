@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from common.data.content import open_text
 from common.data.rows import Cell, Places, Table, require_columns, shown
@@ -20,43 +20,64 @@ def read_json(path: Path, names: Sequence[str]) -> Table:
     columns: list[list[Cell | None]] = [[] for _ in names]
     numbers: list[int] = []
     with open_text(path) as file:
-        begin = _first_sign(file.read(4096))
-        file.seek(0)
-        unit, rows = "line", _lines(path, file, names)
-        if begin == "[":
-            unit, rows = "row", _array(path, file.read(), names)
+        unit, rows = _rows(path, file, _decoder(names))
         for number, row in rows:
             where = f"{path}: {unit} {number}"
-            if not isinstance(row, dict):
-                raise DataError(f'{where} is no object; write rows as {{"text": "…", "label": "…"}}')
-            if not numbers:
-                require_columns(path, list(row), *names)
+            _require_keys(path, where, row, names, first=not numbers)
             numbers.append(number)
             for column, name in zip(columns, names, strict=True):
-                if name not in row:
-                    there = first_few([shown(key) for key in row], 20) or "none"
-                    raise DataError(f"{where} has no {name!r}; its keys are: {there}")
                 column.append(_cell(where, name, row[name]))
     return Table(columns, Places.in_file(path, unit, numbers))
 
 
-def _first_sign(begin: str) -> str:
-    return begin.lstrip()[:1]
+def read_values(path: Path, names: Sequence[str]) -> tuple[list[list[Any]], Places]:
+    """The named columns as JSON has them, lists and objects among them, and where the rows stand.
+
+    Raises DataError naming line or row.
+    """
+    columns: list[list[Any]] = [[] for _ in names]
+    numbers: list[int] = []
+    with open_text(path) as file:
+        unit, rows = _rows(path, file, _decoder(names, as_text=False))
+        for number, row in rows:
+            where = f"{path}: {unit} {number}"
+            _require_keys(path, where, row, names, first=not numbers)
+            numbers.append(number)
+            for column, name in zip(columns, names, strict=True):
+                column.append(row[name])
+    return columns, Places.in_file(path, unit, numbers)
 
 
-def _lines(path: Path, file: Iterator[str], names: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    decode = _decoder(names)
+def _rows(path: Path, file: TextIO, decoder: json.JSONDecoder) -> tuple[str, Iterator[tuple[int, Any]]]:
+    """What places are called, and the rows with their numbers."""
+    begin = file.read(4096).lstrip()[:1]
+    file.seek(0)
+    if begin == "[":
+        return "row", enumerate(_decoded(str(path), decoder, file.read()), start=1)
+    return "line", _lines(path, file, decoder)
+
+
+def _require_keys(path: Path, where: str, row: Any, names: Sequence[str], *, first: bool) -> None:
+    """Raises DataError when a row is no object, or lacks one of the columns; NoColumn when the first does."""
+    if not isinstance(row, dict):
+        raise DataError(f'{where} is no object; write rows as {{"text": "…", "label": "…"}}')
+    if first:
+        require_columns(path, list(row), *names)
+    for name in names:
+        if name not in row:
+            there = first_few([shown(key) for key in row], 20) or "none"
+            raise DataError(f"{where} has no {name!r}; its keys are: {there}")
+
+
+def _lines(path: Path, file: Iterator[str], decoder: json.JSONDecoder) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
-            yield number, _decoded(f"{path}: line {number}", decode, line)
+            yield number, _decoded(f"{path}: line {number}", decoder, line)
 
 
-def _array(path: Path, content: str, names: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    found = _decoded(str(path), _decoder(names), content)
-    yield from enumerate(found, start=1)
+def _decoder(names: Sequence[str], *, as_text: bool = True) -> json.JSONDecoder:
+    """`as_text`: numbers become the text that stands in the file."""
 
-
-def _decoder(names: Sequence[str]) -> json.JSONDecoder:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
@@ -69,7 +90,8 @@ def _decoder(names: Sequence[str]) -> json.JSONDecoder:
     def no_number(constant: str) -> Any:
         raise ValueError(f'holds {constant}, which is no value in JSON; write null, or a text ("{constant}")')
 
-    return json.JSONDecoder(object_pairs_hook=once, parse_float=str, parse_int=str, parse_constant=no_number)
+    numbers: dict[str, Any] = {"parse_float": str, "parse_int": str} if as_text else {}
+    return json.JSONDecoder(object_pairs_hook=once, parse_constant=no_number, **numbers)
 
 
 def _decoded(where: str, decoder: json.JSONDecoder, content: str) -> Any:
@@ -102,13 +124,15 @@ def _text(where: str, name: str, value: Any) -> str | None:
         case bool():
             return "true" if value else "false"
         case str():
-            if not value.isascii():
-                _require_unicode(where, name, value)
+            require_unicode(where, name, value)
             return value
     raise DataError(f"{where}: {name!r} is not text; name another column")
 
 
-def _require_unicode(where: str, name: str, value: str) -> None:
+def require_unicode(where: str, name: str, value: str) -> None:
+    """Raises DataError for a text with half of a character, which nothing can write or tokenise."""
+    if value.isascii():
+        return
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -4,10 +4,12 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from common.data.chat_template import MOST_TEMPLATE_BYTES, template_of
 from common.data.images import ImageProcessor
 from common.errors import ModelError
 from common.records import ArtifactKind, TaskKind
@@ -29,6 +31,8 @@ MOST_BYTES = {
     ArtifactKind.IMAGE_PROCESSOR: 64 * 2**10,
 }
 MOST_PIXELS = 4096
+# Under this name the settings hold the chat template, for transformers too.
+TEMPLATE_KEY = "chat_template"
 _TOKENIZER_KEYS = re.compile(
     "tokenizer_class|backend|model_max_length|model_input_names|(padding|truncation)_side"
     "|clean_up_tokenization_spaces|add_prefix_space|trim_offsets|errors|do_lower_case|strip_accents"
@@ -71,12 +75,23 @@ def save_processor(processor: Processor, folder: Path) -> None:
         processor.save_pretrained(folder)
 
 
-def processor_files(processor: Processor) -> dict[ArtifactKind, bytes]:
-    """The files that a worker needs, by kind, whatever form the model's own directory has."""
+def processor_files(processor: Processor, kind: TaskKind | None = None) -> dict[ArtifactKind, bytes]:
+    """The files that a worker needs, by kind, whatever form the model's own directory has.
+
+    For CAUSAL_LM the tokenizer's settings hold its chat template, where it has one that may be sent.
+    """
     with tempfile.TemporaryDirectory() as folder:
         save_processor(processor, Path(folder))
         found = {kind: Path(folder) / name for kind, name in FILES.items()}
-        return {kind: path.read_bytes() for kind, path in found.items() if path.exists()}
+        files = {kind: path.read_bytes() for kind, path in found.items() if path.exists()}
+    if kind is TaskKind.CAUSAL_LM and isinstance(processor, PreTrainedTokenizerBase):
+        with suppress(ModelError):
+            if (template := template_of(processor)) is not None:
+                # Workers from before leave out such a setting; a file of another kind they would refuse.
+                fields = json.loads(files[ArtifactKind.TOKENIZER_CONFIG])
+                fields |= {TEMPLATE_KEY: template}
+                files[ArtifactKind.TOKENIZER_CONFIG] = json.dumps(fields, sort_keys=True).encode()
+    return files
 
 
 def write_processor(folder: Path, files: Mapping[ArtifactKind, bytes], kind: TaskKind) -> Processor:
@@ -88,11 +103,11 @@ def write_processor(folder: Path, files: Mapping[ArtifactKind, bytes], kind: Tas
             raise ModelError(
                 f"{FILES[artifact]} has {len(content)} bytes, allowed are {MOST_BYTES[artifact]}"
             )
-        write_atomically(folder / FILES[artifact], _known(artifact, content))
+        write_atomically(folder / FILES[artifact], _known(artifact, content, kind))
     return load_processor(folder, kind)
 
 
-def _known(artifact: ArtifactKind, content: bytes) -> bytes:
+def _known(artifact: ArtifactKind, content: bytes, task: TaskKind) -> bytes:
     """A file from the other side without what could name files or code, or ask for endless memory."""
     if artifact is ArtifactKind.TOKENIZER:
         return content
@@ -103,12 +118,24 @@ def _known(artifact: ArtifactKind, content: bytes) -> bytes:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{FILES[artifact]} cannot be read: {str(error)[:100]}") from None
     if artifact is ArtifactKind.TOKENIZER_CONFIG:
+        template = fields.get(TEMPLATE_KEY) if task is TaskKind.CAUSAL_LM else None
         fields = {key: value for key, value in fields.items() if _TOKENIZER_KEYS.fullmatch(key)}
+        if template is not None:
+            fields[TEMPLATE_KEY] = _judged(template)
     else:
         fields.pop("auto_map", None)
         if _largest(fields) > MOST_PIXELS:
             raise ModelError(f"{FILES[artifact]} makes images of more than {MOST_PIXELS} pixels a side")
     return json.dumps(fields).encode()
+
+
+def _judged(template: object) -> str:
+    """A chat template from the other side, by its form and size; what it does is seen when it renders."""
+    if not isinstance(template, str):
+        raise ModelError(f"the chat template is no text but {type(template).__name__}")
+    if (size := len(template.encode(errors="replace"))) > MOST_TEMPLATE_BYTES:
+        raise ModelError(f"the chat template has {size:,} bytes, allowed are {MOST_TEMPLATE_BYTES:,}")
+    return template
 
 
 def _largest(value: object) -> float:

@@ -136,6 +136,7 @@ def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
             kind=types_pb2.TaskKind.Value(f"TASK_KIND_{r.task.kind.name}"),
             pairs=r.task.pairs,
             labels_file=ref_to_pb(r.task.labels_file) if r.task.labels_file else None,
+            conversations=r.task.conversations,
         ),
         adapter=types_pb2.AdapterSpec(
             targets=targets,
@@ -162,6 +163,7 @@ def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
             m.task.max_length,
             m.task.pairs,
             ref_from_pb(m.task.labels_file) if m.task.HasField("labels_file") else None,
+            m.task.conversations,
         ),
         adapter=AdapterSpec(targets, a.rank, a.alpha, a.dropout, a.freeze_a),
         training=training_from_pb(m.training),

@@ -1,7 +1,15 @@
 """What a run asks of its workers that older ones do not know."""
 
 from common.errors import ProtocolMismatch
-from common.records import CLASSES_SINCE, LABELS_FILE_SINCE, NEURONS_SINCE, SGD_SINCE, LocalOptimizer, RunSpec
+from common.records import (
+    CLASSES_SINCE,
+    CONVERSATIONS_SINCE,
+    LABELS_FILE_SINCE,
+    NEURONS_SINCE,
+    SGD_SINCE,
+    LocalOptimizer,
+    RunSpec,
+)
 from common.task_forms import FORMS
 
 
@@ -21,6 +29,11 @@ def require_protocol(run: RunSpec, newest: int) -> None:
             run.adapter.targets.neurons,
             NEURONS_SINCE,
             "this run's workers tune FFN neurons in full, which {} does not know",
+        ),
+        (
+            run.task.conversations,
+            CONVERSATIONS_SINCE,
+            "this run's workers learn the answers of conversations alone, which {} does not know",
         ),
         (weighs, CLASSES_SINCE, "this run asks for workers' classes, which {} does not know"),
     )

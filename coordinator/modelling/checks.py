@@ -24,7 +24,8 @@ from common.model.wire_config import read_config
 from common.records import ArtifactKind, ArtifactRef, SubModelRef, TaskKind
 from common.transport.rpc import MAX_MESSAGE_BYTES
 from common.transport.wire import run_spec_to_pb, sub_model_to_pb
-from coordinator.context import labels_apart, run_spec
+from coordinator.context import labels_apart, of_conversations, run_spec
+from coordinator.modelling.chat_check import check_chat_template
 from coordinator.modelling.checkpoint import reason
 from coordinator.modelling.foundation import Foundation, wire_config
 from coordinator.storage.alignments import MOST_PATCHES
@@ -155,7 +156,7 @@ def _check_messages(model: PreTrainedModel, config: RunConfig) -> None:
 def _check_processor(loaded: Foundation, config: RunConfig) -> None:
     """Tokenizer or image processor, by the files that a worker gets, do there what they do here."""
     task, path = config.task, config.model.path
-    files = processor_files(loaded.processor)
+    files = processor_files(loaded.processor, task.kind)
     name = type(getattr(loaded.processor, "inner", loaded.processor)).__name__
     if task.kind is not TaskKind.IMAGE_CLASSIFICATION and ArtifactKind.TOKENIZER not in files:
         raise ModelError(
@@ -180,6 +181,8 @@ def _check_processor(loaded: Foundation, config: RunConfig) -> None:
             f"model {path}: its {name} would read differently at workers, from the files that they get; "
             "save it anew with save_pretrained, and see whether it still reads the same"
         )
+    if task.kind is TaskKind.CAUSAL_LM:
+        check_chat_template(loaded.processor, there, path, needed=of_conversations(config))
 
 
 def _examples(config: RunConfig) -> Examples:

@@ -8,7 +8,6 @@ from torch import nn
 
 from common.data.batches import Batch, Dataset
 from common.model.passes import tally
-from common.model.tasks import IGNORED
 from common.records import TaskKind
 
 # Of which exp is still a number.
@@ -41,12 +40,12 @@ def score(
 
 @torch.inference_mode()
 def perplexity(model: nn.Module, batches: Iterable[Batch]) -> float:
-    """A language model's, on batches of texts on its device; infinite beyond what a number holds."""
+    """A language model's, on batches on its device, of the tokens that are learned; infinite beyond what a
+    number holds."""
     loss, answers = 0.0, 0
     for batch in batches:
-        ids = batch.inputs["input_ids"]
-        labels = ids if batch.mask is None else ids.masked_fill(batch.mask == 0, IGNORED)
-        _, batch_loss, batch_answers, _ = tally(model, batch.inputs, labels, TaskKind.CAUSAL_LM)
+        assert batch.labels is not None
+        _, batch_loss, batch_answers, _ = tally(model, batch.inputs, batch.labels, TaskKind.CAUSAL_LM)
         loss, answers = loss + batch_loss, answers + batch_answers
     mean = loss / answers if answers else math.nan
     return math.exp(mean) if mean < _LARGEST else math.inf

@@ -148,7 +148,7 @@ class Models:
         """Write the sub-FM's artifacts. Raises ModelError for one that an alignment has spoilt."""
         check_sub_model(sub_fm, self._config, self._tried)
         base = self._store.artifacts.add_tensors(ArtifactKind.SUB_MODEL, weights := own_weights(sub_fm))
-        files = processor_files(self._processor)
+        files = processor_files(self._processor, self._kind)
         reference = SubModelRef(
             wire_config(sub_fm.config),
             compression.ffn_widths(self._fm, plan),

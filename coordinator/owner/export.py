@@ -59,6 +59,8 @@ _PROCESSOR_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
+# How its texts are drawn: beside the weights, or vLLM and transformers would draw them otherwise.
+_GENERATION_FILE = "generation_config.json"
 # Of a configuration: this machine's paths, code, and what belonged to the published head or its use.
 _NOT_KEPT = (
     "_name_or_path",
@@ -148,6 +150,8 @@ def export(
         name = "dtype" if "dtype" in published else "torch_dtype"
         fields |= {name: str(kept).removeprefix("torch.")}
     write_atomically(out / "config.json", (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode())
+    if (file := own_file(path, _GENERATION_FILE)) is not None and kind is TaskKind.CAUSAL_LM:
+        write_atomically(out / _GENERATION_FILE, file.read_bytes())
     left_padded = _write_processor(path, loaded.processor, out)
     classes = len(published.get("id2label") or (0, 1))
     outputs = FORMS[kind].outputs(config.task.labels)

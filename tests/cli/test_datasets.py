@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from cli.datasets import datasets, split
 from common.data.examples import Columns, Examples, read_examples, write_examples
 from common.data.presets import PRESETS
+from tests.chats import write_chats
 
 app = typer.Typer()
 app.command()(datasets)
@@ -118,6 +119,16 @@ def test_a_preset_is_split_by_its_name(tmp_path: Path) -> None:
     assert run("split", "sst2", *options).exit_code == 0
     (part,) = parts_in(tmp_path / "out")
     assert (part.texts, part.label_names) == (["x", "y"], ["negative", "positive"])
+
+
+def test_conversations_are_dealt_out_as_they_are(tmp_path: Path) -> None:
+    path = write_chats(tmp_path / "x.jsonl", 5)
+    result = run("split", path, "--parts", 2, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    parts, whole = parts_in(tmp_path / "out"), read_examples(path, Columns())
+    found = [chat for part in parts for chat in part.conversations or ()]
+    assert len(found) == 5 and all(chat in (whole.conversations or ()) for chat in found)
+    assert parquet.read_schema(tmp_path / "out" / "part-1.parquet").names == ["messages"]
 
 
 def test_unlabelled_texts_stay_so(tmp_path: Path) -> None:

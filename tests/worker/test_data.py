@@ -15,6 +15,7 @@ from common.data.examples import Columns, Examples
 from common.data.processors import load_processor
 from common.errors import DataError, ModelError
 from common.records import TaskKind, TaskSpec
+from tests.chats import write_chats
 from tests.conftest import LABELS, sentences, write_pictures, write_table
 from tests.families import write_family
 from worker.data import PrivateData, Source
@@ -282,3 +283,20 @@ def test_a_validation_file_is_held_to_the_same_rules(tmp_path: Path) -> None:
         data.require(TEXT)
     with pytest.raises(DataError, match="no such data file"):
         PrivateData.read(Source(tmp_path / "data.csv", validation=tmp_path / "none.csv"), "a")
+
+
+def test_a_run_of_conversations_takes_no_texts_and_one_of_texts_takes_both(tmp_path: Path) -> None:
+    chats, texts = (
+        read(write_chats(tmp_path / "c.jsonl", 2)),
+        read(write_table(tmp_path / "t.csv", 2), label=None),
+    )
+    run = replace(CAUSAL, conversations=True)
+    chats.require(run)
+    for data in (chats, texts):
+        data.require(CAUSAL)
+    with pytest.raises(
+        DataError, match=r"t\.csv holds texts, but the run is for conversations: a column 'mess"
+    ):
+        texts.require(run)
+    with pytest.raises(DataError, match=r"holds conversations, but the run is for text-classification"):
+        chats.require(TEXT)

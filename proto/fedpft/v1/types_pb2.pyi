@@ -362,12 +362,17 @@ class TaskSpec(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     PAIRS_FIELD_NUMBER: _builtins.int
     LABELS_FILE_FIELD_NUMBER: _builtins.int
+    CONVERSATIONS_FIELD_NUMBER: _builtins.int
     max_length: _builtins.int
     """Longer inputs are cut to this many tokens."""
     kind: Global___TaskKind.ValueType
     """What the model learns to do."""
     pairs: _builtins.bool
     """Whether every example is a pair of texts."""
+    conversations: _builtins.bool
+    """Whether every example is a conversation, or a prompt with its completion: only answers are learned, and
+    the tokenizer's settings hold a chat template (protocol 5).
+    """
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Label names; a label's position is its class index. None for language modelling and regression."""
@@ -384,10 +389,11 @@ class TaskSpec(_message.Message):
         kind: Global___TaskKind.ValueType = ...,
         pairs: _builtins.bool = ...,
         labels_file: Global___ArtifactRef | None = ...,
+        conversations: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["labels_file", b"labels_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "labels", b"labels", "labels_file", b"labels_file", "max_length", b"max_length", "pairs", b"pairs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversations", b"conversations", "kind", b"kind", "labels", b"labels", "labels_file", b"labels_file", "max_length", b"max_length", "pairs", b"pairs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

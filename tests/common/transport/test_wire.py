@@ -74,7 +74,9 @@ sub_model = st.builds(SubModelRef, text, several(u32), ref, several(ref), severa
 spec = st.builds(
     RunSpec,
     text,
-    st.builds(TaskSpec, st.sampled_from(TaskKind), several(text), u32, st.booleans()),
+    st.builds(
+        TaskSpec, st.sampled_from(TaskKind), several(text), u32, st.booleans(), conversations=st.booleans()
+    ),
     st.builds(AdapterSpec, st.sampled_from(AdapterTargets), u32, number, number, st.booleans()),
     st.builds(
         TrainingSpec,

@@ -1,5 +1,6 @@
 """What only newer workers know is asked of no older one; everything else is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from common.records import PROTOCOL_MAX, JoinRequest
 from coordinator.federation.needs import require_protocol
 from coordinator.storage.class_counts import StoredClasses
 from coordinator.storage.store import Store
+from tests.chats import write_chats
 from tests.contexts import context
 from tests.field.test_large_runs import Serving
 from worker.client import CoordinatorClient
@@ -16,6 +18,7 @@ from worker.connection import Endpoint
 from worker.metrics import Metrics
 
 SGD = {"training.optimizer": "sgd"}
+CHATS_TOLD = "this run's workers learn the answers of conversations alone, which protocol 4 does not know"
 TOLD = "this run's workers train by SGD, which protocol 4 does not know: upgrade the worker"
 NEURONS = "this run's workers tune FFN neurons in full, which protocol 4 does not know: upgrade the worker"
 
@@ -76,3 +79,29 @@ async def test_a_worker_of_before_does_not_join_a_run_of_sgd(newest: int, tmp_pa
     finally:
         await worker.close()
         await serving.stop()
+
+
+@pytest.mark.parametrize("newest", [4, PROTOCOL_MAX])
+async def test_a_worker_of_before_does_not_join_a_run_of_conversations(newest: int, tmp_path: Path) -> None:
+    settings = {
+        "task.kind": "causal-lm",
+        "task.labels": (),
+        "data.test.path": write_chats(tmp_path / "test.jsonl", 2),
+    }
+    run = context(Store(tmp_path / "run"), settings)
+    serving = Serving(run)
+    await serving.start()
+    worker = CoordinatorClient(
+        Endpoint(serving.address, 1.0), JoinRequest("w", 1, newest, "some", 5), Metrics()
+    )
+    try:
+        if newest == PROTOCOL_MAX:
+            assert (await worker.join()).run.task.conversations
+        else:
+            with pytest.raises(ProtocolMismatch) as caught:
+                await worker.join()
+            assert f"{CHATS_TOLD}: upgrade the worker" in str(caught.value)
+    finally:
+        await worker.close()
+        await serving.stop()
+    require_protocol(replace(run.spec, task=replace(run.spec.task, conversations=False)), 1)
