@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
-from common.records import PROTOCOL_MIN, TaskKind
+from common.protocol import PROTOCOL_MIN
+from common.records import TaskKind
 
 # transformers' own name for an output that has none: what a regression gives.
 NUMBER_NAME = "LABEL_0"

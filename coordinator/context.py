@@ -122,7 +122,7 @@ def run_spec(
             class_weights(classes, task.kind) if balanced and classes is not None else (),
             t.tokens_per_step,
             t.checkpointing,
-            t.neuron_learning_rate,
+            t.neuron_learning_rate if config.adapter.targets.neurons else 0.0,
         ),
         config.run.seed,
         config.asks_classes and classes is None,

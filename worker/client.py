@@ -24,8 +24,8 @@ from common.errors import (
     Unreachable,
 )
 from common.observability import tracing
+from common.protocol import PROTOCOL_MIN
 from common.records import (
-    PROTOCOL_MIN,
     ArtifactRef,
     Chunk,
     ClassCounts,

@@ -15,7 +15,8 @@ from common.address import Address, require_loopback
 from common.errors import CertificateError, Stopped
 from common.observability.metrics_endpoint import open_metrics
 from common.observability.tracing import exporting
-from common.records import PROTOCOL_MAX, PROTOCOL_MIN, JoinRequest
+from common.protocol import PROTOCOL_MAX, PROTOCOL_MIN
+from common.records import JoinRequest
 from common.runtime import fault_points
 from common.runtime.allocator import set_up_allocator
 from common.runtime.compute import ComputeThread

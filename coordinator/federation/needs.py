@@ -1,15 +1,8 @@
 """What a run asks of its workers that older ones do not know."""
 
 from common.errors import ProtocolMismatch
-from common.records import (
-    CLASSES_SINCE,
-    CONVERSATIONS_SINCE,
-    LABELS_FILE_SINCE,
-    NEURONS_SINCE,
-    SGD_SINCE,
-    LocalOptimizer,
-    RunSpec,
-)
+from common.protocol import CLASSES_SINCE, CONVERSATIONS_SINCE, LABELS_FILE_SINCE, NEURONS_SINCE, SGD_SINCE
+from common.records import LocalOptimizer, RunSpec
 from common.task_forms import FORMS
 
 

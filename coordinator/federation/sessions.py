@@ -10,10 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from common.errors import NameTaken, ProtocolMismatch, SessionReplaced, UnknownSession, Unreachable
+from common.protocol import PROTOCOL_MAX, PROTOCOL_MIN, VALIDATION_SINCE
 from common.records import (
-    PROTOCOL_MAX,
-    PROTOCOL_MIN,
-    VALIDATION_SINCE,
     Activity,
     EvaluateTask,
     JoinRequest,

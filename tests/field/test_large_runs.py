@@ -13,7 +13,8 @@ from grpc import aio
 from common.address import Address
 from common.errors import BadMessage, ProtocolMismatch
 from common.model.wire_config import read_config
-from common.records import PROTOCOL_MAX, PROTOCOL_MIN, ArtifactKind, JoinRequest
+from common.protocol import PROTOCOL_MAX, PROTOCOL_MIN
+from common.records import ArtifactKind, JoinRequest
 from common.run_status import Evaluation, GradientGap, LayerGap, RunStatus, Traffic
 from common.transport import admin_wire
 from common.transport.rpc import MAX_MESSAGE_BYTES, new_server

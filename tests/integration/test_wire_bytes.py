@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from common.address import Address
-from common.records import PROTOCOL_MAX, PROTOCOL_MIN, JoinRequest
+from common.protocol import PROTOCOL_MAX, PROTOCOL_MIN
+from common.records import JoinRequest
 from common.runtime.compute import ComputeThread
 from tests.conftest import write_table
 from tests.integration.federation import federation

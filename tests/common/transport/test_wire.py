@@ -90,6 +90,8 @@ spec = st.builds(
         st.sampled_from(LocalOptimizer),
         number,
         st.just(()),
+        u32,
+        st.booleans(),
         number,
     ),
     u64,

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import ProtocolMismatch
-from common.records import PROTOCOL_MAX, JoinRequest
+from common.protocol import PROTOCOL_MAX
+from common.records import JoinRequest
 from coordinator.federation.needs import require_protocol
 from coordinator.storage.class_counts import StoredClasses
 from coordinator.storage.store import Store

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from common.errors import NameTaken, ProtocolMismatch, SessionReplaced, UnknownSession, Unreachable
+from common.protocol import PROTOCOL_MAX
 from common.records import (
-    PROTOCOL_MAX,
     Activity,
     ArtifactKind,
     ArtifactRef,
