@@ -142,17 +142,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 # One of a kind runs every day; the others are near to it.
-EVERYDAY = (
-    "layer-drop",
-    "drop-ratio",
-    "activation",
-    "closed-form",
-    "weight-term",
-    "lowest",
-    "median",
-    "fedadam",
-    "attention+neurons",
-)
+EVERYDAY = ("layer-drop", "drop-ratio", "activation", "closed-form", "weight-term", "lowest", "median")
 
 
 @pytest.mark.parametrize(

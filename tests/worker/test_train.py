@@ -465,6 +465,8 @@ def test_a_language_models_loss_is_that_of_its_next_tokens(tmp_path: Path) -> No
 
 # --- in less memory ---
 
+FAST = ("bert", "gpt2", "llama", "vit")
+
 
 @pytest.mark.parametrize("tokens", [1, 40])
 @pytest.mark.parametrize(
@@ -538,7 +540,7 @@ class Random(Dataset):
 @pytest.mark.parametrize(
     ("model_type", "kind"),
     [
-        pytest.param(name, kind, marks=() if kind is family.tasks[0] else pytest.mark.slow)
+        pytest.param(name, kind, marks=() if name in FAST and kind is family.tasks[0] else pytest.mark.slow)
         for name, family in FAMILIES.items()
         for kind in family.tasks
     ],

@@ -24,10 +24,11 @@ from tests.small import copies, same_bits
 
 HALF = torch.bfloat16
 SPEC = AdapterSpec(AdapterTargets.ATTENTION_FFN, rank=3, alpha=6.0, dropout=0.0)
+FAST = ("bert", "gpt2", "llama", "vit")
 every_task = pytest.mark.parametrize(
     ("model_type", "kind"),
     [
-        pytest.param(name, kind, marks=() if kind is family.tasks[0] else pytest.mark.slow)
+        pytest.param(name, kind, marks=() if name in FAST and kind is family.tasks[0] else pytest.mark.slow)
         for name, family in FAMILIES.items()
         for kind in family.tasks
     ],

@@ -146,13 +146,16 @@ def test_a_kept_neuron_is_the_fms_and_so_is_everything_but_ffns(model_type: str)
 
 
 @every_family
-def test_the_sub_fm_shares_no_memory_with_the_fm(model_type: str) -> None:
+def test_layers_that_lose_neurons_share_no_memory_with_the_fm(model_type: str) -> None:
+    """What an alignment may write into; the rest is the FM's own."""
     fm = small_model(model_type)
     before = copies(fm.state_dict())
-    for plan in (pruned(fm, 0.75), plan_layer_drop(fm, 0.75), plan_full(fm)):
-        for tensor in cut(fm, plan).values():
-            tensor.zero_()
-    assert same_bits(fm.state_dict(), before)
+    plan = pruned(fm, 0.75)
+    cut_layers = tuple(layer_prefix(fm.config, i) for i in plan.compressed)
+    written = [tensor for name, tensor in cut(fm, plan).items() if name.startswith(cut_layers)]
+    for tensor in written:
+        tensor.zero_()
+    assert written and same_bits(fm.state_dict(), before)
 
 
 @every_family

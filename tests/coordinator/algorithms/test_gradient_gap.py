@@ -139,6 +139,7 @@ def test_drift_grows_with_angle_and_with_unequal_norms(cosine: float, ratio: flo
     assert drift(cosine, ratio) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @every_task
 def test_in_parts_it_comes_to_the_same(model_type: str, kind: TaskKind) -> None:
     fm, sub_fm, plan = both(model_type, kind, 0.75)

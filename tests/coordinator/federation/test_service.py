@@ -64,7 +64,7 @@ RUN = RunSpec(
     "run",
     TaskSpec(TaskKind.TEXT_CLASSIFICATION, ("no", "yes"), 16, False),
     AdapterSpec(AdapterTargets.ATTENTION, 8, 32.0, 0.1),
-    TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0, neuron_learning_rate=3e-4),
+    TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0),
     7,
 )
 
