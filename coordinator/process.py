@@ -150,7 +150,7 @@ class _Service:
             self._run.compute.stop()
             task.cancel()
 
-        admin = AdminService(self._status, self._run.events, stop)
+        admin = self._admin = AdminService(self._status, self._run.events, stop)
         await _register(self._server, self._federation, admin)
         await self._server.start()
         if self._probe:
@@ -173,6 +173,7 @@ class _Service:
         finally:
             if not self._ending.asked and self._campaign.over:
                 await self._farewell()
+                await self._admin.seen_to_the_end()
                 await self._linger()
             watch.cancel()
             (directory / ENDPOINT_FILE).unlink(missing_ok=True)

@@ -96,7 +96,7 @@ def export(
     a model, unless `dtype` says otherwise. `model` says where the FM is now, if not where the run left it.
 
     Raises StoreError when there is nothing to export, or what was tuned is no PEFT adapter: the head alone,
-    FFN neurons in full; ModelError when the FM is gone.
+    FFN neurons in full, or the other form lies in the folder; ModelError when the FM is gone.
     """
     store, config = open_run(directory, model)
     number, adapter = _chosen(store, config, which)
@@ -115,6 +115,7 @@ def export(
         raise StoreError("this run tuned FFN neurons in full, which no PEFT adapter holds; add --merge")
     if not merge and any(name.endswith(RESIDUAL) for name in tensors):
         raise StoreError("exact averaging changed base weights too, which no PEFT adapter holds; add --merge")
+    _require_room(out, merge)
     require_same(store, config, [MODEL])
     loaded = foundation_of(config)
     fm = loaded.model
@@ -169,6 +170,14 @@ def export(
     write_atomically(out / "README.md", card.encode())
     store.close()
     return sorted(out.iterdir())
+
+
+def _require_room(out: Path, merge: bool) -> None:
+    """Raise StoreError where the other form lies: of both in one folder, transformers takes the adapter."""
+    other = ["adapter_config.json"] if merge else ["model.safetensors", "model.safetensors.index.json"]
+    if found := next((name for name in other if (out / name).exists()), None):
+        there, here = ("an adapter", "a merged model") if merge else ("a merged model", "an adapter")
+        raise StoreError(f"{out} holds {there} already ({found}); choose another folder for {here}")
 
 
 def _chosen(store: Store, config: RunConfig, which: int | Literal["best"] | None) -> tuple[int, ArtifactRef]:

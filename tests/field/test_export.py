@@ -356,3 +356,17 @@ def test_a_card_is_titled_by_the_models_name(
 
 def test_a_model_of_the_hub_is_called_by_its_id() -> None:
     assert model_name("org/name", "bert") == "org/name"
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_adapter_and_merged_model_are_kept_apart(first: bool, tmp_path: Path) -> None:
+    """transformers would take the adapter, and the FM from wherever it was."""
+    tuned = Tuned(tmp_path, write_family(tmp_path / "m", "bert", TEXT))
+    command = ["export", str(tuned.folder / "run"), "--out", str(tmp_path / "out")]
+    one, other = ([*command, "--merge"] if merge else command for merge in (first, not first))
+    assert CliRunner().invoke(app, one).exit_code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    result = CliRunner().invoke(app, other)
+    assert result.exit_code != 0 and "choose another folder" in " ".join(result.output.split())
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert CliRunner().invoke(app, one).exit_code == 0
