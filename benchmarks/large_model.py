@@ -24,7 +24,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.measuring import Target, benchmark_parser, report, table
-from benchmarks.processes import ROOT, _environment
+from benchmarks.processes import ROOT, environment_with
 from common.config.file import template
 from common.data.examples import Examples, write_examples
 from experiments.packaged import bbc_news
@@ -67,7 +67,7 @@ class Watched:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 cwd=ROOT,
-                env=_environment({"OMP_NUM_THREADS": "1"}),
+                env=environment_with({"OMP_NUM_THREADS": "1"}),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -43,7 +43,7 @@ class Child:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *way, module, *arguments],
                 cwd=ROOT,
-                env=_environment(environment or {}),
+                env=environment_with(environment or {}),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
@@ -135,7 +135,8 @@ class Child:
         self.end()
 
 
-def _environment(more: Mapping[str, str]) -> dict[str, str]:
+def environment_with(more: Mapping[str, str]) -> dict[str, str]:
+    """This one's, in which the repository's packages are found, and more."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "proto")])
     return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **more}
 

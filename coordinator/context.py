@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass
 from functools import cached_property
 
-from common.config.choices import ClassWeights, LoraAveraging
+from common.config.choices import ClassWeights, LoraAveraging, ModelDtype
 from common.config.run import RunConfig
 from common.records import (
     AdapterSpec,
@@ -70,9 +70,18 @@ def labels_apart(config: RunConfig) -> bool:
 
 
 def settled(config: RunConfig, store: Store) -> RunConfig:
-    """The configuration with the labels that workers were asked for, once they are known."""
-    classes = store.classes.get() if config.task.asks else None
-    return config if classes is None else config.with_labels(classes.labels)
+    """The configuration with what was left open and has been settled since.
+
+    That are labels that workers were asked for, and what "auto" held the models in when the sub-FM was
+    published: versions before `model.dtype` took float32 whatever the checkpoint.
+    """
+    if config.task.asks and (classes := store.classes.get()) is not None:
+        config = config.with_labels(classes.labels)
+    if config.model.dtype is ModelDtype.AUTO and (published := store.sub_model()) is not None:
+        told = json.loads(published[0].config_json).get("dtype")
+        held = ModelDtype(told) if told in list(ModelDtype) else ModelDtype.FLOAT32
+        config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": held})})
+    return config
 
 
 def of_conversations(config: RunConfig) -> bool:

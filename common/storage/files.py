@@ -62,7 +62,10 @@ def write_atomically(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(content) if isinstance(content, bytes) else content(file)
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                content(file)
         publish(temporary, path, subject)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {disk_problem(error, path.parent)}") from error

@@ -167,7 +167,10 @@ class SubModelBuilder:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ModelError(f"{folder} holds no built sub-FM: {error}; `fedpft build` makes one") from None
         if fm_sha256 != fingerprint(self.fm):
-            raise ModelError(f"{folder} holds the sub-FM of another foundation model; build it anew")
+            raise ModelError(
+                f"{folder} holds the sub-FM of another foundation model, or of one held in another "
+                "model.dtype; build it anew"
+            )
         plan = SubModelPlan.from_tensors(TensorFile(folder / PLAN_FILE))
         weights = compression.cut(self.fm, plan) | TensorFile(folder / LAYERS_FILE).load()
         return plan, self._built(plan, weights)

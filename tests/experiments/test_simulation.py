@@ -8,11 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from common.config.choices import ModelDtype
 from common.config.file import load_config, parse_config
+from common.config.run import RunConfig
 from common.data.examples import Columns, Examples, read_examples
 from common.errors import CannotTrain, RunFailed
 from common.records import ArtifactKind
 from common.storage.tensors import TensorFile, header_of
+from coordinator.context import settled
 from coordinator.storage.store import Store
 from experiments.clients import Clients, LocalClients, Trained
 from experiments.simulation import OnProgress, simulate
@@ -179,6 +182,14 @@ def test_a_checkpoint_in_bfloat16_is_held_and_sent_so_and_tuned_in_float32(
     assert digest(again) == digest(tmp_path / "one" / "run")
     exact = run(tmp_path / "exact", tmp_path / "half", settings | {"model.dtype": "float32"})
     assert digest(exact) != digest(again)
+    # As a run of before model.dtype: it goes on in what its sub-FM was published in.
+    for directory, wanted in ((exact, ModelDtype.FLOAT32), (again, ModelDtype.BFLOAT16)):
+        store = Store.existing(directory)
+        config = RunConfig.model_validate_json(store.config())
+        left_open = config.model.model_copy(update={"dtype": ModelDtype.AUTO})
+        config = config.model_copy(update={"model": left_open})
+        assert settled(config, store).model.dtype is wanted
+        store.close()
 
 
 @pytest.mark.slow

@@ -358,7 +358,9 @@ def test_another_fm_is_refused(model_folder: Path, texts: Dataset, tmp_path: Pat
     with torch.no_grad():
         ffns_of(other)[3].out.weight[0, 0] += 1e-3
     assert fingerprint(other) != fingerprint(building.fm)
-    with pytest.raises(ModelError, match="the sub-FM of another foundation model; build it anew"):
+    with pytest.raises(
+        ModelError, match=r"another foundation model, or of one held in another model\.dtype; build it"
+    ):
         builder(other, None).load(tmp_path)
 
 
