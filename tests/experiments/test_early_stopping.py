@@ -104,6 +104,7 @@ def test_the_report_names_the_round(by_owner: RunConfig) -> None:
     assert f"after round {best}" in lead
 
 
+@pytest.mark.slow
 def test_a_run_without_test_data_is_reported_by_the_workers_scores(
     tmp_path: Path, model_folder: Path
 ) -> None:

@@ -17,14 +17,14 @@ from tests.faults.points import (
 
 # In `make test`, too.
 QUICK = {
-    "file-renamed/adapter=kill",
     "file-written/update=power",
-    "chunk-received/sub_model#2=kill",
     "reply-received/SubmitUpdate=kill",
     "transaction-committed/scores=kill",
 }
 # With those, in `make test-all`: one of every kind.
 USUAL = {
+    "chunk-received/sub_model#2=kill",
+    "file-renamed/adapter=kill",
     "transaction-committed/update=kill",
     "file-renamed/update-header=power",
     "transaction-made/adapter=kill",
