@@ -118,6 +118,24 @@ class BadScores(FedPftError):
     """Scores are not what a worker with its examples can have, or not of the form that the task asked for."""
 
 
+class SecureRefused(FedPftError):
+    """A worker refuses to take part in a secure round: what it was told breaks a rule, or its own limits."""
+
+    def __init__(self, message: str, blamed: str | None = None) -> None:
+        """`blamed` is the worker whose doing it is, where that is known."""
+        super().__init__(message)
+        self.blamed = blamed
+
+
+class BadShare(FedPftError):
+    """Keys, shares or signatures that a worker offered to a secure round do not fit."""
+
+    def __init__(self, message: str, blamed: str | None = None) -> None:
+        """`blamed` is the worker whose doing it is, where that is known."""
+        super().__init__(message)
+        self.blamed = blamed
+
+
 class StaleRound(FedPftError):
     """The round named is over, and a later one is under way; or none is yet."""
 

@@ -113,6 +113,8 @@ STATUS: dict[type[FedPftError], StatusCode] = {
     errors.BadUpdate: StatusCode.INVALID_ARGUMENT,
     errors.BadScores: StatusCode.INVALID_ARGUMENT,
     errors.CannotTrain: StatusCode.ABORTED,
+    errors.SecureRefused: StatusCode.FAILED_PRECONDITION,
+    errors.BadShare: StatusCode.INVALID_ARGUMENT,
     errors.StaleRound: StatusCode.FAILED_PRECONDITION,
     errors.LateUpdate: StatusCode.FAILED_PRECONDITION,
     errors.UnknownRound: StatusCode.FAILED_PRECONDITION,

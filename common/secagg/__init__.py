@@ -1,0 +1,1 @@
+"""Secure aggregation: sums of what workers send, and nothing of a single one; the protocol's pure half."""

@@ -1,0 +1,1 @@
+"""Secure aggregation: exact, secret, and blaming the right side."""
