@@ -15,9 +15,10 @@ from common.observability.console import plain_errors, run_async
 from common.observability.logs import set_up_logging
 from common.runtime.signals import taken
 from common.trust.authority import AUTHORITY_DAYS, HOLDER_DAYS, REVOKED, Authority
-from common.trust.certificates import AUTHORITY
+from common.trust.certificates import AUTHORITY, CERTIFICATE, read_certificate
 from common.trust.enrolment import INVITATION_HOURS, Candidate, Invitation, Invitations
 from common.trust.identity import Identity, Role
+from common.trust.signing import peers_line
 
 certs = typer.Typer(
     name="certs",
@@ -28,6 +29,7 @@ certs = typer.Typer(
 # Groups of `fedpft certs --help`.
 BROUGHT = "Keys and certificates that the owner makes, and revokes"
 INVITED = "Keys that their holders make themselves"
+COMPARED = "Keys that workers know each other by"
 
 Folder = Annotated[Path, typer.Option("--authority", help="The certificate authority's folder.")]
 Days = Annotated[int, typer.Option(min=1, help="Days until the certificate expires.")]
@@ -155,3 +157,21 @@ def enrol(
         folder = out or Path(f"{invited.identity.role}-{invited.identity.name}")
         certificate = asyncio.run(ask(invited, Candidate(invited, folder)))
         typer.echo(f"{folder}: {invited.identity}, until {certificate.not_valid_after_utc:%Y-%m-%d}")
+
+
+@certs.command(rich_help_panel=COMPARED)
+def fingerprint(
+    which: Annotated[
+        list[Path],
+        typer.Argument(metavar="WORKER...", help="Workers' certificates, or folders with a tls.crt."),
+    ],
+) -> None:
+    """Print workers' lines for a file of peers: the keys that other workers are to take for theirs.
+
+    Bring them to the other workers by a way that the run's owner has no hand in.
+    """
+    with plain_errors():
+        # All or none: of a list that ends early people would take what there is.
+        paths = [path / CERTIFICATE if path.is_dir() else path for path in which]
+        for line in [peers_line(read_certificate(path)) for path in paths]:
+            typer.echo(line)

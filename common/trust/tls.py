@@ -73,7 +73,7 @@ class Peer:
     expires: datetime
 
 
-class _Watched(Generic[T]):
+class Watched(Generic[T]):
     """What `read` makes of files, made anew when they changed. Raises CertificateError the first time."""
 
     def __init__(self, files: Iterable[Path], read: Callable[[], T]) -> None:
@@ -109,9 +109,9 @@ class Tls:
 
     def __init__(self, files: TlsFiles, role: Role) -> None:
         self._files, self._role = files, role
-        self._credentials = _Watched((files.certificate, files.key, files.authority), self._read_credentials)
+        self._credentials = Watched((files.certificate, files.key, files.authority), self._read_credentials)
         # Apart from the others: a renewal that went wrong must not keep a revocation from counting.
-        self._revoked = _Watched([files.revoked] if files.revoked else [], self._read_revoked)
+        self._revoked = Watched([files.revoked] if files.revoked else [], self._read_revoked)
 
     @property
     def identity(self) -> Identity:
