@@ -51,7 +51,7 @@ def test_the_help_shows_the_groups_and_their_commands_in_order(monkeypatch: pyte
 
 def test_the_commands_for_certificates_stand_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     panels = list(dict.fromkeys(str(info.rich_help_panel) for info in certs.registered_commands))
-    assert len(panels) == 2
+    assert len(panels) == 3
     assert titles(shown(monkeypatch, "certs")) == ["Options", *panels]
 
 
