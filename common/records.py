@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from common.secure_task import SecureSpec, SecureTask
+
 
 class ArtifactKind(StrEnum):
     """What an artifact holds; those that the wire knows may be served."""
@@ -190,6 +192,8 @@ class RunSpec:
     seed: int
     asks_classes: bool = False
     """Whether workers are to tell their classes before they may join; its labels may be none until then."""
+    secure: SecureSpec | None = None
+    """Set: the coordinator gets sums over workers alone."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +256,7 @@ class TrainTask:
     zero_threshold: float = 0.0
     traceparent: str = field(default="", compare=False)
     """The round's span, by W3C Trace Context; another one does not make it another task."""
+    secure: SecureTask | None = None  # Set where the update is to be masked.
 
 
 @dataclass(frozen=True)
@@ -314,6 +319,9 @@ class UpdateHeader:
     examples: int
     loss: float
     seconds: float
+    attempt: int = 0
+    """Of a masked update, for which the three before are 0: the try at the round, and its context."""
+    context: bytes = b""
 
 
 @dataclass(frozen=True)

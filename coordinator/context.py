@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from common.config.choices import ClassWeights, LoraAveraging, ModelDtype
+from common.config.privacy import LEAST_WORKERS, SumWeights
 from common.config.run import RunConfig
 from common.records import (
     AdapterSpec,
@@ -17,6 +18,7 @@ from common.records import (
     TrainingSpec,
 )
 from common.runtime.compute import Compute
+from common.secure_task import SecureSpec
 from common.task_forms import FORMS, Answer
 from coordinator.metrics import Metrics
 from coordinator.storage.class_counts import StoredClasses
@@ -135,6 +137,21 @@ def run_spec(
         ),
         config.run.seed,
         config.asks_classes and classes is None,
+        secure_spec(config),
+    )
+
+
+def secure_spec(config: RunConfig) -> SecureSpec | None:
+    """How updates are summed, as workers are told; None where they are seen."""
+    privacy = config.privacy
+    if not privacy.secure:
+        return None
+    return SecureSpec(
+        max(config.rounds.minimum, LEAST_WORKERS),
+        privacy.bits,
+        privacy.weights is SumWeights.EXAMPLES,
+        privacy.most_examples,
+        signed=not privacy.insecure_keys,
     )
 
 

@@ -143,6 +143,11 @@ class Metrics:
             "How many workers the last scores at the workers are of",
             registry=r,
         )
+        self.secure_workers = Gauge(
+            "fedpft_secure_workers",
+            "How many workers the last sum of masked updates is of; 0 where there is none",
+            registry=r,
+        )
         self.best = Gauge(
             "fedpft_best_round", "The round with the best score; 0 where none is known", registry=r
         )
@@ -215,9 +220,13 @@ class Metrics:
 
     def received(self, loss: float, worker: str, seconds: float, size: int) -> None:
         """An update was accepted; loss in nats, size in bytes."""
-        self.progressed()
+        self.received_masked(size)
         self.training_loss.labels(worker).set(loss)
         self._trained.observe(seconds)
+
+    def received_masked(self, size: int) -> None:
+        """An update was accepted, of which nothing else is known."""
+        self.progressed()
         self._sizes.observe(size)
 
     def entered(self, phase: Phase) -> None:

@@ -35,11 +35,13 @@ from common.storage.files import locked, write_atomically
 from common.transport.decoding import Decoding
 from common.transport.rpc import new_server
 from common.trust.identity import Role
+from common.trust.signing import Verifier, verifier
 from common.trust.tls import Tls, TlsFiles
 from coordinator.campaign.best import kept_rounds
 from coordinator.campaign.liveness import ENDPOINT_FILE, require_no_repetition, tell_death
 from coordinator.campaign.loop import Campaign
 from coordinator.campaign.progress import RunProgress
+from coordinator.campaign.secure_gathering import SecureGathering
 from coordinator.campaign.status import live_status
 from coordinator.campaign.worker_gathering import WorkerGathering
 from coordinator.context import RunContext, identity
@@ -48,6 +50,7 @@ from coordinator.federation.call_metrics import CallMetrics
 from coordinator.federation.health_probe import HealthProbe
 from coordinator.federation.inbox import Inbox
 from coordinator.federation.outcomes import telling
+from coordinator.federation.secure_exchange import SecureExchange
 from coordinator.federation.service import FederationService, serve_federation
 from coordinator.federation.sessions import COALESCED_SECONDS, Sessions
 from coordinator.federation.turns import Turns
@@ -115,13 +118,16 @@ async def serve(config: RunConfig, again: bool = False) -> Ending:
         endpoint = open_metrics(config.server.metrics, run.metrics.registry, config.server.insecure)
         resources.callback(endpoint.close)
         probe = HealthProbe(config.server.health) if config.server.health else None
-        return await _Service(run, server, probe).serve(address, endpoint.port)
+        verify = _verifier(config)
+        return await _Service(run, server, probe, verify).serve(address, endpoint.port)
 
 
 class _Service:
     """One process's work on a run, between opening what it needs and closing it."""
 
-    def __init__(self, run: RunContext, server: aio.Server, probe: HealthProbe | None) -> None:
+    def __init__(
+        self, run: RunContext, server: aio.Server, probe: HealthProbe | None, verify: Verifier | None
+    ) -> None:
         self._run, self._config, self._store = run, run.config, run.store
         self._server, self._probe = server, probe
         self._stopping = asyncio.Event()
@@ -130,9 +136,16 @@ class _Service:
         self._inbox = Inbox(run.store, run.config.limits, turns)
         progress = RunProgress(run)
         self._status = partial(live_status, run, progress, self._sessions, self._inbox)
-        gathering = WorkerGathering(run, progress, self._sessions, self._inbox)
+        keys_seconds = run.config.privacy.keys_seconds
+        exchange = SecureExchange(run.store, keys_seconds, verify, self._sessions.notify_all)
+        self._sessions.news_for = exchange.news
+        gathering = (
+            SecureGathering(run, progress, self._sessions, self._inbox, exchange)
+            if run.config.privacy.secure
+            else WorkerGathering(run, progress, self._sessions, self._inbox)
+        )
         self._campaign = Campaign(run, progress, gathering)
-        self._federation = FederationService(run, self._sessions, self._inbox)
+        self._federation = FederationService(run, self._sessions, self._inbox, exchange)
         self._ending = Ending()
 
     async def serve(self, address: Address, metrics_port: int) -> Ending:
@@ -305,3 +318,11 @@ def _tls(section: TlsSection) -> Tls | None:
     if section.certificate is None or section.key is None or section.ca is None:
         return None
     return Tls(TlsFiles(section.certificate, section.key, section.ca, section.revoked), Role.COORDINATOR)
+
+
+def _verifier(config: RunConfig) -> Verifier | None:
+    """What tells whether a worker's keys are its own; None where they are not signed."""
+    tls = config.tls
+    if tls.ca is None or config.privacy.insecure_keys or not config.privacy.secure:
+        return None
+    return verifier(tls.ca, tls.revoked)

@@ -6,7 +6,7 @@ move artifacts and are talked to.
 
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -18,17 +18,21 @@ from common.data.batches import Dataset
 from common.data.examples import Examples
 from common.errors import CannotTrain, RunFailed
 from common.listing import first_workers
+from common.model.ring_update import ring_schema, ring_tensors, secure_round, weight_of
 from common.model.scores import score_sums
 from common.model.update import update_tensors
 from common.records import ArtifactKind, ArtifactRef, ClassCounts, Phase, ScoreSums, StopTask
 from common.run_status import Evaluation
 from common.runtime import seeds
 from common.runtime.compute import InlineCompute
+from common.secagg.records import SecureRound
+from common.storage.tensors import TensorFile
 from coordinator.campaign import schedule
-from coordinator.campaign.gathering import Gathering
+from coordinator.campaign.gathering import Gathering, summed
 from coordinator.campaign.loop import Campaign
 from coordinator.campaign.progress import RunProgress
 from coordinator.campaign.schedule import Scoring
+from coordinator.campaign.secure_gathering import told
 from coordinator.context import RunContext, identity
 from coordinator.federation.rounds import RoundPhase
 from coordinator.modelling.content import require_same
@@ -141,16 +145,18 @@ class ClientGathering(Gathering):
         attempt = store.open_try(number, drawn)
         self._progress.enter_round(number)
         self._progress.enter(Phase.TRAINING, f"round {number}")
-        cannot = self._train(models, number, adapter, drawn)
+        within = self._within(models, number, adapter, attempt, drawn) if config.privacy.secure else None
+        cannot = self._train(models, number, adapter, drawn, within)
         updates = store.updates(number)
-        if len(updates) < config.rounds.minimum:
+        minimum = config.rounds.minimum if within is None else within.minimum
+        if len(updates) < minimum:
             store.close_try(number, attempt, RoundPhase.SHORT)
             missing = first_workers(f"{name} ({reason})" for name, reason in cannot.items())
-            raise RunFailed(
-                f"round {number} missed its minimum of {config.rounds.minimum} updates; missing: {missing}"
-            )
+            raise RunFailed(f"round {number} missed its minimum of {minimum} updates; missing: {missing}")
         aside = await self._set_aside(number, updates)
         store.close_try(number, attempt, RoundPhase.CLOSED, {u.worker for u in updates} - aside.keys())
+        if within is not None:
+            await summed(self._run, within, updates)
         accepted = store.accepted(number)
         assert accepted is not None
         return accepted
@@ -185,8 +191,26 @@ class ClientGathering(Gathering):
     def dismiss(self, task: StopTask) -> None:
         """Nobody waits."""
 
+    def _within(
+        self, models: Models, number: int, adapter: ArtifactRef, attempt: int, drawn: list[str]
+    ) -> SecureRound:
+        """Of a run that takes only sums: what bounds and rounds the clients' updates, as the workers'."""
+        task, counted = self.train_task(models, number, adapter, attempt)
+        schema = TensorFile(self._run.store.artifacts.path(adapter.sha256)).schema()
+        spec = self._run.spec
+        return secure_round(
+            spec,
+            replace(task, secure=told(self._run, number, drawn, {})),
+            ring_schema(schema, spec, counted),
+        )
+
     def _train(
-        self, models: Models, number: int, adapter: ArtifactRef, drawn: list[str]
+        self,
+        models: Models,
+        number: int,
+        adapter: ArtifactRef,
+        drawn: list[str],
+        within: SecureRound | None = None,
     ) -> dict[str, CannotTrain]:
         """Commit the clients' updates; returns why some have none."""
         config, store, spec = self._run.config, self._run.store, self._run.spec
@@ -213,9 +237,16 @@ class ClientGathering(Gathering):
                 self._run.events.record("worker_cannot", text, number, name)
                 cannot[name] = update
                 continue
-            tensors = update_tensors(update.delta, update.counts)
+            examples, loss = len(self._clients[name]), update.loss
+            if within is None:
+                tensors = update_tensors(update.delta, update.counts)
+            else:
+                assert spec.secure is not None
+                weight = weight_of(examples, spec.secure)
+                tensors = ring_tensors(update.delta, update.counts, weight, loss, within)
+                examples, loss = 0, 0.0
             artifact = store.artifacts.add_tensors(ArtifactKind.UPDATE, tensors)
-            received = StoredUpdate(name, artifact.sha256, len(self._clients[name]), update.loss, 0.0)
+            received = StoredUpdate(name, artifact.sha256, examples, loss, 0.0)
             store.commit_update(number, received, artifact.size)
         return cannot
 

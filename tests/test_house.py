@@ -166,7 +166,7 @@ def test_imports_go_one_way(copy: Path) -> None:
         ),
         ("worker/train.py", "from fedpft.v1 import types_pb2", "Protobuf stops at the wire"),
         ("coordinator/algorithms/saliency.py", "import time", "The maths knows no gRPC"),
-        ("coordinator/federation/rounds.py", "import torch", "The state machine knows no gRPC"),
+        ("coordinator/federation/rounds.py", "import torch", "The state machines know no gRPC"),
     ],
     ids=["within the coordinator", "within common", "between packages", "protobuf", "maths", "state machine"],
 )

@@ -89,6 +89,31 @@ def worker(
             help="Tell no run names and numbers of the classes: join none that asks.",
         ),
     ] = False,
+    require_secure: Annotated[
+        bool,
+        typer.Option(
+            "--require-secure",
+            help="Take part only in runs that sum masked updates, so that nobody sees this worker's.",
+        ),
+    ] = False,
+    min_aggregate: Annotated[
+        int, typer.Option(metavar="N", min=3, help="Open no sum of fewer workers than these.")
+    ] = 3,
+    peers: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file with the fingerprints of the other workers' keys, as `fedpft certs fingerprint` "
+            "prints them: share masks with no others, whatever the authority issues."
+        ),
+    ] = None,
+    forget_opening: Annotated[
+        bool,
+        typer.Option(
+            "--forget-opening",
+            help="After the run's owner has gone back to an earlier round: take part in it anew, though its "
+            "sum was opened.",
+        ),
+    ] = False,
     metrics: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Serve Prometheus metrics; port 0 takes a free one."),
@@ -135,6 +160,8 @@ def worker(
             find_preset(preset)
         elif data is not None and not data.exists():
             raise DataError(f"{data}: no such data file or folder")
+        if peers is not None and opened is None:
+            raise ConfigError("--peers names keys of certificates: give --tls, too")
         if validation is not None and not validation.exists():
             raise DataError(f"{validation}: no such data file or folder")
     set_up_logging("worker", verbose=verbose, worker=name, form=log_format)
@@ -142,7 +169,7 @@ def worker(
     # torch takes seconds to import; --help and a mistake in an option should not.
     from common.data.examples import Columns
     from worker.data import Source
-    from worker.process import WorkerOptions, work
+    from worker.process import SecureOptions, WorkerOptions, work
 
     columns = Columns(text_column, pair_column, label_column or None, image_column)
     run_async(
@@ -161,6 +188,7 @@ def worker(
                 max_download=int(max_download * 1e9),
                 tells_classes=not keep_classes,
                 tls=opened,
+                secure=SecureOptions(require_secure, min_aggregate, peers, forget_opening),
             )
         )
     )

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,14 +14,7 @@ from grpc import StatusCode, aio
 
 from common.errors import (
     BadDigest,
-    BrokenTransfer,
-    FedPftError,
-    NotAllowed,
     RunFailed,
-    StoreError,
-    TooMany,
-    UnknownSession,
-    Unreachable,
 )
 from common.observability import tracing
 from common.protocol import PROTOCOL_MIN
@@ -38,58 +31,45 @@ from common.records import (
     UpdateHeader,
 )
 from common.runtime.fault_points import Point, reach
-from common.transport import class_wire, score_wire, wire
+from common.secagg.news import Said, SecureNews
+from common.transport import class_wire, score_wire, secure_wire, wire
 from common.transport.chunk_messages import (
     encoded_bytes,
     submission,
 )
 from common.transport.chunks import ChunkWriter, read_chunks, verify
 from common.transport.rpc import FRAME_BYTES, domain_error, readable
-from worker.connection import Connection, Endpoint
+from worker.calls import PersistentCalls
+from worker.connection import Endpoint
 from worker.metrics import Metrics
-from worker.retries import Outage, patience_with, unstalled
+from worker.retries import Outage, unstalled
 from worker.sent_log import SentLog
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds that a short call may take, and a transfer of any size; one that has come further goes on in
-# another call. The stream of tasks is opened anew after as long.
-_CALL_SECONDS = 30.0
+# Seconds that a transfer of any size may take; one that has come further goes on in another call. The stream
+# of tasks is opened anew after as long.
 _TRANSFER_SECONDS = 3600.0
 _WATCH_SECONDS = 3600.0
 _GOODBYE_SECONDS = 1.0
 
-# The same content arrives damaged so often on end: it is damaged where it comes from.
-_DAMAGED_TIMES = 3
 # The protocol in which interrupted uploads go on.
 _OFFERS = 2
 
 
-class CoordinatorClient:
-    """A connection that outlives interruptions.
-
-    Every call is tried again while the coordinator cannot be reached, for the endpoint's patience on end
-    at most; then it raises Unreachable. A session that the coordinator forgot is joined anew.
-    """
+class CoordinatorClient(PersistentCalls):
+    """What a worker asks of the coordinator, by calls that outlive interruptions."""
 
     def __init__(
         self, endpoint: Endpoint, joining: JoinRequest, metrics: Metrics, sent: SentLog | None = None
     ) -> None:
-        self._endpoint = endpoint
-        self._metrics, self._sent = metrics, sent
-        self._connection = Connection(endpoint)
+        super().__init__(endpoint, metrics, sent)
         # Another process of this name draws another.
         self._joining = replace(joining, process=joining.process or secrets.token_hex(8))
-        self._session = ""
-        self._run_id = ""
         self._protocol = PROTOCOL_MIN
         self._joins = asyncio.Lock()
-
-    async def close(self) -> None:
-        """Close the connection."""
-        await self._connection.close()
 
     async def join(self) -> JoinReply:
         """Enter the run.
@@ -97,16 +77,6 @@ class CoordinatorClient:
         Raises ProtocolMismatch, NotAllowed, NameTaken, and Unreachable after `patience` seconds.
         """
         return await self._persist(lambda _: self._join())
-
-    async def _call(self, name: str, kind: str, request: Message, seconds: float = _CALL_SECONDS) -> Any:
-        """One call that is neither repeated nor translated."""
-        self._about_to_send(name, kind, request)
-        reach(Point.CALL_MADE, name)
-        method = getattr(self._connection.stub, name)
-        reply = readable(await method(request, timeout=seconds, metadata=tracing.metadata()))
-        reach(Point.REPLY_RECEIVED, name)
-        self._count(kind, request, reply)
-        return reply
 
     async def _join(self) -> JoinReply:
         request = wire.join_request_to_pb(self._joining)
@@ -122,6 +92,20 @@ class CoordinatorClient:
         request = federation_pb2.DescribeRunRequest(worker=self._joining.worker)
         reply = await self._persist(lambda _: self._call("DescribeRun", "control", request))
         return wire.run_spec_from_pb(reply.run)
+
+    async def described(self) -> RunSpec | None:
+        """The same; None of a coordinator that is older than the question."""
+
+        async def ask(outage: Outage) -> RunSpec | None:
+            request = federation_pb2.DescribeRunRequest(worker=self._joining.worker)
+            try:
+                return wire.run_spec_from_pb((await self._call("DescribeRun", "control", request)).run)
+            except aio.AioRpcError as error:
+                if error.code() is not StatusCode.UNIMPLEMENTED:
+                    raise
+                return None
+
+        return await self._persist(ask)
 
     async def tell_classes(self, told: ClassCounts) -> None:
         """Tell the names and numbers of this worker's classes; returns when it may join.
@@ -139,8 +123,9 @@ class CoordinatorClient:
                 log.info("the coordinator does not know this session any more; joining again")
                 await self.join()
 
-    async def tasks(self) -> AsyncIterator[Task]:
-        """Tasks as the coordinator pushes them, across reconnections, up to the last."""
+    async def tasks(self) -> AsyncIterator[Task | SecureNews]:
+        """Tasks, and news beside them, as the coordinator pushes them, across reconnections, up to the
+        last."""
 
         def request() -> Message:
             return federation_pb2.WatchTasksRequest(session=self._session)
@@ -271,6 +256,22 @@ class CoordinatorClient:
 
         return await self._persist(send)
 
+    async def say(self, said: Said) -> None:
+        """Take a step of secure aggregation.
+
+        Raises StaleRound when it is not due, BadShare or BadMessage when it is refused.
+        """
+
+        async def send(outage: Outage) -> None:
+            name, request = secure_wire.said_to_pb(replace(said, session=self._session))
+            await self._call(name, "secure", request)
+
+        await self._persist(send)
+
+    def keep_numbers(self) -> None:
+        """From now on join without telling how many examples there are."""
+        self._joining = replace(self._joining, examples=0, validation=0)
+
     async def leave(self, reason: str) -> None:
         """Say goodbye, if the coordinator still listens."""
         request = federation_pb2.LeaveRequest(session=self._session, reason=reason)
@@ -278,67 +279,3 @@ class CoordinatorClient:
             await self._call("Leave", "control", request, _GOODBYE_SECONDS)
         except aio.AioRpcError as error:
             log.debug("leave: %s", domain_error(error))
-
-    async def _persist(self, attempt: Callable[[Outage], Awaitable[T]]) -> T:
-        """Try until it works; each try makes its call anew, and tells the outage what came through."""
-        outage = Outage()
-        while True:
-            session, shown = self._session, self._connection.shown
-            try:
-                return await attempt(outage)
-            except aio.AioRpcError as error:
-                await self._recover(domain_error(error), session, shown, outage, told=True)
-            except (BadDigest, BrokenTransfer) as error:
-                await self._recover(error, session, shown, outage)
-
-    async def _recover(
-        self, error: FedPftError, session: str, shown: object, outage: Outage, told: bool = False
-    ) -> None:
-        """Wait, or join anew, as the error asks; raise it when it is not one that passes.
-
-        `told` by the coordinator: a disk of its that is full may be freed again, too many calls get fewer.
-        """
-        if isinstance(error, UnknownSession):
-            await self._rejoin(session)
-            return
-        self._connection.renew()
-        if isinstance(error, NotAllowed) and shown != self._connection.shown:
-            # The old certificate was refused, and there is a new one by now.
-            return
-        passes = isinstance(error, Unreachable | BrokenTransfer | BadDigest)
-        if not (passes or (told and isinstance(error, StoreError | TooMany))):
-            raise error
-        if isinstance(error, BadDigest):
-            outage.damaged += 1
-            if outage.damaged >= _DAMAGED_TIMES:
-                raise BadDigest(f"{error}; {outage.damaged} times on end: it is damaged at its source")
-        silent, patience = outage.seconds(), patience_with(error, self._endpoint.patience, bool(self._run_id))
-        if silent >= patience:
-            if patience < self._endpoint.patience:
-                raise type(error)(f"coordinator {self._endpoint.address}: {error}")
-            raise Unreachable(
-                f"coordinator {self._endpoint.address} gave no usable answer for {silent:.0f} s ({error}); "
-                "check the address and that it runs, or raise --join-timeout"
-            )
-        delay = min(next(outage.delays), patience - silent + 0.1)
-        log.warning(
-            "coordinator %s: %s; next try in %.1f s, giving up in %.0f s",
-            self._endpoint.address,
-            error,
-            delay,
-            patience - silent,
-        )
-        self._metrics.reconnects.inc()
-        await asyncio.sleep(delay)
-
-    def _about_to_send(self, call: str, kind: str, message: Message | bytes, update: str = "") -> None:
-        """Enter a message in the worker's own log. Raises StoreError; then it must not go out."""
-        if self._sent is not None:
-            content = message if isinstance(message, bytes) else message.SerializeToString()
-            self._sent.record(call, kind, content, len(content) + FRAME_BYTES, update)
-
-    def _count(self, kind: str, up: Message | None, down: Message | None) -> None:
-        if up is not None:
-            self._metrics.transferred.labels(kind, "up").inc(up.ByteSize() + FRAME_BYTES)
-        if down is not None:
-            self._metrics.transferred.labels(kind, "down").inc(down.ByteSize() + FRAME_BYTES)

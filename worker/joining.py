@@ -22,9 +22,16 @@ def require_weights(run: RunSpec) -> None:
 async def joined(name: str, coordinator: CoordinatorClient, data: PrivateData, place: Place) -> JoinReply:
     """Join; where the run asks for it, tell the names and numbers of classes before.
 
-    Raises NotAllowed when this worker's owner keeps them, DataError when these are no data for the run, and
-    what the connection raises for good.
+    Raises NotAllowed when this worker's owner keeps them, or does not want such a run, DataError when these
+    are no data for the run, and what the connection raises for good.
     """
+    if (described := await coordinator.described()) is not None:
+        # Before the number of examples is told to anybody who may not need it.
+        place.secure.require(described)
+        if described.secure is not None:
+            coordinator.keep_numbers()
+    elif place.secure.required:
+        place.secure.require_known()
     while True:
         try:
             return await coordinator.join()

@@ -1,7 +1,7 @@
 """The sub-FM on the worker, kept at the version that the task names. Blocking: runs in the compute thread."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from common.storage.schema import Schema, check_specs
 from common.storage.tensors import TensorFile, header_of
 from worker.data import PrivateData
 from worker.download_limits import MOST_DOWNLOAD_BYTES, Limits, judge, limits_of
+from worker.secure_policy import SecurePolicy
 from worker.train import LocalUpdate, OnStep, fine_tune
 
 Files = Mapping[str, Path]
@@ -29,12 +30,13 @@ Files = Mapping[str, Path]
 @dataclass(frozen=True)
 class Place:
     """Where a worker works: its folder, its torch device; and what its owner allows: how many bytes the files
-    of a task may take, whether its classes and their numbers may be told."""
+    of a task may take, whether its classes and their numbers may be told, whose sums it may be in."""
 
     folder: Path
     device: torch.device
     most_download: int = MOST_DOWNLOAD_BYTES
     tells_classes: bool = True
+    secure: SecurePolicy = field(default_factory=SecurePolicy)
 
 
 class LocalModel:

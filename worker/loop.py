@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from common.errors import (
     RunFailed,
     StaleRound,
     Stopped,
-    UnknownArtifact,
 )
 from common.model.update import update_tensors
 from common.observability import tracing
@@ -36,11 +35,12 @@ from common.records import (
     UpdateHeader,
     WaitTask,
 )
-from common.runtime.compute import Compute, out_of_memory
+from common.runtime.compute import Compute
 from common.runtime.fault_points import Point, reach
-from common.runtime.notifier import Notifier
-from common.storage.tensors import to_bytes
+from common.storage.tensors import header_of, to_bytes
+from worker.cannot import as_cannot_train
 from worker.client import CoordinatorClient
+from worker.contact import Contact
 from worker.data import PrivateData
 from worker.download_limits import named, read_labels, require_labels_file
 from worker.joining import joined, require_weights
@@ -48,6 +48,7 @@ from worker.local_model import LocalModel, Place
 from worker.metrics import Metrics
 from worker.outbox import Outbox, question_of
 from worker.same_work import same_try, same_work
+from worker.secure import SecureDesk
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +68,7 @@ class Worker:
         self._name, self._coordinator, self._data = name, coordinator, data
         self._place, self._compute, self._metrics = place, compute, metrics
         self._outbox = Outbox(place.folder / "outbox")
-        self._progress = Progress()
-        self._task: Task | None = None
-        self._changed = Notifier()
-        self._urgent = Notifier()
-        """Of the heartbeat: what it has to say must not wait."""
+        self._contact = Contact(coordinator, metrics)
 
     async def run(self) -> None:
         """Join, work, and leave when the run is over.
@@ -85,6 +82,7 @@ class Worker:
         log.info("joined run %s", reply.run.run_id)
         reason = "stopped"
         try:
+            self._place.secure.require(reply.run)
             require_weights(reply.run)
             self._data.require(reply.run.task)
             stop = await self._accompanied(reply)
@@ -110,13 +108,21 @@ class Worker:
     async def _accompanied(self, reply: JoinReply) -> StopTask:
         """Work, with the watch for tasks and the heartbeat beside it."""
         model = LocalModel(self._name, reply.run, self._data, self._place)
+        if reply.run.secure is not None:
+            folder = self._place.folder / "secure"
+            self._contact.desk = SecureDesk(
+                self._name, reply.run, self._coordinator, self._outbox, folder, self._place.secure
+            )
         try:
             async with asyncio.TaskGroup() as group:
-                watching = group.create_task(self._watch())
-                beating = group.create_task(self._beat(reply.heartbeat_seconds))
+                beside = [
+                    group.create_task(self._contact.watch()),
+                    group.create_task(self._contact.beat(reply.heartbeat_seconds)),
+                    group.create_task(self._contact.attend()),
+                ]
                 stop = await self._work(model)
-                watching.cancel()
-                beating.cancel()
+                for task in beside:
+                    task.cancel()
         except ExceptionGroup as failures:
             # One of them failed for good; the others were cancelled with it.
             raise failures.exceptions[0] from None
@@ -126,9 +132,9 @@ class Worker:
         """Do task after task, always the newest, until told to stop."""
         done: Task | None = None
         while True:
-            task = self._task
+            task = self._contact.task
             if task is None or (done and same_try(task, done)):
-                await self._changed.wait()
+                await self._contact.changed.wait()
                 continue
             done = task
             match task:
@@ -148,9 +154,11 @@ class Worker:
                     except CannotTrain as error:
                         trouble = str(error)
                         log.error("round %d: %s", task.round, error)
-                    self._report(Progress(Activity.IDLE, task.round, trouble=trouble, attempt=task.attempt))
+                    self._contact.report(
+                        Progress(Activity.IDLE, task.round, trouble=trouble, attempt=task.attempt)
+                    )
                     if trouble:
-                        self._urgent.notify()
+                        self._contact.hurry()
 
     async def _do(self, model: LocalModel, task: ModelTask) -> None:
         match task:
@@ -163,18 +171,46 @@ class Worker:
         """One round: fetch what is missing, fine-tune, deliver the change."""
         log_about(round=task.round)
         reach(Point.STEP, "task-taken")
+        if task.secure is not None:
+            await self._bring_keys(model, task)
         question = question_of(model.run, self._name, self._data.digest, task)
         finished = await asyncio.to_thread(self._outbox.find, question)
         if finished is None:
             finished = await self._fine_tune(model, task, question)
         else:
             log.info("round %d: its update is finished already", task.round)
-        self._report(replace(self._progress, activity=Activity.UPLOADING, round=task.round))
+        if task.secure is not None:
+            finished = await self._mask(task, *finished)
+        self._contact.report(replace(self._contact.progress, activity=Activity.UPLOADING, round=task.round))
         with self._timed("upload"):
             duplicate = await self._submit(*finished)
         log.info("round %d: receipt for update %s", task.round, finished[0].sha256)
         reach(Point.STEP, "delivered")
         self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
+
+    async def _bring_keys(self, model: LocalModel, task: TrainTask) -> None:
+        """Of a round that sums masked updates: have a part in the masks. Raises CannotTrain."""
+        desk = self._contact.desk
+        assert desk is not None
+        with as_cannot_train():
+            await self._compute.run(model.judge, task)
+            folder = self._place.folder / "artifacts"
+            adapter = await self._coordinator.download(task.adapter, folder)
+            await desk.begin(task, header_of(adapter))
+
+    async def _mask(self, task: TrainTask, header: UpdateHeader, path: Path) -> tuple[UpdateHeader, Path]:
+        """The update as it goes out, once it is known with whom masks are shared. Raises CannotTrain,
+        Stopped."""
+        desk = self._contact.desk
+        assert desk is not None
+        while not desk.agreed:
+            if desk.refused:
+                raise CannotTrain(desk.refused)
+            if self._contact.task is None or not same_try(self._contact.task, task):
+                raise Stopped("another task came")
+            await self._contact.changed.wait()
+        with as_cannot_train():
+            return await asyncio.to_thread(desk.masked, header, path, len(self._data))
 
     async def _submit(self, header: UpdateHeader, path: Path) -> bool:
         """Deliver; returns whether it had been before. Raises CannotTrain when it is refused for good."""
@@ -193,7 +229,7 @@ class Worker:
         self, model: LocalModel, task: TrainTask, question: str
     ) -> tuple[UpdateHeader, Path]:
         """Fetch what is missing, train, and keep the update. Raises CannotTrain when that cannot be."""
-        with _as_cannot_train():
+        with as_cannot_train():
             files = await self._bring_up(model, task)
             begun = time.monotonic()
             with self._timed("train"):
@@ -226,7 +262,7 @@ class Worker:
         """Between rounds: score the sub-FM on what is kept aside, and deliver the sums."""
         log_about(round=task.round)
         reach(Point.STEP, "evaluation-taken")
-        with _as_cannot_train():
+        with as_cannot_train():
             files = await self._bring_up(model, task)
             with self._timed("score"):
                 adapter = files[task.adapter.sha256]
@@ -243,7 +279,7 @@ class Worker:
     async def _bring_up(self, model: LocalModel, task: ModelTask) -> dict[str, Path]:
         """Fetch what is missing, and have the sub-FM at the task's version."""
         await self._compute.run(model.judge, task)
-        self._report(Progress(Activity.DOWNLOADING, task.round))
+        self._contact.report(Progress(Activity.DOWNLOADING, task.round))
         with self._timed("download"):
             files = await self._fetch(task, model.lacks(task.sub_model))
         reach(Point.STEP, "fetched")
@@ -262,37 +298,17 @@ class Worker:
                 path.unlink()
         return files
 
-    # --- beside the loop ---
-
-    async def _watch(self) -> None:
-        """Keep the newest task."""
-        async for task in self._coordinator.tasks():
-            self._task = task
-            self._changed.notify()
-
-    async def _beat(self, interval: float) -> None:
-        while True:
-            told = self._progress
-            await self._coordinator.heartbeat(told)
-            if self._progress.trouble and self._progress != told:
-                continue
-            with suppress(TimeoutError):
-                async with asyncio.timeout(interval):
-                    await self._urgent.wait()
-
-    def _report(self, progress: Progress) -> None:
-        self._progress = progress
-        self._metrics.progressed(progress)
+    # --- parts ---
 
     def _stepper(self, task: TrainTask) -> Callable[[int, int, float], None]:
         """Called from the compute thread after every step."""
 
         def on_step(step: int, steps: int, loss: float) -> None:
-            self._report(Progress(Activity.TRAINING, task.round, step, steps, loss))
+            self._contact.report(Progress(Activity.TRAINING, task.round, step, steps, loss))
             self._metrics.steps.inc()
             reach(Point.STEP, "trained-a-step")
             self._compute.check()
-            if self._task is None or not same_work(self._task, task):
+            if self._contact.task is None or not same_work(self._contact.task, task):
                 raise Stopped("another task came")
 
         return on_step
@@ -301,10 +317,10 @@ class Worker:
         """Called from the compute thread before every batch."""
 
         def on_step(step: int, steps: int) -> None:
-            self._report(Progress(Activity.SCORING, task.round, step, steps))
+            self._contact.report(Progress(Activity.SCORING, task.round, step, steps))
             reach(Point.STEP, "scored-a-batch")
             self._compute.check()
-            if self._task is None or not same_work(self._task, task):
+            if self._contact.task is None or not same_work(self._contact.task, task):
                 raise Stopped("another task came")
 
         return on_step
@@ -320,24 +336,3 @@ class Worker:
         with tracing.span(part):
             yield
         self._metrics.seconds.labels(part).observe(time.monotonic() - begun)
-
-
-@contextmanager
-def _as_cannot_train() -> Iterator[None]:
-    """What ends this round's work, and need not end the next one's, raised as CannotTrain.
-
-    Its text goes to the coordinator, so it says nothing of the data.
-    """
-    try:
-        yield
-    except UnknownArtifact as error:
-        raise CannotTrain(f"what the task names cannot be fetched: {error}") from error
-    except BadUpdate as error:
-        raise CannotTrain(f"what was fetched is not what the task announced: {error}") from error
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        raise CannotTrain(
-            "out of memory; end what else uses it, give this worker more or another --device, or have the "
-            "owner of the run lower training.batch_size"
-        ) from error

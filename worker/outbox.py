@@ -28,7 +28,7 @@ class Outbox:
         write_atomically(self._update, content, "update")
         header = replace(header, size=len(content), sha256=sha256_of(self._update))
         # Last: what is described here is there. Until it is written, it describes another file.
-        about = {"question": question, "header": asdict(header)}
+        about = {"question": question, "header": asdict(header) | {"context": ""}}
         write_atomically(self._about, json.dumps(about).encode(), "update-header")
         return header, self._update
 
@@ -47,7 +47,7 @@ class Outbox:
             about = json.loads(self._about.read_bytes())
             if about["question"] != question:
                 return None
-            header = UpdateHeader(**about["header"])
+            header = UpdateHeader(**about["header"] | {"context": b""})
             if not (isfinite(header.loss) and isfinite(header.seconds)):
                 # An earlier version kept it; no coordinator takes it.
                 return None
@@ -62,6 +62,6 @@ def question_of(run: RunSpec, worker: str, data: str, task: TrainTask) -> str:
 
     `data` is the digest of the private data.
     """
-    timeless = replace(task, seconds_left=0.0, attempt=0, traceparent="")
+    timeless = replace(task, seconds_left=0.0, attempt=0, traceparent="", secure=None)
     told = {"run": asdict(run), "worker": worker, "data": data, "task": asdict(timeless)}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

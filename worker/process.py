@@ -21,9 +21,11 @@ from common.runtime import fault_points
 from common.runtime.allocator import set_up_allocator
 from common.runtime.compute import ComputeThread
 from common.runtime.signals import taken
+from common.secagg.records import LEAST_WORKERS
 from common.storage.files import locked
 from common.transport.rpc import KEEPALIVE_SECONDS
 from common.transport.wire import worker_name
+from common.trust.signing import peers_file, signing, verifier
 from common.trust.tls import Tls
 from worker.client import CoordinatorClient
 from worker.connection import Endpoint
@@ -32,9 +34,21 @@ from worker.download_limits import MOST_DOWNLOAD_BYTES
 from worker.local_model import Place
 from worker.loop import Worker
 from worker.metrics import Metrics
+from worker.secure_files import SecureFiles
+from worker.secure_policy import SecurePolicy
 from worker.sent_log import SentLog
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SecureOptions:
+    """What this worker's owner asks of secure aggregation."""
+
+    required: bool = False
+    floor: int = LEAST_WORKERS
+    peers: Path | None = None
+    forget_opening: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,7 @@ class WorkerOptions:
     tls: Tls | None = None
     max_download: int = MOST_DOWNLOAD_BYTES
     tells_classes: bool = True
+    secure: SecureOptions = SecureOptions()
 
 
 async def work(options: WorkerOptions) -> signal.Signals | None:
@@ -81,6 +96,9 @@ async def work(options: WorkerOptions) -> signal.Signals | None:
 
 
 async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -> signal.Signals | None:
+    if options.secure.forget_opening:
+        await asyncio.to_thread(SecureFiles(options.folder / "secure").forget_history)
+        log.warning("forgot what this worker has opened: a sum that it was in could be opened again")
     data = PrivateData.read(options.data, name)
     log.info("%d private examples in %s", len(data), data.examples.source)
     for note in data.notes:
@@ -96,7 +114,8 @@ async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -
     sent = SentLog(options.folder)
     endpoint = Endpoint(address, options.join_timeout, options.tls, options.keepalive)
     coordinator = CoordinatorClient(endpoint, joining, metrics, sent)
-    place = Place(options.folder, torch.device(options.device), options.max_download, options.tells_classes)
+    device = torch.device(options.device)
+    place = Place(options.folder, device, options.max_download, options.tells_classes, _policy(options))
     worker = Worker(name, coordinator, data, place, compute, metrics)
     ended_by: signal.Signals | None = None
     task = asyncio.create_task(worker.run())
@@ -120,3 +139,13 @@ async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -
             sent.close()
             serving.close()
     return ended_by
+
+
+def _policy(options: WorkerOptions) -> SecurePolicy:
+    """Raises CertificateError, ConfigError."""
+    asked, tls = options.secure, options.tls
+    if tls is None:
+        return SecurePolicy(asked.required, asked.floor)
+    pins = None if asked.peers is None else peers_file(asked.peers)
+    shown, verify = signing(tls.files), verifier(tls.files.authority, tls.files.revoked, pins)
+    return SecurePolicy(asked.required, asked.floor, shown.sign, shown.certificate, verify)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from common.records import ModelTask, Task
+from common.records import ModelTask, Task, TrainTask
 
 
 def same_try(a: Task, b: Task) -> bool:
@@ -15,5 +15,11 @@ def same_try(a: Task, b: Task) -> bool:
 def same_work(a: Task, b: Task) -> bool:
     """Whether what one task asks for serves the other: what a round's second try asks for does."""
     if isinstance(a, ModelTask) and isinstance(b, ModelTask):
-        return same_try(replace(a, attempt=0), replace(b, attempt=0))
+        return same_try(_of_any_try(a), _of_any_try(b))
     return False
+
+
+def _of_any_try(task: ModelTask) -> ModelTask:
+    if isinstance(task, TrainTask):
+        return replace(task, attempt=0, secure=None)
+    return replace(task, attempt=0)

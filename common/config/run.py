@@ -28,6 +28,7 @@ from common.config.method import (
     TrainingSection,
     ValidationSection,
 )
+from common.config.privacy import PrivacySection, require_summable
 from common.config.section import Section
 from common.config.service import AdmissionSection, ComputeSection, LimitsSection, ServerSection, TlsSection
 from common.config.task import DataSection, ModelSection, RunSection, TaskSection
@@ -73,6 +74,8 @@ class RunConfig(Section):
     """The federated rounds."""
     validation: ValidationSection = ValidationSection()
     """Scores at the workers: of the sub-FM, on examples that they keep aside. Only sums are shown."""
+    privacy: PrivacySection = PrivacySection()
+    """What the coordinator sees of a worker's update: all of it, or, by secure aggregation, sums alone."""
     server: ServerSection = ServerSection()
     """Where the coordinator listens."""
     tls: TlsSection = TlsSection()
@@ -143,6 +146,7 @@ class RunConfig(Section):
         self._check_exact_averaging()
         self._check_robust_rule()
         self._check_best()
+        require_summable(self)
         return self
 
     def _check_best(self) -> None:

@@ -5,8 +5,6 @@ These two are where both are known.
 `*_from_pb` checks what protobuf cannot (a digest's form, an enum's range) and raises BadMessage.
 """
 
-import re
-
 from fedpft.v1 import federation_pb2, types_pb2
 
 from common.errors import BadMessage
@@ -33,40 +31,15 @@ from common.records import (
     WaitTask,
     ZeroRule,
 )
+from common.secagg.news import SecureNews
+from common.transport import secure_wire
 from common.transport.enums import enum_from_pb
+from common.transport.texts import digest as digest
+from common.transport.texts import one_line as one_line
+from common.transport.texts import worker_name as worker_name
 from common.transport.training_wire import training_from_pb, training_to_pb
-from common.trust.identity import NAME
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(NAME)
-_MOST_TOLD = 300
 _MOST_U32 = 2**32 - 1
-
-
-def digest(text: str) -> str:
-    """Check a digest. Raises BadMessage."""
-    if not _SHA256.fullmatch(text):
-        raise BadMessage("a digest must be 64 lower-case hexadecimal digits")
-    return text
-
-
-def worker_name(text: str) -> str:
-    """Check a worker's name, which becomes part of logs, metrics and file names.
-
-    Raises BadMessage.
-    """
-    if not _NAME.fullmatch(text):
-        raise BadMessage(
-            f"worker name {text[:64]!r} must be 1 to 64 letters, digits, '.', '_' or '-', "
-            "the first a letter or digit"
-        )
-    return text
-
-
-def one_line(text: str) -> str:
-    """What the other side says for people, as it may stand in a log: one line, not long."""
-    told = " ".join("".join(c if c.isprintable() else " " for c in text[:1000]).split())
-    return told if len(told) <= _MOST_TOLD else f"{told[: _MOST_TOLD - 1]}…"
 
 
 # --- artifacts ---
@@ -106,8 +79,6 @@ def join_request_to_pb(r: JoinRequest) -> federation_pb2.JoinRequest:
 
 
 def join_request_from_pb(m: federation_pb2.JoinRequest) -> JoinRequest:
-    if m.examples < 1:
-        raise BadMessage("a worker needs at least one example")
     name, software, process = worker_name(m.worker), m.software[:64], m.process[:64]
     protocols = m.protocol_min, m.protocol_max
     return JoinRequest(name, *protocols, software, m.examples, process, m.validation)
@@ -148,6 +119,7 @@ def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
         training=training_to_pb(r.training),
         seed=r.seed,
         asks_classes=r.asks_classes,
+        secure=secure_wire.spec_to_pb(r.secure),
     )
 
 
@@ -169,6 +141,7 @@ def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
         training=training_from_pb(m.training),
         seed=m.seed,
         asks_classes=m.asks_classes,
+        secure=secure_wire.spec_from_pb(m.secure) if m.HasField("secure") else None,
     )
 
 
@@ -197,8 +170,10 @@ def sub_model_from_pb(m: types_pb2.SubModel) -> SubModelRef:
     )
 
 
-def task_to_pb(task: Task) -> federation_pb2.WatchTasksResponse:
+def task_to_pb(task: Task | SecureNews) -> federation_pb2.WatchTasksResponse:
     match task:
+        case SecureNews():
+            return secure_wire.news_to_pb(task)
         case TrainTask():
             train = federation_pb2.TrainTask(
                 round=task.round,
@@ -211,6 +186,7 @@ def task_to_pb(task: Task) -> federation_pb2.WatchTasksResponse:
                 zero_rule=types_pb2.ZeroRule.Value(f"ZERO_RULE_{task.zero_rule.name}"),
                 zero_threshold=task.zero_threshold,
                 traceparent=task.traceparent,
+                secure=secure_wire.task_to_pb(task.secure),
             )
             return federation_pb2.WatchTasksResponse(train=train)
         case EvaluateTask():
@@ -231,7 +207,7 @@ def task_to_pb(task: Task) -> federation_pb2.WatchTasksResponse:
             return federation_pb2.WatchTasksResponse(stop=stop)
 
 
-def task_from_pb(m: federation_pb2.WatchTasksResponse) -> Task:
+def task_from_pb(m: federation_pb2.WatchTasksResponse) -> Task | SecureNews:
     match m.WhichOneof("task"):
         case "train":
             t = m.train
@@ -246,6 +222,7 @@ def task_from_pb(m: federation_pb2.WatchTasksResponse) -> Task:
                 enum_from_pb(ZeroRule, types_pb2.ZeroRule, "ZERO_RULE_", t.zero_rule),
                 t.zero_threshold,
                 well_formed(t.traceparent),
+                secure_wire.task_from_pb(t.secure) if t.HasField("secure") else None,
             )
         case "evaluate":
             e = m.evaluate
@@ -257,6 +234,8 @@ def task_from_pb(m: federation_pb2.WatchTasksResponse) -> Task:
                 e.attempt,
                 well_formed(e.traceparent),
             )
+        case "secure":
+            return secure_wire.news_from_pb(m.secure)
         case "wait":
             return WaitTask(m.wait.reason)
         case "stop":
@@ -297,6 +276,8 @@ def header_to_pb(h: UpdateHeader) -> federation_pb2.UpdateHeader:
         examples=h.examples,
         loss=h.loss,
         seconds=h.seconds,
+        attempt=h.attempt,
+        context=h.context,
     )
 
 
@@ -311,4 +292,6 @@ def header_from_pb(m: federation_pb2.UpdateHeader) -> UpdateHeader:
         m.examples,
         m.loss,
         m.seconds,
+        m.attempt,
+        m.context,
     )

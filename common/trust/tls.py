@@ -108,7 +108,7 @@ class Tls:
     """
 
     def __init__(self, files: TlsFiles, role: Role) -> None:
-        self._files, self._role = files, role
+        self.files, self._role = files, role
         self._credentials = Watched((files.certificate, files.key, files.authority), self._read_credentials)
         # Apart from the others: a renewal that went wrong must not keep a revocation from counting.
         self._revoked = Watched([files.revoked] if files.revoked else [], self._read_revoked)
@@ -155,7 +155,7 @@ class Tls:
             raise NotAllowed(f"the certificate of {peer.identity} has expired; ask for a new one")
 
     def _read_credentials(self) -> _Credentials:
-        files = self._files
+        files = self.files
         shown, key, trusted = read(files.certificate), read(files.key), read(files.authority)
         certificate = parse_certificate(shown, files.certificate)
         if not belong_together(certificate, parse_key(key, files.key)):
@@ -171,9 +171,9 @@ class Tls:
         return _Credentials(shown, key, trusted, identity)
 
     def _read_revoked(self) -> frozenset[int]:
-        if self._files.revoked is None:
+        if self.files.revoked is None:
             return frozenset()
-        listed = read_revocations(self._files.revoked, read_authorities(self._files.authority))
+        listed = read_revocations(self.files.revoked, read_authorities(self.files.authority))
         return frozenset(entry.serial_number for entry in listed)
 
 

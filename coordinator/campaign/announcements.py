@@ -9,6 +9,7 @@ from coordinator.campaign.status import reading
 from coordinator.context import RunContext
 from coordinator.storage.class_counts import StoredClasses
 from coordinator.storage.corrections import StoredCorrection
+from coordinator.storage.secure import StoredSum
 
 
 def classes_agreed(run: RunContext, classes: StoredClasses) -> None:
@@ -83,3 +84,18 @@ def corrected(run: RunContext, number: int, correction: StoredCorrection) -> Non
     else:
         told = f"{text}: the correction helps too little, and is left out"
         run.events.record("correction_left_out", told, number, "", **figures)
+
+
+def summed(run: RunContext, number: int, total: StoredSum) -> None:
+    """A round's masked updates have been added up, and nothing else of them was seen."""
+    clipped = f"; {total.clipped} of them scaled down to the clip" if total.clipped else ""
+    run.metrics.secure_workers.set(total.workers)
+    run.events.record(
+        "updates_summed",
+        f"round {number}: the sum of {total.workers} masked updates, mean training loss "
+        f"{total.loss:.3f}{clipped}",
+        number,
+        workers=total.workers,
+        loss=total.loss,
+        clipped=total.clipped,
+    )

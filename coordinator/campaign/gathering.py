@@ -8,15 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from common.config.run import RunConfig
 from common.errors import RunFailed
 from common.model.update import DELTA, Prefixed
-from common.records import ArtifactRef, ClassCounts, ScoreSums, StopTask
+from common.observability import tracing
+from common.records import ArtifactRef, ClassCounts, ScoreSums, StopTask, TrainTask
 from common.run_status import Validation
 from common.runtime.compute import one_thread
 from common.runtime.fault_points import Point, reach
+from common.secagg.records import Mask, SecureRound
 from common.storage.tensors import TensorFile
 from coordinator.algorithms.outliers import norm, outliers
 from coordinator.campaign import announcements, schedule
 from coordinator.context import RunContext
 from coordinator.modelling.models import Models
+from coordinator.modelling.secure_sums import sum_up
 from coordinator.storage.store import Store, StoredUpdate
 
 
@@ -67,6 +70,27 @@ class Gathering(ABC):
     def dismiss(self, task: StopTask) -> None:
         """The run is over: tell the clients, as far as they must be told."""
 
+    def train_task(
+        self, models: Models, number: int, adapter: ArtifactRef, attempt: int
+    ) -> tuple[TrainTask, Mapping[int, int]]:
+        """What is asked in a try, and the layers whose activations are counted, with their widths."""
+        config, stored = self._run.config, self._run.store.sub_model()
+        assert stored is not None
+        counted = models.counted_layers if schedule.may_realign_after(config, number) else {}
+        task = TrainTask(
+            round=number,
+            sub_model=stored[0],
+            adapter=adapter,
+            learning_rate_factor=schedule.learning_rate_factor(config, number),
+            apoz_layers=tuple(counted),
+            seconds_left=config.rounds.deadline_seconds,
+            attempt=attempt,
+            zero_rule=models.zero_rule,
+            zero_threshold=config.realignment.zero_threshold,
+            traceparent=tracing.traceparent(),
+        )
+        return task, counted
+
     async def _set_aside(self, number: int, updates: Sequence[StoredUpdate]) -> dict[str, str]:
         """Clients whose updates do not count, because they are far larger than the others', and why.
 
@@ -87,6 +111,18 @@ class Gathering(ABC):
             self._run.metrics.updates.labels("set-aside").inc()
             self._run.events.record("update_set_aside", reason, number, client, norm=norms[client])
         return reasons
+
+
+async def summed(
+    run: RunContext, within: SecureRound, updates: Sequence[StoredUpdate], masks: Sequence[Mask] = ()
+) -> None:
+    """Add up a round's updates of ring elements, and commit what they come to. Raises RunFailed."""
+    spec = run.spec.secure
+    assert spec is not None
+    file, total = await run.compute.run(sum_up, run.store, spec, within, updates, masks)
+    reach(Point.STEP, "secure-summed")
+    run.store.secure.commit_sum(within.round, file, total)
+    announcements.summed(run, within.round, total)
 
 
 @one_thread()

@@ -162,15 +162,17 @@ class Campaign:
                 break
             updates = await without_largest(self._run, number, updates, problem)
         reach(Point.STEP, "aggregated")
-        self._store.commit_adapter(number, result, state, [u.worker for u in updates])
+        made_of = None if self._config.privacy.secure else [u.worker for u in updates]
+        self._store.commit_adapter(number, result, state, made_of)
         self._run.traffic.save()
         models.plug_in(result)
         reach(Point.STEP, "plugged-in")
+        count = len(self._store.survivors(number) or updates)
         self._events.record(
             "round_closed",
-            f"round {number}: {len(updates)} updates aggregated, adapter {result.sha256[:12]}…",
+            f"round {number}: {count} updates aggregated, adapter {result.sha256[:12]}…",
             number,
-            updates=len(updates),
+            updates=count,
             examples=sum(u.examples for u in updates),
         )
         return result, updates

@@ -1,7 +1,7 @@
 """A round's updates from workers: choose them, have them train, and try again when too few report."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from common.errors import RunFailed
 from common.listing import first_workers
@@ -67,7 +67,7 @@ class WorkerGathering(Gathering):
         missing, failed = "nobody", frozenset[str]()
         for attempt in range(1, self._rounds.tries + 1):
             selected = await self._select(number, failed)
-            if len(selected) >= self._rounds.minimum:
+            if len(selected) >= self._minimum(selected):
                 state = await self._train(models, number, adapter, selected)
                 if (accepted := self._store.accepted(number)) is not None:
                     self._run.metrics.tries.labels("closed").inc()
@@ -162,27 +162,14 @@ class WorkerGathering(Gathering):
     ) -> RoundState:
         """One try at a round."""
         rounds = self._rounds
-        stored = self._store.sub_model()
-        assert stored is not None
-        attempt = self._store.open_try(number, selected)
-        counted = models.counted_layers if schedule.may_realign_after(self._run.config, number) else {}
-        task = TrainTask(
-            round=number,
-            sub_model=stored[0],
-            adapter=adapter,
-            learning_rate_factor=schedule.learning_rate_factor(self._run.config, number),
-            apoz_layers=tuple(counted),
-            seconds_left=rounds.deadline_seconds,
-            attempt=attempt,
-            zero_rule=models.zero_rule,
-            zero_threshold=self._run.config.realignment.zero_threshold,
-            traceparent=tracing.traceparent(),
-        )
+        attempt = self._open_try(number, selected)
+        task, counted = self.train_task(models, number, adapter, attempt)
+        task, expected = self._asked(task, selected, counted)
         closes_at = asyncio.get_running_loop().time() + rounds.deadline_seconds
         state = RoundState(
             number,
             frozenset(selected),
-            rounds.minimum,
+            self._minimum(selected),
             closes_at,
             needed=min(len(selected), rounds.sample) if rounds.sample and rounds.over_select else None,
             grace=rounds.grace_seconds,
@@ -192,9 +179,8 @@ class WorkerGathering(Gathering):
             suspects=frozenset(self._suspects),
         )
         self._progress.enter_round(number)
-        schema = TensorFile(self._store.artifacts.path(adapter.sha256)).schema()
         self._sessions.assign_all(WaitTask(f"round {number} is under way without this worker"))
-        self._inbox.open(state, Expected(adapter, update_schema(schema, self._run.spec.adapter, counted)))
+        self._inbox.open(state, expected)
         for worker in sorted(state.missing):
             self._sessions.assign(worker, Assignment(task, closes_at))
             if not self._sessions.is_present(worker):
@@ -204,7 +190,7 @@ class WorkerGathering(Gathering):
             "round_opened", f"round {number} of {rounds.count}: {first_workers(selected)}", number
         )
         reach(Point.STEP, "round-opened")
-        state = await self._inbox.collect()
+        state = await self._collect(number, attempt)
         self._suspects -= state.received
         self._suspects |= {w for w, over in state.over.items() if over.outcome is Outcome.DIED}
         reach(Point.STEP, "round-closed")
@@ -212,8 +198,33 @@ class WorkerGathering(Gathering):
         accepted = None
         if state.phase is RoundPhase.CLOSED:
             accepted = state.received - await self._set_aside_and_told(number, state.received)
-        self._store.close_try(number, attempt, state.phase, accepted)
+        self._closed(number, attempt, state, accepted)
         return state
+
+    # --- what is otherwise where only sums are seen ---
+
+    def _open_try(self, number: int, selected: list[str]) -> int:
+        """Record the start of a try; returns its number."""
+        return self._store.open_try(number, selected)
+
+    def _minimum(self, selected: list[str]) -> int:
+        """Fewest updates of so many workers that make a round."""
+        return self._rounds.minimum
+
+    def _asked(
+        self, task: TrainTask, selected: list[str], counted: Mapping[int, int]
+    ) -> tuple[TrainTask, Expected]:
+        """The task as workers get it, and what their updates must be."""
+        schema = TensorFile(self._store.artifacts.path(task.adapter.sha256)).schema()
+        return task, Expected(task.adapter, update_schema(schema, self._run.spec.adapter, counted))
+
+    async def _collect(self, number: int, attempt: int) -> RoundState:
+        """Until the open round closes."""
+        return await self._inbox.collect()
+
+    def _closed(self, number: int, attempt: int, state: RoundState, accepted: frozenset[str] | None) -> None:
+        """Record how a try ended."""
+        self._store.close_try(number, attempt, state.phase, accepted)
 
     async def _set_aside_and_told(self, number: int, received: frozenset[str]) -> frozenset[str]:
         """Workers whose updates do not count although they were received; they hear why."""

@@ -47,6 +47,8 @@ class Expected:
     adapter: ArtifactRef
     schema: Schema
     """Of the whole file: `delta.*`, and `apoz.*` when counts are asked for."""
+    context: bytes | None = None
+    """Set where it is masked: what it must be bound to. Then nothing of its values can be judged."""
 
 
 class Inbox:
@@ -140,6 +142,14 @@ class Inbox:
         self._require_open(state, worker)
         if header.adapter_sha256 != self._expected.adapter.sha256:
             raise BadUpdate("the update is the difference to another adapter than this round's")
+        if (context := self._expected.context) is not None and (
+            header.context != context or header.attempt != state.attempt
+        ):
+            raise StaleRound(
+                f"the update is masked for another try than {state.attempt} at round {state.number}"
+            )
+        if context is not None and (header.examples or header.loss or header.seconds):
+            raise BadUpdate("a masked update must not tell its examples, loss or seconds")
         if header.examples != examples:
             raise BadUpdate(f"the update names {header.examples} examples, the worker joined with {examples}")
         if not (math.isfinite(header.loss) and math.isfinite(header.seconds) and header.seconds >= 0):
@@ -245,11 +255,8 @@ class Inbox:
         received = self._places(worker, header)[1]
         try:
             check_specs(header_of(received), self._expected.schema)
-            tensors = TensorFile.foreign(received)
-            check_finite(tensors)
-            for layer, c in from_tensors(Prefixed(tensors, APOZ)).items():
-                if not 0 <= c.zeros.min() <= c.zeros.max() <= c.tokens <= _MOST_TOKENS:
-                    raise BadUpdate(f"APoZ counts of layer {layer} are not within 0 and the tokens")
+            if self._expected.context is None:
+                _check_values(TensorFile.foreign(received))
         except BadUpdate as error:
             received.unlink(missing_ok=True)
             self._refused[worker, header.sha256] = str(error)
@@ -273,3 +280,11 @@ class Inbox:
         update = StoredUpdate(worker, header.sha256, header.examples, header.loss, header.seconds)
         self._store.commit_update(header.round, update, header.size)
         self.note(Received(worker))
+
+
+def _check_values(tensors: TensorFile) -> None:
+    """Raise BadUpdate for values that are not finite, or counts that cannot be."""
+    check_finite(tensors)
+    for layer, c in from_tensors(Prefixed(tensors, APOZ)).items():
+        if not 0 <= c.zeros.min() <= c.zeros.max() <= c.tokens <= _MOST_TOKENS:
+            raise BadUpdate(f"APoZ counts of layer {layer} are not within 0 and the tokens")

@@ -12,6 +12,8 @@ def require_able(run: RunContext, sessions: Sessions, joining: JoinRequest) -> N
     ProtocolMismatch for one that cannot do what the run asks; ClassesWanted for one that is to tell its
     classes before."""
     limits, spec = run.config.limits, run.spec
+    if joining.examples < 1 and spec.secure is None:
+        raise BadMessage("a worker needs at least one example")
     if (examples := max(joining.examples, joining.validation)) > limits.examples:
         raise BadMessage(
             f"worker {joining.worker} names {examples} examples, limits.examples allows {limits.examples}"

@@ -1,8 +1,17 @@
-"""What a run asks of its workers that older ones do not know."""
+"""Which protocol is spoken, and what a run asks of its workers that older ones do not know."""
 
 from common.errors import ProtocolMismatch
-from common.protocol import CLASSES_SINCE, CONVERSATIONS_SINCE, LABELS_FILE_SINCE, NEURONS_SINCE, SGD_SINCE
-from common.records import LocalOptimizer, RunSpec
+from common.protocol import (
+    CLASSES_SINCE,
+    CONVERSATIONS_SINCE,
+    LABELS_FILE_SINCE,
+    NEURONS_SINCE,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    SECURE_SINCE,
+    SGD_SINCE,
+)
+from common.records import JoinRequest, LocalOptimizer, RunSpec
 from common.task_forms import FORMS
 
 
@@ -28,8 +37,21 @@ def require_protocol(run: RunSpec, newest: int) -> None:
             CONVERSATIONS_SINCE,
             "this run's workers learn the answers of conversations alone, which {} does not know",
         ),
+        (run.secure is not None, SECURE_SINCE, "this run sums masked updates, which {} does not know"),
         (weighs, CLASSES_SINCE, "this run asks for workers' classes, which {} does not know"),
     )
     for asked, since, told in needs:
         if asked and newest < since:
             raise ProtocolMismatch(f"{told.format(f'protocol {newest}')}: upgrade the worker")
+
+
+def negotiated(request: JoinRequest) -> int:
+    """The newest protocol version that both sides speak. Raises ProtocolMismatch."""
+    version = min(PROTOCOL_MAX, request.protocol_max)
+    if version >= max(PROTOCOL_MIN, request.protocol_min):
+        return version
+    older = "coordinator" if request.protocol_min > PROTOCOL_MAX else "worker"
+    raise ProtocolMismatch(
+        f"coordinator speaks protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, worker "
+        f"{request.protocol_min} to {request.protocol_max}: upgrade the {older}"
+    )

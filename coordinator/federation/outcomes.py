@@ -1,6 +1,6 @@
 """Turns that ended without an update, told: as an event, a count, and to the worker that is given up."""
 
-from common.records import WaitTask
+from common.records import UpdateHeader, WaitTask
 from coordinator.context import RunContext
 from coordinator.federation.rounds import Outcome, Over
 from coordinator.federation.sessions import Assignment, Sessions
@@ -27,3 +27,23 @@ def telling(run: RunContext, sessions: Sessions) -> OnOver:
             sessions.assign(worker, Assignment(wait))
 
     return told
+
+
+def tell_received(run: RunContext, worker: str, header: UpdateHeader) -> None:
+    """A worker's update is on disk. Of a masked one nothing is known but that it is there."""
+    about = header.round, worker
+    if run.spec.secure is not None:
+        run.metrics.received_masked(header.size)
+        text = f"round {header.round}: masked update of worker {worker}"
+        run.events.record("update_received", text, *about, bytes=header.size)
+        return
+    run.metrics.received(header.loss, worker, header.seconds, header.size)
+    run.events.record(
+        "update_received",
+        f"round {header.round}: update of worker {worker}, training loss {header.loss:.3f}",
+        *about,
+        loss=header.loss,
+        seconds=header.seconds,
+        examples=header.examples,
+        bytes=header.size,
+    )

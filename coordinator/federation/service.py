@@ -27,9 +27,12 @@ from coordinator.federation.authorization import PUBLISHED, Admission
 from coordinator.federation.contest import require_only, tell_replaced
 from coordinator.federation.inbox import Inbox
 from coordinator.federation.joining import require_able
+from coordinator.federation.outcomes import tell_received
 from coordinator.federation.rate_limits import RateLimiter
 from coordinator.federation.refusals import Refusals
 from coordinator.federation.rounds import Returned
+from coordinator.federation.secure_calls import SecureCalls
+from coordinator.federation.secure_exchange import SecureExchange
 from coordinator.federation.sessions import Session, Sessions
 from coordinator.federation.transfer_slots import TransferSlots
 
@@ -38,11 +41,14 @@ log = logging.getLogger(__name__)
 Submission = federation_pb2.SubmitUpdateRequest | Chunk
 
 
-class FederationService(federation_pb2_grpc.FederationServiceServicer):
+class FederationService(SecureCalls, federation_pb2_grpc.FederationServiceServicer):
     """What workers call."""
 
-    def __init__(self, run: RunContext, sessions: Sessions, inbox: Inbox) -> None:
+    def __init__(
+        self, run: RunContext, sessions: Sessions, inbox: Inbox, exchange: SecureExchange | None = None
+    ) -> None:
         self._run, self._sessions, self._inbox, self._turns = run, sessions, inbox, inbox.turns
+        self._exchange = exchange or SecureExchange(run.store, run.config.privacy.keys_seconds)
         self._store, self._events = run.store, run.events
         self._traffic, self._metrics = run.traffic, run.metrics
         self._limits = limits = run.config.limits
@@ -66,9 +72,10 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self._inbox.scores.joined(joining.worker, session.validation > 0)
         self._metrics.joins.inc()
         if session.first_for_a_while:
+            with_what = "" if self._run.spec.secure else f" with {joining.examples} examples"
             self._events.record(
                 "worker_joined",
-                f"worker {joining.worker} joined with {joining.examples} examples",
+                f"worker {joining.worker} joined{with_what}",
                 self._traffic.round,
                 joining.worker,
                 examples=joining.examples,
@@ -192,17 +199,7 @@ class FederationService(federation_pb2_grpc.FederationServiceServicer):
         self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
         self._sessions.release(session.worker, header.round)
         if not duplicate:
-            self._metrics.received(header.loss, session.worker, header.seconds, header.size)
-            self._events.record(
-                "update_received",
-                f"round {header.round}: update of worker {session.worker}, training loss {header.loss:.3f}",
-                header.round,
-                session.worker,
-                loss=header.loss,
-                seconds=header.seconds,
-                examples=header.examples,
-                bytes=header.size,
-            )
+            tell_received(self._run, session.worker, header)
         reply = federation_pb2.SubmitUpdateResponse(duplicate=duplicate)
         self._count(session, "update", None, reply)
         return reply

@@ -5,12 +5,12 @@ import math
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from common.errors import NameTaken, ProtocolMismatch, SessionReplaced, UnknownSession, Unreachable
-from common.protocol import PROTOCOL_MAX, PROTOCOL_MIN, VALIDATION_SINCE
+from common.errors import NameTaken, SessionReplaced, UnknownSession, Unreachable
+from common.protocol import VALIDATION_SINCE
 from common.records import (
     Activity,
     EvaluateTask,
@@ -23,7 +23,9 @@ from common.records import (
     WaitTask,
 )
 from common.runtime.notifier import Notifier
+from common.secagg.news import SecureNews
 from coordinator.federation.census import Census
+from coordinator.federation.needs import negotiated
 
 # When thousands come and go, what happens within so long is looked at together.
 COALESCED_SECONDS = 0.05
@@ -88,6 +90,8 @@ class Sessions:
         self.changed = Notifier()
         """Who is there."""
         self.census = Census()
+        self.news_for: Callable[[str], Sequence[SecureNews]] = lambda worker: ()
+        """Beside tasks: what a worker must know of secure aggregation."""
         self._clock = clock
         self._by_token: dict[str, Session] = {}
         self._by_worker: dict[str, Session] = {}
@@ -148,7 +152,7 @@ class Sessions:
 
         Raises ProtocolMismatch.
         """
-        version = _negotiate(request)
+        version = negotiated(request)
         now = self._clock()
         told = self._told.get(request.worker)
         news = told is None or now - told >= self.heartbeat_seconds
@@ -281,23 +285,25 @@ class Sessions:
             return
         self._assignments.clear()
         self._default = task
-        self._notify_all()
+        self.notify_all()
 
     def close(self) -> None:
         """This process is about to end: streams of tasks end, for workers to try again later."""
         self._closed = True
-        self._notify_all()
+        self.notify_all()
 
-    def _notify_all(self) -> None:
+    def notify_all(self) -> None:
+        """There may be news for everybody."""
         for session in self._by_worker.values():
             session.tasked.notify()
 
-    async def tasks(self, session: Session) -> AsyncIterator[Task]:
-        """What the worker owes now, then every change, up to a StopTask.
+    async def tasks(self, session: Session) -> AsyncIterator[Task | SecureNews]:
+        """What the worker owes now, then every change, up to a StopTask; and news beside it.
 
         Raises SessionReplaced, and Unreachable once this process is about to end.
         """
         told: Assignment | None = None
+        known: tuple[SecureNews, ...] = ()
         session.streams += 1
         try:
             while True:
@@ -307,13 +313,19 @@ class Sessions:
                 if session.replaced:
                     raise _replaced(session.worker)
                 owed = self._assignments.get(session.worker, Assignment(self._default))
-                if owed == told:
-                    await session.tasked.wait()
+                if owed != told:
+                    told = owed
+                    yield self._timed(owed, session)
+                    if isinstance(owed.task, StopTask):
+                        return
                     continue
-                told = owed
-                yield self._timed(owed, session)
-                if isinstance(owed.task, StopTask):
-                    return
+                # After the task that it belongs to.
+                news = tuple(self.news_for(session.worker))
+                fresh, known = [n for n in news if n not in known], news
+                if not fresh:
+                    await session.tasked.wait()
+                for one in fresh:
+                    yield one
         finally:
             session.streams -= 1
             session.signs.notify()
@@ -331,15 +343,4 @@ class Sessions:
 def _replaced(worker: str) -> SessionReplaced:
     return SessionReplaced(
         f"another worker joined as {worker!r}; give each worker its own --name and its own --folder"
-    )
-
-
-def _negotiate(request: JoinRequest) -> int:
-    version = min(PROTOCOL_MAX, request.protocol_max)
-    if version >= max(PROTOCOL_MIN, request.protocol_min):
-        return version
-    older = "coordinator" if request.protocol_min > PROTOCOL_MAX else "worker"
-    raise ProtocolMismatch(
-        f"coordinator speaks protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, worker "
-        f"{request.protocol_min} to {request.protocol_max}: upgrade the {older}"
     )

@@ -73,6 +73,26 @@ CREATE TABLE IF NOT EXISTS updates (
     examples INTEGER NOT NULL, loss REAL NOT NULL, seconds REAL NOT NULL, received REAL NOT NULL,
     PRIMARY KEY (round, worker)
 );
+-- Secure aggregation: what the workers of a try were told, as JSON.
+CREATE TABLE IF NOT EXISTS secure_tries (
+    round INTEGER NOT NULL, try INTEGER NOT NULL, task TEXT NOT NULL, opened REAL NOT NULL,
+    PRIMARY KEY (round, try)
+);
+-- What they brought in each step, as JSON; masked updates are among the updates.
+CREATE TABLE IF NOT EXISTS secure_said (
+    round INTEGER NOT NULL, try INTEGER NOT NULL, step TEXT NOT NULL, worker TEXT NOT NULL,
+    content TEXT NOT NULL, PRIMARY KEY (round, try, step, worker)
+);
+-- The workers decided on after each step, as JSON.
+CREATE TABLE IF NOT EXISTS secure_sets (
+    round INTEGER NOT NULL, try INTEGER NOT NULL, which TEXT NOT NULL, workers TEXT NOT NULL,
+    PRIMARY KEY (round, try, which)
+);
+-- What a round's masked updates came to.
+CREATE TABLE IF NOT EXISTS secure_sums (
+    round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES artifacts, workers INTEGER NOT NULL,
+    examples INTEGER NOT NULL, loss REAL NOT NULL, clipped INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS evaluations (
     round INTEGER NOT NULL, model TEXT NOT NULL, accuracy REAL NOT NULL, loss REAL NOT NULL,
     PRIMARY KEY (round, model)

@@ -35,6 +35,8 @@ LEVELS: dict[str, int] = {
     "worker_given_up": logging.WARNING,
     "name_contested": logging.WARNING,
     "update_received": logging.INFO,
+    "updates_summed": logging.INFO,
+    "secure_refused": logging.WARNING,
     "update_set_aside": logging.WARNING,
     "update_refused": logging.WARNING,
     "scores_received": logging.INFO,

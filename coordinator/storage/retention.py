@@ -107,6 +107,10 @@ def _needed(
         if (correction := store.corrections.of(number)) and correction.adapter:
             yield correction.adapter, "the corrected adapter"
     for number in (last, last + 1):
+        if (total := store.secure.sum_of(number)) is not None:
+            # Of masked updates nothing but their sum is of use any more.
+            yield store.artifacts.get(total.sha256), f"the sum of the updates of round {number}"
+            continue
         for update in store.updates(number):
             yield store.artifacts.get(update.sha256), f"the update of {update.worker} for round {number}"
 
@@ -116,7 +120,7 @@ def _pending(store: Store, artifact: ArtifactRef) -> tuple[int, str] | None:
     if artifact.kind is not ArtifactKind.UPDATE:
         return None
     number = max(store.adapters(), default=0) + 1
-    if store.accepted(number) is not None:
+    if store.survivors(number) is not None:
         return None
     found = (u.worker for u in store.updates(number) if u.sha256 == artifact.sha256)
     worker = next(found, None)

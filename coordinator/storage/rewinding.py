@@ -19,6 +19,10 @@ _BY_ROUND = (
     "tries",
     "accepted",
     "updates",
+    "secure_tries",
+    "secure_said",
+    "secure_sets",
+    "secure_sums",
 )
 
 

@@ -17,8 +17,12 @@ from coordinator.storage.corrections import Corrections
 from coordinator.storage.database import Database, Row, as_kept
 from coordinator.storage.differences import differences
 from coordinator.storage.events import Events
+from coordinator.storage.secure import SecureTries
 from coordinator.storage.traffic_table import TrafficTable
 from coordinator.storage.validations import Validations
+
+# In place of a worker's name, which it cannot be: what masked updates came to.
+ALL_WORKERS = "(all workers)"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Store:
         self.corrections = Corrections(self.database, self.artifacts)
         self.alignments = Alignments(self.database, self.artifacts)
         self.validations = Validations(self.database)
+        self.secure = SecureTries(self.database, self.artifacts)
 
     @classmethod
     def existing(cls, directory: Path) -> "Store":
@@ -208,6 +213,11 @@ class Store:
         )
         return number
 
+    def last_try(self, round_number: int) -> int:
+        """The number of a round's last try; 0 before the first."""
+        row = self._row("SELECT max(try) FROM tries WHERE round = ?", round_number)
+        return (row[0] if row else None) or 0
+
     def interrupted_try(self, round_number: int) -> list[str] | None:
         """The workers selected in a round's last try, when a coordinator ended in the middle of it."""
         row = self._row(
@@ -234,12 +244,20 @@ class Store:
                 db.execute("INSERT INTO accepted VALUES (?, ?)", (round_number, workers))
 
     def accepted(self, round_number: int) -> list[StoredUpdate] | None:
-        """The updates that a round closed with, by worker's name; None while it is not closed."""
-        row = self._row("SELECT workers FROM accepted WHERE round = ?", round_number)
-        if row is None:
+        """The updates that a round closed with, by worker's name; None while it is not closed.
+
+        Of masked ones, once they are summed: their mean, as if one worker had sent it.
+        """
+        if (total := self.secure.sum_of(round_number)) is not None:
+            return [StoredUpdate(ALL_WORKERS, total.sha256, total.examples, total.loss, 0.0)]
+        if (workers := self.survivors(round_number)) is None:
             return None
-        workers = json.loads(row[0])
         return [u for u in self.updates(round_number) if u.worker in workers]
+
+    def survivors(self, round_number: int) -> list[str] | None:
+        """The workers whose updates a round closed with; None while it is not closed."""
+        row = self._row("SELECT workers FROM accepted WHERE round = ?", round_number)
+        return None if row is None else json.loads(row[0])
 
     def commit_update(self, round_number: int, update: StoredUpdate, size: int) -> None:
         """Record a placed file as a worker's update; afterwards it may be acknowledged."""

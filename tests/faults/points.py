@@ -15,6 +15,7 @@ _ANSWERED = (Point.CALL_RECEIVED, Point.REPLY_READY, Point.CALL_ENDED)
 _CALLED = (Point.CALL_MADE, Point.REPLY_RECEIVED)
 
 _CALLS = (
+    "DescribeRun",
     "Join",
     "WatchTasks",
     "Heartbeat",

@@ -40,6 +40,10 @@ FOR = {
     "grpc.reflection.v1alpha.ServerReflection": {Role.ADMIN},
 }
 
+# What is only taken in an open round.
+SUBMISSIONS = ("OfferUpdate", "SubmitUpdate", "SubmitScores")
+SECURE_CALLS = ("OfferKeys", "OfferShares", "EndorseSurvivors", "OpenShares")
+
 # Callers by what is wrong with them, and how they are refused: before a call is possible, or at the call.
 REFUSED = {
     "no certificate": StatusCode.UNAVAILABLE,
@@ -112,6 +116,12 @@ def request_for(call: MethodDescriptor, session: str, worker: str) -> Message:
         message.header.session = session
         message.header.sha256 = message.header.adapter_sha256 = "0" * 64
         message.header.round, message.header.examples, message.header.size = 1, 5, 10
+    if "context" in fields:
+        message.context = bytes(32)
+    if "keys" in fields:
+        for part in ("channel", "mask", "commitment"):
+            setattr(message.keys, part, bytes(32))
+        message.keys.worker = worker
     if "list_services" in fields:
         message.list_services = ""
     return message
@@ -178,7 +188,7 @@ async def test_a_role_may_call_what_is_for_it_and_nothing_else(
         expected = {
             "DownloadArtifact": StatusCode.NOT_FOUND,
             "List": StatusCode.UNIMPLEMENTED,
-        } | dict.fromkeys(("OfferUpdate", "SubmitUpdate", "SubmitScores"), StatusCode.FAILED_PRECONDITION)
+        } | dict.fromkeys((*SUBMISSIONS, *SECURE_CALLS), StatusCode.FAILED_PRECONDITION)
         assert code is expected.get(call.name, StatusCode.OK)
     else:
         assert code is StatusCode.PERMISSION_DENIED

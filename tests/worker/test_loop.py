@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.errors import BadUpdate, CannotTrain, DataError, StaleRound, UnknownArtifact
-from worker.loop import _as_cannot_train
+from worker.cannot import as_cannot_train
 
 OF_THE_CPU = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: error code 12"
 
@@ -23,12 +23,12 @@ OF_THE_CPU = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't all
 def test_what_may_pass_until_the_next_round_is_told_and_does_not_end_the_worker(
     error: Exception, told: str
 ) -> None:
-    with pytest.raises(CannotTrain, match=told), _as_cannot_train():
+    with pytest.raises(CannotTrain, match=told), as_cannot_train():
         raise error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), DataError("row 3"), StaleRound("over")])
 def test_everything_else_is_what_it_is(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, _as_cannot_train():
+    with pytest.raises(type(error)) as raised, as_cannot_train():
         raise error
     assert raised.value is error

@@ -22,70 +22,71 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from fedpft.v1 import secure_pb2 as fedpft_dot_v1_dot_secure__pb2
 from fedpft.v1 import types_pb2 as fedpft_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64pft/v1/federation.proto\x12\tfedpft.v1\x1a\x15\x66\x65\x64pft/v1/types.proto\"\x92\x01\n\x0bJoinRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x14\n\x0cprotocol_min\x18\x02 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x03 \x01(\r\x12\x10\n\x08software\x18\x04 \x01(\t\x12\x10\n\x08\x65xamples\x18\x05 \x01(\x04\x12\x0f\n\x07process\x18\x06 \x01(\t\x12\x12\n\nvalidation\x18\x07 \x01(\x04\"m\n\x0cJoinResponse\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x1f\n\x03run\x18\x03 \x01(\x0b\x32\x12.fedpft.v1.RunSpec\x12\x19\n\x11heartbeat_seconds\x18\x04 \x01(\x01\"$\n\x12\x44\x65scribeRunRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\"6\n\x13\x44\x65scribeRunResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.fedpft.v1.RunSpec\"^\n\x12TellClassesRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08\x65xamples\x18\x02 \x01(\x04\x12&\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x15.fedpft.v1.ClassCount\")\n\nClassCount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"*\n\x13TellClassesResponse\x12\x13\n\x0bwaiting_for\x18\x01 \x01(\t\"$\n\x11WatchTasksRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\xba\x01\n\x12WatchTasksResponse\x12%\n\x05train\x18\x01 \x01(\x0b\x32\x14.fedpft.v1.TrainTaskH\x00\x12#\n\x04wait\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.WaitTaskH\x00\x12#\n\x04stop\x18\x03 \x01(\x0b\x32\x13.fedpft.v1.StopTaskH\x00\x12+\n\x08\x65valuate\x18\x04 \x01(\x0b\x32\x17.fedpft.v1.EvaluateTaskH\x00\x42\x06\n\x04task\"\x9a\x02\n\tTrainTask\x12\r\n\x05round\x18\x01 \x01(\r\x12&\n\tsub_model\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.SubModel\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x16.fedpft.v1.ArtifactRef\x12\x1c\n\x14learning_rate_factor\x18\x04 \x01(\x01\x12\x13\n\x0b\x61poz_layers\x18\x05 \x03(\r\x12\x14\n\x0cseconds_left\x18\x06 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12&\n\tzero_rule\x18\x08 \x01(\x0e\x32\x13.fedpft.v1.ZeroRule\x12\x16\n\x0ezero_threshold\x18\t \x01(\x01\x12\x13\n\x0btraceparent\x18\n \x01(\t\"\xaa\x01\n\x0c\x45valuateTask\x12\r\n\x05round\x18\x01 \x01(\r\x12&\n\tsub_model\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.SubModel\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x16.fedpft.v1.ArtifactRef\x12\x14\n\x0cseconds_left\x18\x04 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"\x1a\n\x08WaitTask\x12\x0e\n\x06reason\x18\x01 \x01(\t\",\n\x08StopTask\x12\x10\n\x08\x66inished\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"J\n\x10HeartbeatRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12%\n\x08progress\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.Progress\"\x13\n\x11HeartbeatResponse\"J\n\x17\x44ownloadArtifactRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\";\n\x18\x44ownloadArtifactResponse\x12\x1f\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x10.fedpft.v1.Chunk\"=\n\x12OfferUpdateRequest\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x17.fedpft.v1.UpdateHeader\"8\n\x13OfferUpdateResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"k\n\x13SubmitUpdateRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.fedpft.v1.UpdateHeaderH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.fedpft.v1.ChunkH\x00\x42\x06\n\x04part\"\x95\x01\n\x0cUpdateHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_sha256\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x10\n\x08\x65xamples\x18\x06 \x01(\x04\x12\x0c\n\x04loss\x18\x07 \x01(\x01\x12\x0f\n\x07seconds\x18\x08 \x01(\x01\")\n\x14SubmitUpdateResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\"s\n\x13SubmitScoresRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_sha256\x18\x03 \x01(\t\x12$\n\x06scores\x18\x04 \x01(\x0b\x32\x14.fedpft.v1.ScoreSums\"i\n\tScoreSums\x12\x10\n\x08\x65xamples\x18\x01 \x01(\x04\x12\x0f\n\x07\x61nswers\x18\x02 \x01(\x04\x12\r\n\x05right\x18\x03 \x01(\x04\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x0e\n\x06\x63ounts\x18\x05 \x03(\x04\x12\x0c\n\x04sums\x18\x06 \x03(\x01\")\n\x14SubmitScoresResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\"/\n\x0cLeaveRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0f\n\rLeaveResponse2\x8c\x06\n\x11\x46\x65\x64\x65rationService\x12\x37\n\x04Join\x12\x16.fedpft.v1.JoinRequest\x1a\x17.fedpft.v1.JoinResponse\x12L\n\x0b\x44\x65scribeRun\x12\x1d.fedpft.v1.DescribeRunRequest\x1a\x1e.fedpft.v1.DescribeRunResponse\x12N\n\x0bTellClasses\x12\x1d.fedpft.v1.TellClassesRequest\x1a\x1e.fedpft.v1.TellClassesResponse0\x01\x12K\n\nWatchTasks\x12\x1c.fedpft.v1.WatchTasksRequest\x1a\x1d.fedpft.v1.WatchTasksResponse0\x01\x12\x46\n\tHeartbeat\x12\x1b.fedpft.v1.HeartbeatRequest\x1a\x1c.fedpft.v1.HeartbeatResponse\x12]\n\x10\x44ownloadArtifact\x12\".fedpft.v1.DownloadArtifactRequest\x1a#.fedpft.v1.DownloadArtifactResponse0\x01\x12L\n\x0bOfferUpdate\x12\x1d.fedpft.v1.OfferUpdateRequest\x1a\x1e.fedpft.v1.OfferUpdateResponse\x12Q\n\x0cSubmitUpdate\x12\x1e.fedpft.v1.SubmitUpdateRequest\x1a\x1f.fedpft.v1.SubmitUpdateResponse(\x01\x12O\n\x0cSubmitScores\x12\x1e.fedpft.v1.SubmitScoresRequest\x1a\x1f.fedpft.v1.SubmitScoresResponse\x12:\n\x05Leave\x12\x17.fedpft.v1.LeaveRequest\x1a\x18.fedpft.v1.LeaveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64pft/v1/federation.proto\x12\tfedpft.v1\x1a\x16\x66\x65\x64pft/v1/secure.proto\x1a\x15\x66\x65\x64pft/v1/types.proto\"\x92\x01\n\x0bJoinRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x14\n\x0cprotocol_min\x18\x02 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x03 \x01(\r\x12\x10\n\x08software\x18\x04 \x01(\t\x12\x10\n\x08\x65xamples\x18\x05 \x01(\x04\x12\x0f\n\x07process\x18\x06 \x01(\t\x12\x12\n\nvalidation\x18\x07 \x01(\x04\"m\n\x0cJoinResponse\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x1f\n\x03run\x18\x03 \x01(\x0b\x32\x12.fedpft.v1.RunSpec\x12\x19\n\x11heartbeat_seconds\x18\x04 \x01(\x01\"$\n\x12\x44\x65scribeRunRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\"6\n\x13\x44\x65scribeRunResponse\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.fedpft.v1.RunSpec\"^\n\x12TellClassesRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08\x65xamples\x18\x02 \x01(\x04\x12&\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x15.fedpft.v1.ClassCount\")\n\nClassCount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"*\n\x13TellClassesResponse\x12\x13\n\x0bwaiting_for\x18\x01 \x01(\t\"$\n\x11WatchTasksRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\"\xe3\x01\n\x12WatchTasksResponse\x12%\n\x05train\x18\x01 \x01(\x0b\x32\x14.fedpft.v1.TrainTaskH\x00\x12#\n\x04wait\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.WaitTaskH\x00\x12#\n\x04stop\x18\x03 \x01(\x0b\x32\x13.fedpft.v1.StopTaskH\x00\x12+\n\x08\x65valuate\x18\x04 \x01(\x0b\x32\x17.fedpft.v1.EvaluateTaskH\x00\x12\'\n\x06secure\x18\x05 \x01(\x0b\x32\x15.fedpft.v1.SecureNewsH\x00\x42\x06\n\x04task\"\xc1\x02\n\tTrainTask\x12\r\n\x05round\x18\x01 \x01(\r\x12&\n\tsub_model\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.SubModel\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x16.fedpft.v1.ArtifactRef\x12\x1c\n\x14learning_rate_factor\x18\x04 \x01(\x01\x12\x13\n\x0b\x61poz_layers\x18\x05 \x03(\r\x12\x14\n\x0cseconds_left\x18\x06 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12&\n\tzero_rule\x18\x08 \x01(\x0e\x32\x13.fedpft.v1.ZeroRule\x12\x16\n\x0ezero_threshold\x18\t \x01(\x01\x12\x13\n\x0btraceparent\x18\n \x01(\t\x12%\n\x06secure\x18\x0b \x01(\x0b\x32\x15.fedpft.v1.SecureTask\"\xaa\x01\n\x0c\x45valuateTask\x12\r\n\x05round\x18\x01 \x01(\r\x12&\n\tsub_model\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.SubModel\x12\'\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x16.fedpft.v1.ArtifactRef\x12\x14\n\x0cseconds_left\x18\x04 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"\x1a\n\x08WaitTask\x12\x0e\n\x06reason\x18\x01 \x01(\t\",\n\x08StopTask\x12\x10\n\x08\x66inished\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"J\n\x10HeartbeatRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12%\n\x08progress\x18\x02 \x01(\x0b\x32\x13.fedpft.v1.Progress\"\x13\n\x11HeartbeatResponse\"J\n\x17\x44ownloadArtifactRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\";\n\x18\x44ownloadArtifactResponse\x12\x1f\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x10.fedpft.v1.Chunk\"=\n\x12OfferUpdateRequest\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x17.fedpft.v1.UpdateHeader\"8\n\x13OfferUpdateResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"k\n\x13SubmitUpdateRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.fedpft.v1.UpdateHeaderH\x00\x12!\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x10.fedpft.v1.ChunkH\x00\x42\x06\n\x04part\"\xb7\x01\n\x0cUpdateHeader\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_sha256\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x10\n\x08\x65xamples\x18\x06 \x01(\x04\x12\x0c\n\x04loss\x18\x07 \x01(\x01\x12\x0f\n\x07seconds\x18\x08 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\t \x01(\r\x12\x0f\n\x07\x63ontext\x18\n \x01(\x0c\")\n\x14SubmitUpdateResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\"s\n\x13SubmitScoresRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x16\n\x0e\x61\x64\x61pter_sha256\x18\x03 \x01(\t\x12$\n\x06scores\x18\x04 \x01(\x0b\x32\x14.fedpft.v1.ScoreSums\"i\n\tScoreSums\x12\x10\n\x08\x65xamples\x18\x01 \x01(\x04\x12\x0f\n\x07\x61nswers\x18\x02 \x01(\x04\x12\r\n\x05right\x18\x03 \x01(\x04\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x0e\n\x06\x63ounts\x18\x05 \x03(\x04\x12\x0c\n\x04sums\x18\x06 \x03(\x01\")\n\x14SubmitScoresResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\"/\n\x0cLeaveRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0f\n\rLeaveResponse2\xca\x08\n\x11\x46\x65\x64\x65rationService\x12\x37\n\x04Join\x12\x16.fedpft.v1.JoinRequest\x1a\x17.fedpft.v1.JoinResponse\x12L\n\x0b\x44\x65scribeRun\x12\x1d.fedpft.v1.DescribeRunRequest\x1a\x1e.fedpft.v1.DescribeRunResponse\x12N\n\x0bTellClasses\x12\x1d.fedpft.v1.TellClassesRequest\x1a\x1e.fedpft.v1.TellClassesResponse0\x01\x12K\n\nWatchTasks\x12\x1c.fedpft.v1.WatchTasksRequest\x1a\x1d.fedpft.v1.WatchTasksResponse0\x01\x12\x46\n\tHeartbeat\x12\x1b.fedpft.v1.HeartbeatRequest\x1a\x1c.fedpft.v1.HeartbeatResponse\x12]\n\x10\x44ownloadArtifact\x12\".fedpft.v1.DownloadArtifactRequest\x1a#.fedpft.v1.DownloadArtifactResponse0\x01\x12L\n\x0bOfferUpdate\x12\x1d.fedpft.v1.OfferUpdateRequest\x1a\x1e.fedpft.v1.OfferUpdateResponse\x12Q\n\x0cSubmitUpdate\x12\x1e.fedpft.v1.SubmitUpdateRequest\x1a\x1f.fedpft.v1.SubmitUpdateResponse(\x01\x12O\n\x0cSubmitScores\x12\x1e.fedpft.v1.SubmitScoresRequest\x1a\x1f.fedpft.v1.SubmitScoresResponse\x12\x46\n\tOfferKeys\x12\x1b.fedpft.v1.OfferKeysRequest\x1a\x1c.fedpft.v1.OfferKeysResponse\x12L\n\x0bOfferShares\x12\x1d.fedpft.v1.OfferSharesRequest\x1a\x1e.fedpft.v1.OfferSharesResponse\x12[\n\x10\x45ndorseSurvivors\x12\".fedpft.v1.EndorseSurvivorsRequest\x1a#.fedpft.v1.EndorseSurvivorsResponse\x12I\n\nOpenShares\x12\x1c.fedpft.v1.OpenSharesRequest\x1a\x1d.fedpft.v1.OpenSharesResponse\x12:\n\x05Leave\x12\x17.fedpft.v1.LeaveRequest\x1a\x18.fedpft.v1.LeaveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedpft.v1.federation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOINREQUEST']._serialized_start=65
-  _globals['_JOINREQUEST']._serialized_end=211
-  _globals['_JOINRESPONSE']._serialized_start=213
-  _globals['_JOINRESPONSE']._serialized_end=322
-  _globals['_DESCRIBERUNREQUEST']._serialized_start=324
-  _globals['_DESCRIBERUNREQUEST']._serialized_end=360
-  _globals['_DESCRIBERUNRESPONSE']._serialized_start=362
-  _globals['_DESCRIBERUNRESPONSE']._serialized_end=416
-  _globals['_TELLCLASSESREQUEST']._serialized_start=418
-  _globals['_TELLCLASSESREQUEST']._serialized_end=512
-  _globals['_CLASSCOUNT']._serialized_start=514
-  _globals['_CLASSCOUNT']._serialized_end=555
-  _globals['_TELLCLASSESRESPONSE']._serialized_start=557
-  _globals['_TELLCLASSESRESPONSE']._serialized_end=599
-  _globals['_WATCHTASKSREQUEST']._serialized_start=601
-  _globals['_WATCHTASKSREQUEST']._serialized_end=637
-  _globals['_WATCHTASKSRESPONSE']._serialized_start=640
-  _globals['_WATCHTASKSRESPONSE']._serialized_end=826
-  _globals['_TRAINTASK']._serialized_start=829
-  _globals['_TRAINTASK']._serialized_end=1111
-  _globals['_EVALUATETASK']._serialized_start=1114
-  _globals['_EVALUATETASK']._serialized_end=1284
-  _globals['_WAITTASK']._serialized_start=1286
-  _globals['_WAITTASK']._serialized_end=1312
-  _globals['_STOPTASK']._serialized_start=1314
-  _globals['_STOPTASK']._serialized_end=1358
-  _globals['_HEARTBEATREQUEST']._serialized_start=1360
-  _globals['_HEARTBEATREQUEST']._serialized_end=1434
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1436
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1455
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=1457
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=1531
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=1533
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=1592
-  _globals['_OFFERUPDATEREQUEST']._serialized_start=1594
-  _globals['_OFFERUPDATEREQUEST']._serialized_end=1655
-  _globals['_OFFERUPDATERESPONSE']._serialized_start=1657
-  _globals['_OFFERUPDATERESPONSE']._serialized_end=1713
-  _globals['_SUBMITUPDATEREQUEST']._serialized_start=1715
-  _globals['_SUBMITUPDATEREQUEST']._serialized_end=1822
-  _globals['_UPDATEHEADER']._serialized_start=1825
-  _globals['_UPDATEHEADER']._serialized_end=1974
-  _globals['_SUBMITUPDATERESPONSE']._serialized_start=1976
-  _globals['_SUBMITUPDATERESPONSE']._serialized_end=2017
-  _globals['_SUBMITSCORESREQUEST']._serialized_start=2019
-  _globals['_SUBMITSCORESREQUEST']._serialized_end=2134
-  _globals['_SCORESUMS']._serialized_start=2136
-  _globals['_SCORESUMS']._serialized_end=2241
-  _globals['_SUBMITSCORESRESPONSE']._serialized_start=2243
-  _globals['_SUBMITSCORESRESPONSE']._serialized_end=2284
-  _globals['_LEAVEREQUEST']._serialized_start=2286
-  _globals['_LEAVEREQUEST']._serialized_end=2333
-  _globals['_LEAVERESPONSE']._serialized_start=2335
-  _globals['_LEAVERESPONSE']._serialized_end=2350
-  _globals['_FEDERATIONSERVICE']._serialized_start=2353
-  _globals['_FEDERATIONSERVICE']._serialized_end=3133
+  _globals['_JOINREQUEST']._serialized_start=89
+  _globals['_JOINREQUEST']._serialized_end=235
+  _globals['_JOINRESPONSE']._serialized_start=237
+  _globals['_JOINRESPONSE']._serialized_end=346
+  _globals['_DESCRIBERUNREQUEST']._serialized_start=348
+  _globals['_DESCRIBERUNREQUEST']._serialized_end=384
+  _globals['_DESCRIBERUNRESPONSE']._serialized_start=386
+  _globals['_DESCRIBERUNRESPONSE']._serialized_end=440
+  _globals['_TELLCLASSESREQUEST']._serialized_start=442
+  _globals['_TELLCLASSESREQUEST']._serialized_end=536
+  _globals['_CLASSCOUNT']._serialized_start=538
+  _globals['_CLASSCOUNT']._serialized_end=579
+  _globals['_TELLCLASSESRESPONSE']._serialized_start=581
+  _globals['_TELLCLASSESRESPONSE']._serialized_end=623
+  _globals['_WATCHTASKSREQUEST']._serialized_start=625
+  _globals['_WATCHTASKSREQUEST']._serialized_end=661
+  _globals['_WATCHTASKSRESPONSE']._serialized_start=664
+  _globals['_WATCHTASKSRESPONSE']._serialized_end=891
+  _globals['_TRAINTASK']._serialized_start=894
+  _globals['_TRAINTASK']._serialized_end=1215
+  _globals['_EVALUATETASK']._serialized_start=1218
+  _globals['_EVALUATETASK']._serialized_end=1388
+  _globals['_WAITTASK']._serialized_start=1390
+  _globals['_WAITTASK']._serialized_end=1416
+  _globals['_STOPTASK']._serialized_start=1418
+  _globals['_STOPTASK']._serialized_end=1462
+  _globals['_HEARTBEATREQUEST']._serialized_start=1464
+  _globals['_HEARTBEATREQUEST']._serialized_end=1538
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1540
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1559
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=1561
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=1635
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=1637
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=1696
+  _globals['_OFFERUPDATEREQUEST']._serialized_start=1698
+  _globals['_OFFERUPDATEREQUEST']._serialized_end=1759
+  _globals['_OFFERUPDATERESPONSE']._serialized_start=1761
+  _globals['_OFFERUPDATERESPONSE']._serialized_end=1817
+  _globals['_SUBMITUPDATEREQUEST']._serialized_start=1819
+  _globals['_SUBMITUPDATEREQUEST']._serialized_end=1926
+  _globals['_UPDATEHEADER']._serialized_start=1929
+  _globals['_UPDATEHEADER']._serialized_end=2112
+  _globals['_SUBMITUPDATERESPONSE']._serialized_start=2114
+  _globals['_SUBMITUPDATERESPONSE']._serialized_end=2155
+  _globals['_SUBMITSCORESREQUEST']._serialized_start=2157
+  _globals['_SUBMITSCORESREQUEST']._serialized_end=2272
+  _globals['_SCORESUMS']._serialized_start=2274
+  _globals['_SCORESUMS']._serialized_end=2379
+  _globals['_SUBMITSCORESRESPONSE']._serialized_start=2381
+  _globals['_SUBMITSCORESRESPONSE']._serialized_end=2422
+  _globals['_LEAVEREQUEST']._serialized_start=2424
+  _globals['_LEAVEREQUEST']._serialized_end=2471
+  _globals['_LEAVERESPONSE']._serialized_start=2473
+  _globals['_LEAVERESPONSE']._serialized_end=2488
+  _globals['_FEDERATIONSERVICE']._serialized_start=2491
+  _globals['_FEDERATIONSERVICE']._serialized_end=3589
 # @@protoc_insertion_point(module_scope)

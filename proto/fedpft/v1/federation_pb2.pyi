@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from fedpft.v1 import secure_pb2 as _secure_pb2
 from fedpft.v1 import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -41,7 +42,9 @@ class JoinRequest(_message.Message):
     software: _builtins.str
     """The worker's software version, for the operator."""
     examples: _builtins.int
-    """Number of private examples: the worker's weight in the aggregation."""
+    """Number of private examples: the worker's weight in the aggregation. 0 where RunSpec.secure is set: then
+    it is told in no place.
+    """
     process: _builtins.str
     """Drawn at random when the worker's process began: tells a process that joins again from another one
     of its name. May be left out.
@@ -263,6 +266,7 @@ class WatchTasksResponse(_message.Message):
     WAIT_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
+    SECURE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def train(self) -> Global___TrainTask:
         """Train in a round."""
@@ -279,6 +283,10 @@ class WatchTasksResponse(_message.Message):
     def evaluate(self) -> Global___EvaluateTask:
         """Score the sub-FM on the examples kept aside; only to sessions of protocol 5."""
 
+    @_builtins.property
+    def secure(self) -> _secure_pb2.SecureNews:
+        """Beside the task, which stays: how far secure aggregation has come (protocol 6)."""
+
     def __init__(
         self,
         *,
@@ -286,12 +294,13 @@ class WatchTasksResponse(_message.Message):
         wait: Global___WaitTask | None = ...,
         stop: Global___StopTask | None = ...,
         evaluate: Global___EvaluateTask | None = ...,
+        secure: _secure_pb2.SecureNews | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "stop", b"stop", "task", b"task", "train", b"train", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "secure", b"secure", "stop", b"stop", "task", b"task", "train", b"train", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "stop", b"stop", "task", b"task", "train", b"train", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluate", b"evaluate", "secure", b"secure", "stop", b"stop", "task", b"task", "train", b"train", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["train", "wait", "stop", "evaluate"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["train", "wait", "stop", "evaluate", "secure"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -313,6 +322,7 @@ class TrainTask(_message.Message):
     ZERO_RULE_FIELD_NUMBER: _builtins.int
     ZERO_THRESHOLD_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    SECURE_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """The round, from 1."""
     learning_rate_factor: _builtins.float
@@ -341,6 +351,10 @@ class TrainTask(_message.Message):
     def apoz_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Layers whose activations the update must count for APoZ; none in most rounds."""
 
+    @_builtins.property
+    def secure(self) -> _secure_pb2.SecureTask:
+        """Set where the update is to be masked; under it, examples, loss and seconds are not told (protocol 6)."""
+
     def __init__(
         self,
         *,
@@ -354,10 +368,11 @@ class TrainTask(_message.Message):
         zero_rule: _types_pb2.ZeroRule.ValueType = ...,
         zero_threshold: _builtins.float = ...,
         traceparent: _builtins.str = ...,
+        secure: _secure_pb2.SecureTask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "sub_model", b"sub_model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "secure", b"secure", "sub_model", b"sub_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "apoz_layers", b"apoz_layers", "attempt", b"attempt", "learning_rate_factor", b"learning_rate_factor", "round", b"round", "seconds_left", b"seconds_left", "sub_model", b"sub_model", "traceparent", b"traceparent", "zero_rule", b"zero_rule", "zero_threshold", b"zero_threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "apoz_layers", b"apoz_layers", "attempt", b"attempt", "learning_rate_factor", b"learning_rate_factor", "round", b"round", "seconds_left", b"seconds_left", "secure", b"secure", "sub_model", b"sub_model", "traceparent", b"traceparent", "zero_rule", b"zero_rule", "zero_threshold", b"zero_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -652,6 +667,8 @@ class UpdateHeader(_message.Message):
     EXAMPLES_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """From Join."""
     round: _builtins.int
@@ -668,6 +685,10 @@ class UpdateHeader(_message.Message):
     """Mean training loss of the round, in nats. Not finite: the update is refused."""
     seconds: _builtins.float
     """Seconds that training took."""
+    attempt: _builtins.int
+    """Of a masked update: the try (protocol 6)."""
+    context: _builtins.bytes
+    """Of a masked update: the try's context (protocol 6)."""
     def __init__(
         self,
         *,
@@ -679,10 +700,12 @@ class UpdateHeader(_message.Message):
         examples: _builtins.int = ...,
         loss: _builtins.float = ...,
         seconds: _builtins.float = ...,
+        attempt: _builtins.int = ...,
+        context: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "examples", b"examples", "loss", b"loss", "round", b"round", "seconds", b"seconds", "session", b"session", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "attempt", b"attempt", "context", b"context", "examples", b"examples", "loss", b"loss", "round", b"round", "seconds", b"seconds", "session", b"session", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from fedpft.v1 import federation_pb2 as fedpft_dot_v1_dot_federation__pb2
+from fedpft.v1 import secure_pb2 as fedpft_dot_v1_dot_secure__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -79,6 +80,26 @@ class FederationServiceStub:
                 '/fedpft.v1.FederationService/SubmitScores',
                 request_serializer=fedpft_dot_v1_dot_federation__pb2.SubmitScoresRequest.SerializeToString,
                 response_deserializer=fedpft_dot_v1_dot_federation__pb2.SubmitScoresResponse.FromString,
+                _registered_method=True)
+        self.OfferKeys = channel.unary_unary(
+                '/fedpft.v1.FederationService/OfferKeys',
+                request_serializer=fedpft_dot_v1_dot_secure__pb2.OfferKeysRequest.SerializeToString,
+                response_deserializer=fedpft_dot_v1_dot_secure__pb2.OfferKeysResponse.FromString,
+                _registered_method=True)
+        self.OfferShares = channel.unary_unary(
+                '/fedpft.v1.FederationService/OfferShares',
+                request_serializer=fedpft_dot_v1_dot_secure__pb2.OfferSharesRequest.SerializeToString,
+                response_deserializer=fedpft_dot_v1_dot_secure__pb2.OfferSharesResponse.FromString,
+                _registered_method=True)
+        self.EndorseSurvivors = channel.unary_unary(
+                '/fedpft.v1.FederationService/EndorseSurvivors',
+                request_serializer=fedpft_dot_v1_dot_secure__pb2.EndorseSurvivorsRequest.SerializeToString,
+                response_deserializer=fedpft_dot_v1_dot_secure__pb2.EndorseSurvivorsResponse.FromString,
+                _registered_method=True)
+        self.OpenShares = channel.unary_unary(
+                '/fedpft.v1.FederationService/OpenShares',
+                request_serializer=fedpft_dot_v1_dot_secure__pb2.OpenSharesRequest.SerializeToString,
+                response_deserializer=fedpft_dot_v1_dot_secure__pb2.OpenSharesResponse.FromString,
                 _registered_method=True)
         self.Leave = channel.unary_unary(
                 '/fedpft.v1.FederationService/Leave',
@@ -162,6 +183,35 @@ class FederationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OfferKeys(self, request, context):
+        """Secure aggregation, in this order; what is due is told by SecureNews. INVALID_ARGUMENT for what does not
+        fit or differs from what came before, FAILED_PRECONDITION when it is not due. From protocol 6 on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OfferShares(self, request, context):
+        """The second step: shares of the secrets behind the masks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndorseSurvivors(self, request, context):
+        """The third, once updates are in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenShares(self, request, context):
+        """The last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Leave(self, request, context):
         """Say goodbye; the coordinator stops counting on this worker.
         """
@@ -216,6 +266,26 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.SubmitScores,
                     request_deserializer=fedpft_dot_v1_dot_federation__pb2.SubmitScoresRequest.FromString,
                     response_serializer=fedpft_dot_v1_dot_federation__pb2.SubmitScoresResponse.SerializeToString,
+            ),
+            'OfferKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.OfferKeys,
+                    request_deserializer=fedpft_dot_v1_dot_secure__pb2.OfferKeysRequest.FromString,
+                    response_serializer=fedpft_dot_v1_dot_secure__pb2.OfferKeysResponse.SerializeToString,
+            ),
+            'OfferShares': grpc.unary_unary_rpc_method_handler(
+                    servicer.OfferShares,
+                    request_deserializer=fedpft_dot_v1_dot_secure__pb2.OfferSharesRequest.FromString,
+                    response_serializer=fedpft_dot_v1_dot_secure__pb2.OfferSharesResponse.SerializeToString,
+            ),
+            'EndorseSurvivors': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndorseSurvivors,
+                    request_deserializer=fedpft_dot_v1_dot_secure__pb2.EndorseSurvivorsRequest.FromString,
+                    response_serializer=fedpft_dot_v1_dot_secure__pb2.EndorseSurvivorsResponse.SerializeToString,
+            ),
+            'OpenShares': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenShares,
+                    request_deserializer=fedpft_dot_v1_dot_secure__pb2.OpenSharesRequest.FromString,
+                    response_serializer=fedpft_dot_v1_dot_secure__pb2.OpenSharesResponse.SerializeToString,
             ),
             'Leave': grpc.unary_unary_rpc_method_handler(
                     servicer.Leave,
@@ -467,6 +537,114 @@ class FederationService:
             '/fedpft.v1.FederationService/SubmitScores',
             fedpft_dot_v1_dot_federation__pb2.SubmitScoresRequest.SerializeToString,
             fedpft_dot_v1_dot_federation__pb2.SubmitScoresResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OfferKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedpft.v1.FederationService/OfferKeys',
+            fedpft_dot_v1_dot_secure__pb2.OfferKeysRequest.SerializeToString,
+            fedpft_dot_v1_dot_secure__pb2.OfferKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OfferShares(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedpft.v1.FederationService/OfferShares',
+            fedpft_dot_v1_dot_secure__pb2.OfferSharesRequest.SerializeToString,
+            fedpft_dot_v1_dot_secure__pb2.OfferSharesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndorseSurvivors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedpft.v1.FederationService/EndorseSurvivors',
+            fedpft_dot_v1_dot_secure__pb2.EndorseSurvivorsRequest.SerializeToString,
+            fedpft_dot_v1_dot_secure__pb2.EndorseSurvivorsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenShares(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedpft.v1.FederationService/OpenShares',
+            fedpft_dot_v1_dot_secure__pb2.OpenSharesRequest.SerializeToString,
+            fedpft_dot_v1_dot_secure__pb2.OpenSharesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from fedpft.v1 import federation_pb2 as _federation_pb2
+from fedpft.v1 import secure_pb2 as _secure_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -65,6 +66,16 @@ class FederationServiceStub:
     """Deliver the sums that an EvaluateTask asked for. Answered once they are on disk. Repeating them is
     harmless. INVALID_ARGUMENT for sums that cannot be, FAILED_PRECONDITION when they are not waited for.
     """
+    OfferKeys: _grpc.UnaryUnaryMultiCallable[_secure_pb2.OfferKeysRequest, _secure_pb2.OfferKeysResponse]
+    """Secure aggregation, in this order; what is due is told by SecureNews. INVALID_ARGUMENT for what does not
+    fit or differs from what came before, FAILED_PRECONDITION when it is not due. From protocol 6 on.
+    """
+    OfferShares: _grpc.UnaryUnaryMultiCallable[_secure_pb2.OfferSharesRequest, _secure_pb2.OfferSharesResponse]
+    """The second step: shares of the secrets behind the masks."""
+    EndorseSurvivors: _grpc.UnaryUnaryMultiCallable[_secure_pb2.EndorseSurvivorsRequest, _secure_pb2.EndorseSurvivorsResponse]
+    """The third, once updates are in."""
+    OpenShares: _grpc.UnaryUnaryMultiCallable[_secure_pb2.OpenSharesRequest, _secure_pb2.OpenSharesResponse]
+    """The last."""
     Leave: _grpc.UnaryUnaryMultiCallable[_federation_pb2.LeaveRequest, _federation_pb2.LeaveResponse]
     """Say goodbye; the coordinator stops counting on this worker."""
 
@@ -105,6 +116,16 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """Deliver the sums that an EvaluateTask asked for. Answered once they are on disk. Repeating them is
     harmless. INVALID_ARGUMENT for sums that cannot be, FAILED_PRECONDITION when they are not waited for.
     """
+    OfferKeys: _aio.UnaryUnaryMultiCallable[_secure_pb2.OfferKeysRequest, _secure_pb2.OfferKeysResponse]  # type: ignore[assignment]
+    """Secure aggregation, in this order; what is due is told by SecureNews. INVALID_ARGUMENT for what does not
+    fit or differs from what came before, FAILED_PRECONDITION when it is not due. From protocol 6 on.
+    """
+    OfferShares: _aio.UnaryUnaryMultiCallable[_secure_pb2.OfferSharesRequest, _secure_pb2.OfferSharesResponse]  # type: ignore[assignment]
+    """The second step: shares of the secrets behind the masks."""
+    EndorseSurvivors: _aio.UnaryUnaryMultiCallable[_secure_pb2.EndorseSurvivorsRequest, _secure_pb2.EndorseSurvivorsResponse]  # type: ignore[assignment]
+    """The third, once updates are in."""
+    OpenShares: _aio.UnaryUnaryMultiCallable[_secure_pb2.OpenSharesRequest, _secure_pb2.OpenSharesResponse]  # type: ignore[assignment]
+    """The last."""
     Leave: _aio.UnaryUnaryMultiCallable[_federation_pb2.LeaveRequest, _federation_pb2.LeaveResponse]  # type: ignore[assignment]
     """Say goodbye; the coordinator stops counting on this worker."""
 
@@ -196,6 +217,40 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Deliver the sums that an EvaluateTask asked for. Answered once they are on disk. Repeating them is
         harmless. INVALID_ARGUMENT for sums that cannot be, FAILED_PRECONDITION when they are not waited for.
         """
+
+    @_abc_1.abstractmethod
+    def OfferKeys(
+        self,
+        request: _secure_pb2.OfferKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secure_pb2.OfferKeysResponse, _abc.Awaitable[_secure_pb2.OfferKeysResponse]]:
+        """Secure aggregation, in this order; what is due is told by SecureNews. INVALID_ARGUMENT for what does not
+        fit or differs from what came before, FAILED_PRECONDITION when it is not due. From protocol 6 on.
+        """
+
+    @_abc_1.abstractmethod
+    def OfferShares(
+        self,
+        request: _secure_pb2.OfferSharesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secure_pb2.OfferSharesResponse, _abc.Awaitable[_secure_pb2.OfferSharesResponse]]:
+        """The second step: shares of the secrets behind the masks."""
+
+    @_abc_1.abstractmethod
+    def EndorseSurvivors(
+        self,
+        request: _secure_pb2.EndorseSurvivorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secure_pb2.EndorseSurvivorsResponse, _abc.Awaitable[_secure_pb2.EndorseSurvivorsResponse]]:
+        """The third, once updates are in."""
+
+    @_abc_1.abstractmethod
+    def OpenShares(
+        self,
+        request: _secure_pb2.OpenSharesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secure_pb2.OpenSharesResponse, _abc.Awaitable[_secure_pb2.OpenSharesResponse]]:
+        """The last."""
 
     @_abc_1.abstractmethod
     def Leave(

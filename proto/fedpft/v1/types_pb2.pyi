@@ -521,6 +521,7 @@ class RunSpec(_message.Message):
     TRAINING_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     ASKS_CLASSES_FIELD_NUMBER: _builtins.int
+    SECURE_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id, chosen by the coordinator."""
     seed: _builtins.int
@@ -539,6 +540,10 @@ class RunSpec(_message.Message):
     def training(self) -> Global___TrainingSpec:
         """How to train."""
 
+    @_builtins.property
+    def secure(self) -> Global___SecureSpec:
+        """Set where the coordinator gets sums over workers alone (protocol 6)."""
+
     def __init__(
         self,
         *,
@@ -548,14 +553,53 @@ class RunSpec(_message.Message):
         training: Global___TrainingSpec | None = ...,
         seed: _builtins.int = ...,
         asks_classes: _builtins.bool = ...,
+        secure: Global___SecureSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "task", b"task", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "secure", b"secure", "task", b"task", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asks_classes", b"asks_classes", "run_id", b"run_id", "seed", b"seed", "task", b"task", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asks_classes", b"asks_classes", "run_id", b"run_id", "secure", b"secure", "seed", b"seed", "task", b"task", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunSpec: _TypeAlias = RunSpec  # noqa: Y015
+
+@_typing.final
+class SecureSpec(_message.Message):
+    """That updates are summed masked. A worker refuses what does not suit it before it makes any key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MINIMUM_FIELD_NUMBER: _builtins.int
+    BITS_FIELD_NUMBER: _builtins.int
+    BY_EXAMPLES_FIELD_NUMBER: _builtins.int
+    MOST_EXAMPLES_FIELD_NUMBER: _builtins.int
+    SIGNED_FIELD_NUMBER: _builtins.int
+    minimum: _builtins.int
+    """Fewest workers that a sum is of."""
+    bits: _builtins.int
+    """Bits of the ring that is summed in: 32 or 64."""
+    by_examples: _builtins.bool
+    """Whether an update weighs by its worker's examples, which then nobody learns; else all weigh the same."""
+    most_examples: _builtins.int
+    """Examples beyond which a worker weighs no more."""
+    signed: _builtins.bool
+    """Whether keys must be signed by the workers' certificates."""
+    def __init__(
+        self,
+        *,
+        minimum: _builtins.int = ...,
+        bits: _builtins.int = ...,
+        by_examples: _builtins.bool = ...,
+        most_examples: _builtins.int = ...,
+        signed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "by_examples", b"by_examples", "minimum", b"minimum", "most_examples", b"most_examples", "signed", b"signed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecureSpec: _TypeAlias = SecureSpec  # noqa: Y015
 
 @_typing.final
 class SubModel(_message.Message):

@@ -104,6 +104,12 @@ class Served:
         return value or 0.0
 
 
+async def test_a_worker_without_examples_cannot_join_where_their_number_counts(tmp_path: Path) -> None:
+    async with Served(tmp_path) as served:
+        with pytest.raises(BadMessage, match="at least one example"):
+            await served.worker(examples=0)
+
+
 # --- updates ---
 
 

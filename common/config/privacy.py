@@ -1,0 +1,112 @@
+"""What the coordinator may see of a worker: its update, or sums over workers alone."""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from common.config.choices import AggregationRule, LoraAveraging
+from common.config.section import Positive, Section
+from common.secagg.context import default_colluding, threshold
+
+if TYPE_CHECKING:
+    from common.config.run import RunConfig
+
+# Fewer would tell each what the other sent: the next adapter without one's own part.
+LEAST_WORKERS = 3
+# What a message with everybody's shares has room for.
+MOST_WORKERS = 128
+
+
+class SumWeights(StrEnum):
+    """How workers weigh in a sum."""
+
+    EXAMPLES = "examples"
+    EQUAL = "equal"
+
+
+class PrivacySection(Section):
+    """What the coordinator sees of a worker's update: all of it, or, by secure aggregation, sums alone."""
+
+    secure: bool = False
+    """Take sums only: updates, activation counts, losses and numbers of examples come masked, and the masks
+    cancel in the sum of all. Needs [tls], rounds.minimum >= 3, and aggregation.rule = "mean"."""
+    colluding: Annotated[int, Field(ge=0)] | None = None
+    """So many workers of a round may tell the coordinator all that they know, and the others' updates stay
+    hidden. Fewer let more drop out. Unset: a third of them, rounded down below that."""
+    clip: Annotated[float, Field(gt=0)] = 32.0
+    """Largest L2 norm of an update in the first round; larger ones are scaled down to it. Doubled for the
+    next round where that happened."""
+    ring: Literal["auto", 32, 64] = "auto"
+    """Bits of a summed number: 64 are exact to 1e-15 and twice the upload. "auto" takes 32 for equal weights,
+    which lose nothing to float32, and 64 otherwise."""
+    weights: SumWeights = SumWeights.EXAMPLES
+    """How much an update counts: by its worker's "examples", which nobody learns, or "equal"."""
+    most_examples: Positive = 65_536
+    """A worker with more examples weighs as if it had so many."""
+    keys_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """A worker that has brought no keys, or no shares, for so long is left out of the try."""
+    insecure_keys: bool = False
+    """Do without certificates: keys are not signed, so whoever is between coordinator and workers, or runs
+    the coordinator, can read everything. For trying it on one machine only."""
+
+    @property
+    def bits(self) -> int:
+        """Of the ring."""
+        if self.ring == "auto":
+            return 32 if self.weights is SumWeights.EQUAL else 64
+        return self.ring
+
+    def colluding_of(self, drawn: int) -> int:
+        """How many of so many workers may collude."""
+        return default_colluding(drawn) if self.colluding is None else self.colluding
+
+    def needed_of(self, drawn: int) -> int:
+        """Fewest of so many workers that a sum may be of."""
+        return max(threshold(drawn, self.colluding_of(drawn)), LEAST_WORKERS)
+
+
+def require_summable(config: "RunConfig") -> None:
+    """Raise ValueError unless the run can do with sums alone, if it is to."""
+    privacy, rounds, aggregation = config.privacy, config.rounds, config.aggregation
+    if not privacy.secure:
+        return
+    drawn = rounds.sample or rounds.workers
+    if config.tls.certificate is None and not privacy.insecure_keys:
+        raise ValueError(
+            "privacy.secure needs [tls]: workers know each other by their certificates; to try it on one "
+            "machine set privacy.insecure_keys = true"
+        )
+    if (colluding := privacy.colluding_of(drawn)) >= drawn - 1:
+        raise ValueError(f"privacy.colluding must be < {drawn - 1} with {drawn} workers, got {colluding}")
+    if rounds.minimum < (needed := privacy.needed_of(drawn)):
+        raise ValueError(
+            f"rounds.minimum must be >= {needed} for privacy.secure with {drawn} workers of which "
+            f"{colluding} may collude, got {rounds.minimum}"
+        )
+    if max(drawn + rounds.over_select, drawn) > MOST_WORKERS:
+        raise ValueError(f"privacy.secure takes {MOST_WORKERS} workers a round at most: set rounds.sample")
+    if aggregation.rule is not AggregationRule.MEAN:
+        raise ValueError(
+            f'aggregation.rule must be "mean" for privacy.secure, got "{aggregation.rule}": no single update '
+            "is seen that could be judged"
+        )
+    if aggregation.norm_limit is not None:
+        raise ValueError(
+            "aggregation.norm_limit must be unset for privacy.secure: no single update is seen; "
+            "privacy.clip bounds them"
+        )
+    if aggregation.lora is LoraAveraging.EXACT:
+        raise ValueError(
+            'aggregation.lora must not be "exact" for privacy.secure: it needs every worker\'s factors; '
+            '"freeze-a" is exact by itself'
+        )
+    if config.asks_classes:
+        raise ValueError(
+            "task.labels must be listed and training.class_weights none for privacy.secure: what workers "
+            "tell of their classes is not summed"
+        )
+    if config.validation.every:
+        raise ValueError(
+            "validation.every must be 0 for privacy.secure: scores at workers are not summed yet"
+        )

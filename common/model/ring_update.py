@@ -1,0 +1,185 @@
+"""An update as integers that are summed modulo 2^bits, and what a sum of them says.
+
+Everything that is a worker's own goes into the sum: the adapter's change, activation counts, and, in
+`scalars`, its weight, its loss times its weight, and whether its change was larger than the clip.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import BadUpdate
+from common.model.apoz import ZeroCounts
+from common.model.update import APOZ, DELTA, update_schema, update_tensors
+from common.records import RunSpec, TrainTask
+from common.secagg.context import ring_step
+from common.secagg.masks import Ring
+from common.secagg.records import SecureRound, VectorSpec
+from common.secagg.vector import clip_factor, counted, dequantise, quantise, to_signed
+from common.secure_task import SecureSpec
+from common.storage.schema import Schema, TensorSpec
+from common.storage.tensor_header import in_file_order
+
+SCALARS = "scalars"
+# Of a loss: in steps of a millionth nat.
+_LOSS_STEPS = 2**20
+# What a loss is taken for at most, so that no sum leaves the ring.
+_MOST_LOSS = 2.0**16
+_DTYPES = {32: torch.int32, 64: torch.int64}
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """Sums over workers: weights (examples, or the workers' number), mean loss in nats, updates clipped."""
+
+    weight: int
+    loss: float
+    clipped: int
+
+
+def ring_schema(adapter: Schema, run: RunSpec, counted: Mapping[int, int]) -> dict[str, TensorSpec]:
+    """Schema of a masked update's file, as `update_schema` is of a plain one's."""
+    assert run.secure is not None
+    dtype = _DTYPES[run.secure.bits]
+    return {
+        name: TensorSpec(spec.shape, dtype if name.startswith(DELTA) else torch.int64)
+        for name, spec in update_schema(adapter, run.adapter, counted).items()
+    } | {SCALARS: TensorSpec((3,), torch.int64)}
+
+
+def secure_round(run: RunSpec, task: TrainTask, schema: Schema) -> SecureRound:
+    """All that the two sides of a try must agree on. `schema` is `ring_schema`'s.
+
+    Raises SecureRefused for what cannot be.
+    """
+    spec, told = run.secure, task.secure
+    assert spec is not None and told is not None
+    if run.task.labels_file is not None:
+        # Its digest stands for what is in it, which not both sides have at hand.
+        run = replace(run, task=replace(run.task, labels=()))
+    timeless = replace(task, seconds_left=0.0, attempt=0, traceparent="", secure=None)
+    return SecureRound(
+        run_id=run.run_id,
+        run_digest=_digest(asdict(run)),
+        task_digest=_digest(asdict(timeless)),
+        round=task.round,
+        attempt=task.attempt,
+        drawn=told.drawn,
+        electorate=told.electorate,
+        colluding=told.colluding,
+        threshold=told.threshold,
+        minimum=told.minimum,
+        clip=told.clip,
+        step=ring_step(told.clip, spec.bits, len(told.drawn)),
+        by_examples=spec.by_examples,
+        most_examples=spec.most_examples,
+        vectors=tuple(
+            VectorSpec(name, schema[name].shape, 8 * schema[name].dtype.itemsize) for name in sorted(schema)
+        ),
+    )
+
+
+def weight_of(examples: int, spec: SecureSpec) -> int:
+    """A worker's weight in the sum; it counts with this over the largest that there is."""
+    return counted(examples, spec.most_examples) if spec.by_examples else 1
+
+
+def ring_tensors(
+    delta: Mapping[str, Tensor],
+    counts: Mapping[int, ZeroCounts],
+    weight: int,
+    loss: float,
+    within: SecureRound,
+) -> dict[str, Tensor]:
+    """A worker's own vectors in the ring, before masks: the names and dtypes of `ring_schema`.
+
+    The change is scaled down to the clip, weighed, and rounded to steps of `within.step`. Raises BadUpdate
+    when it, or the loss, is not finite.
+    """
+    if not math.isfinite(loss):
+        raise BadUpdate(f"the update's loss must be finite, got {loss}")
+    bits = {vector.name: vector.bits for vector in within.vectors}
+    factor = clip_factor(norm := l2_norm(delta), within.clip)
+    share = weight / (within.most_examples if within.by_examples else 1)
+    vectors: dict[str, Tensor] = {}
+    for name, tensor in update_tensors(delta, counts).items():
+        if name.startswith(APOZ):
+            vectors[name] = tensor.to(torch.int64)
+            continue
+        values = tensor.detach().cpu().float().numpy()
+        ring = quantise(values, share * factor, within.step, bits[name], within.clip)
+        vectors[name] = torch.from_numpy(to_signed(ring))
+    told = [weight, round(min(max(loss, -_MOST_LOSS), _MOST_LOSS) * weight * _LOSS_STEPS), norm > within.clip]
+    vectors[SCALARS] = torch.tensor([int(value) for value in told], dtype=torch.int64)
+    return vectors
+
+
+def l2_norm(delta: Mapping[str, Tensor]) -> float:
+    """Over all tensors, in float64, the same whatever their order."""
+    squares = [float(tensor.detach().double().square().sum()) for tensor in delta.values()]
+    return math.sqrt(math.fsum(squares))
+
+
+def read_scalars(total: Tensor, spec: SecureSpec, workers: int) -> Scalars:
+    """What the summed `scalars` say. Raises BadUpdate when that cannot be of so many workers."""
+    weight, loss, clipped = (int(value) for value in total)
+    most = workers * (spec.most_examples if spec.by_examples else 1)
+    if not (
+        workers <= weight <= most and 0 <= clipped <= workers and abs(loss) <= most * _MOST_LOSS * _LOSS_STEPS
+    ):
+        raise BadUpdate(f"the sums over {workers} workers are none that workers can have")
+    return Scalars(weight, loss / _LOSS_STEPS / weight, clipped)
+
+
+def mean_schema(summed: Schema) -> dict[str, TensorSpec]:
+    """Schema of the mean that `mean_tensors` yields: that of a plain update's file."""
+    return {
+        name: TensorSpec(spec.shape, torch.float32) if name.startswith(DELTA) else spec
+        for name, spec in summed.items()
+        if name != SCALARS
+    }
+
+
+def mean_tensors(
+    total: Mapping[str, Tensor], within: SecureRound, weight: int
+) -> Iterator[tuple[str, Tensor]]:
+    """The workers' mean change and their counts, tensor by tensor in the order of a file.
+
+    `total` are the sums in the ring, without masks; `weight` that of all workers. Raises BadUpdate when the
+    change is larger than the clips of all workers allow, or counts cannot be.
+    """
+    share = weight / (within.most_examples if within.by_examples else 1)
+    squares: list[float] = []
+    summed = {v.name: TensorSpec(v.shape, _DTYPES[v.bits]) for v in within.vectors}
+    for name in in_file_order(mean_schema(summed)):
+        tensor = total[name]
+        if name.startswith(APOZ):
+            if int(tensor.min()) < 0:
+                raise BadUpdate("the summed activation counts are none that workers can have")
+            yield name, tensor
+            continue
+        mean = dequantise(as_ring(tensor), within.step, share)
+        squares.append(float(np.square(mean).sum()))
+        yield name, torch.from_numpy(mean.astype(np.float32)).reshape(tensor.shape)
+    if math.sqrt(math.fsum(squares)) > within.clip * 1.001 + within.step * len(within.drawn):
+        raise BadUpdate(
+            f"the mean of the updates is larger than {within.clip:g}, which no worker's may be: "
+            "one of them sent something else"
+        )
+
+
+def as_ring(tensor: Tensor) -> Ring:
+    """The same memory as unsigned words, flat: sums of these wrap around."""
+    flat = tensor.contiguous().flatten().numpy()
+    words: Ring = flat.view(np.uint32 if flat.dtype == np.int32 else np.uint64)
+    return words
+
+
+def _digest(told: Mapping[str, object]) -> bytes:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()

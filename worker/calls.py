@@ -1,0 +1,131 @@
+"""Calls to the coordinator that outlive interruptions: tried again, logged, counted."""
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+from grpc import aio
+
+from common.errors import (
+    BadDigest,
+    BrokenTransfer,
+    FedPftError,
+    NotAllowed,
+    StoreError,
+    TooMany,
+    UnknownSession,
+    Unreachable,
+)
+from common.observability import tracing
+from common.runtime.fault_points import Point, reach
+from common.transport.rpc import FRAME_BYTES, domain_error, readable
+from worker.connection import Connection, Endpoint
+from worker.metrics import Metrics
+from worker.retries import Outage, patience_with
+from worker.sent_log import SentLog
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Seconds that a short call may take.
+CALL_SECONDS = 30.0
+# The same content arrives damaged so often on end: it is damaged where it comes from.
+_DAMAGED_TIMES = 3
+
+
+class PersistentCalls(ABC):
+    """Every call is tried again while the coordinator cannot be reached, for the endpoint's patience on end
+    at most; then it raises Unreachable. A session that the coordinator forgot is joined anew."""
+
+    def __init__(self, endpoint: Endpoint, metrics: Metrics, sent: SentLog | None) -> None:
+        self._endpoint = endpoint
+        self._metrics, self._sent = metrics, sent
+        self._connection = Connection(endpoint)
+        self._session = ""
+        self._run_id = ""
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._connection.close()
+
+    @abstractmethod
+    async def _rejoin(self, forgotten: str) -> None:
+        """Enter the run anew, unless that is done since this session was forgotten."""
+
+    async def _call(self, name: str, kind: str, request: Message, seconds: float = CALL_SECONDS) -> Any:
+        """One call that is neither repeated nor translated."""
+        self._about_to_send(name, kind, request)
+        reach(Point.CALL_MADE, name)
+        method = getattr(self._connection.stub, name)
+        reply = readable(await method(request, timeout=seconds, metadata=tracing.metadata()))
+        reach(Point.REPLY_RECEIVED, name)
+        self._count(kind, request, reply)
+        return reply
+
+    async def _persist(self, attempt: Callable[[Outage], Awaitable[T]]) -> T:
+        """Try until it works; each try makes its call anew, and tells the outage what came through."""
+        outage = Outage()
+        while True:
+            session, shown = self._session, self._connection.shown
+            try:
+                return await attempt(outage)
+            except aio.AioRpcError as error:
+                await self._recover(domain_error(error), session, shown, outage, told=True)
+            except (BadDigest, BrokenTransfer) as error:
+                await self._recover(error, session, shown, outage)
+
+    async def _recover(
+        self, error: FedPftError, session: str, shown: object, outage: Outage, told: bool = False
+    ) -> None:
+        """Wait, or join anew, as the error asks; raise it when it is not one that passes.
+
+        `told` by the coordinator: a disk of its that is full may be freed again, too many calls get fewer.
+        """
+        if isinstance(error, UnknownSession):
+            await self._rejoin(session)
+            return
+        self._connection.renew()
+        if isinstance(error, NotAllowed) and shown != self._connection.shown:
+            # The old certificate was refused, and there is a new one by now.
+            return
+        passes = isinstance(error, Unreachable | BrokenTransfer | BadDigest)
+        if not (passes or (told and isinstance(error, StoreError | TooMany))):
+            raise error
+        if isinstance(error, BadDigest):
+            outage.damaged += 1
+            if outage.damaged >= _DAMAGED_TIMES:
+                raise BadDigest(f"{error}; {outage.damaged} times on end: it is damaged at its source")
+        silent, patience = outage.seconds(), patience_with(error, self._endpoint.patience, bool(self._run_id))
+        if silent >= patience:
+            if patience < self._endpoint.patience:
+                raise type(error)(f"coordinator {self._endpoint.address}: {error}")
+            raise Unreachable(
+                f"coordinator {self._endpoint.address} gave no usable answer for {silent:.0f} s ({error}); "
+                "check the address and that it runs, or raise --join-timeout"
+            )
+        delay = min(next(outage.delays), patience - silent + 0.1)
+        log.warning(
+            "coordinator %s: %s; next try in %.1f s, giving up in %.0f s",
+            self._endpoint.address,
+            error,
+            delay,
+            patience - silent,
+        )
+        self._metrics.reconnects.inc()
+        await asyncio.sleep(delay)
+
+    def _about_to_send(self, call: str, kind: str, message: Message | bytes, update: str = "") -> None:
+        """Enter a message in the worker's own log. Raises StoreError; then it must not go out."""
+        if self._sent is not None:
+            content = message if isinstance(message, bytes) else message.SerializeToString()
+            self._sent.record(call, kind, content, len(content) + FRAME_BYTES, update)
+
+    def _count(self, kind: str, up: Message | None, down: Message | None) -> None:
+        if up is not None:
+            self._metrics.transferred.labels(kind, "up").inc(up.ByteSize() + FRAME_BYTES)
+        if down is not None:
+            self._metrics.transferred.labels(kind, "down").inc(down.ByteSize() + FRAME_BYTES)
