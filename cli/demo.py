@@ -53,6 +53,12 @@ def demo(
     validation_share: Annotated[
         float, typer.Option(metavar="SHARE", min=0, max=1, help="Workers score on this share of their data.")
     ] = 0.0,
+    secure: Annotated[
+        bool,
+        typer.Option(
+            "--secure", help="The coordinator gets sums of masked updates alone; with certificates for all."
+        ),
+    ] = False,
     directory: Annotated[
         Path | None,
         typer.Option(help="Folder for the run; must not hold one. [default: runs/demo-METHOD]"),
@@ -93,7 +99,7 @@ def demo(
                     raise StoreError(f"{folder} holds a run already; --resume goes on with it")
                 folder = _fresh(folder)
             wanted = _Wanted(each, data, workers, dirichlet or None, folder, rounds, seed, extra)
-            wanted = replace(wanted, validation_share=validation_share)
+            wanted = replace(wanted, validation_share=validation_share, secure=secure)
             result = asyncio.run(_run(wanted))
             if isinstance(result, int):
                 raise typer.Exit(result)
@@ -118,6 +124,12 @@ class _Wanted:
     seed: int
     extra: dict[str, Any]
     validation_share: float = 0.0
+    secure: bool = False
+
+    @property
+    def certificates(self) -> Path:
+        """Where those of a secure run are."""
+        return self.folder / "certificates"
 
 
 def _fresh(folder: Path) -> Path:
@@ -147,6 +159,10 @@ async def _run(wanted: _Wanted) -> dict[str, Any] | int:
     }
     if wanted.validation_share:
         settings |= {"validation.every": 1, "validation.minimum": min(2, wanted.workers)}
+    if wanted.secure:
+        from cli.demo_certificates import certificates
+
+        settings |= {"privacy.secure": True} | certificates(wanted.certificates, wanted.workers)
     settings |= wanted.extra
     parse_config(settings, "fedpft demo")
     config = folder / "run.toml"
@@ -180,7 +196,7 @@ async def _supervised(wanted: _Wanted, config: Path, workers: Sequence[Path], co
     async with Processes(folder / "logs") as processes:
         extra = {"--label-column": ""} if wanted.data.is_language else {}
         extra |= {"--validation-share": str(wanted.validation_share)} if wanted.validation_share else {}
-        running = asyncio.create_task(_federation(processes, folder, config, workers, extra, console))
+        running = asyncio.create_task(_federation(processes, wanted, config, workers, extra, console))
         interrupted = asyncio.Event()
         loop, ended = asyncio.get_running_loop(), list[signal.Signals]()
 
@@ -231,7 +247,7 @@ def _prepare(wanted: _Wanted, console: Console) -> "tuple[Path, SplitData]":
 
 async def _federation(
     processes: Processes,
-    folder: Path,
+    wanted: _Wanted,
     config: Path,
     workers: Sequence[Path],
     extra: dict[str, str],
@@ -242,6 +258,11 @@ async def _federation(
     from coordinator.owner.admin_client import Admin
     from coordinator.owner.status_view import follow
 
+    folder, admin_tls = wanted.folder, None
+    if wanted.secure:
+        from cli.demo_certificates import owner
+
+        admin_tls = owner(wanted.certificates)
     await processes.start("coordinator", "coordinator", "--config", str(config), "--log", "human")
     endpoint = await processes.endpoint("coordinator", folder / "endpoint.json")
     # Where it listens may be every address of this host.
@@ -259,8 +280,11 @@ async def _federation(
             "--log": "human",
             **extra,
         }
-        await processes.start(f"worker-{i}", "worker", *itertools.chain(*options.items()))
-    async with Admin(Address.parse(address)) as admin:
+        flags = ["--require-secure"] if wanted.secure else []
+        if wanted.secure:
+            options["--tls"] = str(wanted.certificates / f"worker-{i}")
+        await processes.start(f"worker-{i}", "worker", *itertools.chain(*options.items()), *flags)
+    async with Admin(Address.parse(address), admin_tls) as admin:
         showing = asyncio.create_task(follow(admin, console))
         ending = asyncio.create_task(processes.all_ended())
         try:

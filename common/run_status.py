@@ -161,6 +161,9 @@ class RunStatus:
     result: int = 0
     """The round whose adapter is the run's result: the best one under rounds.patience, else the newest."""
 
+    privacy: tuple[str, ...] = ()
+    """What the coordinator does not see of its workers, in lines for people."""
+
     @property
     def at_workers(self) -> tuple[Validation, ...]:
         """The scores of all workers together, where there are any."""

@@ -82,6 +82,13 @@ def init(
     ] = None,
     public: Annotated[Path | None, typer.Option(help="Public, unlabelled data for the alignment.")] = None,
     test: Annotated[Path | None, typer.Option(help="The owner's labelled test data.")] = None,
+    tls: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the coordinator's tls.crt, tls.key and ca.crt: mutual TLS, and privacy.secure, "
+            "so that the coordinator gets sums of masked updates alone."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Write a run.toml with every key, its default and what it does."""
@@ -106,6 +113,8 @@ def init(
             "model.path": model or "path/to/model",
             "data.public.path": _beside(out, public) or "public.jsonl",
         }
+        if tls is not None:
+            values |= _with_tls(out, tls)
         if preset is not None:
             from common.data.presets import find_preset
 
@@ -136,6 +145,20 @@ def _classes(labels: str) -> tuple[str, ...]:
     if len(names) < 2 or len(set(names)) < len(names) or not all(names):
         raise ConfigError(f"--labels must name at least 2 classes, all different, got {labels!r}")
     return names
+
+
+def _with_tls(out: Path, folder: Path) -> dict[str, object]:
+    """Mutual TLS, and with it sums of masked updates alone. Raises CertificateError."""
+    from common.config.method import RoundsSection
+    from common.trust.identity import Role
+    from common.trust.tls import TlsFiles, open_tls
+
+    open_tls(folder, Role.COORDINATOR)
+    files = TlsFiles.in_folder(folder)
+    named = {"certificate": files.certificate, "key": files.key, "ca": files.authority}
+    values: dict[str, object] = {f"tls.{key}": _beside(out, path) for key, path in named.items()}
+    # Nobody may drop out of a sum of three.
+    return values | {"privacy.secure": True, "rounds.minimum": max(3, RoundsSection().workers)}
 
 
 def _beside(config: Path, data: Path | None) -> str | None:

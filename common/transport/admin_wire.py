@@ -113,6 +113,7 @@ def status_to_pb(s: RunStatus) -> admin_pb2.GetStatusResponse:
         validations=[admin_pb2.Validation(**asdict(v)) for v in s.validations],
         best=s.best,
         result=s.result,
+        privacy=s.privacy,
     )
 
 
@@ -140,6 +141,7 @@ def status_from_pb(m: admin_pb2.GetStatusResponse) -> RunStatus:
         ),
         best=m.best,
         result=m.result,
+        privacy=tuple(m.privacy),
     )
 
 

@@ -11,6 +11,7 @@ from common.listing import first_workers
 from common.records import Activity, Phase, Progress, TaskKind
 from common.run_status import Evaluation, RunStatus, Traffic, WorkerStatus
 from common.task_forms import FORMS, Answer
+from coordinator.campaign import privacy_told
 from coordinator.campaign.best import judged, result_among
 from coordinator.campaign.progress import RunProgress
 from coordinator.context import RunContext, settled
@@ -50,6 +51,7 @@ def stored_status(store: Store, config: RunConfig, workers: bool = True) -> RunS
         validations=validations,
         best=scores.best or 0,
         result=result,
+        privacy=privacy_told.lines(config, store),
     )
 
 

@@ -170,6 +170,14 @@ def _at_workers(status: RunStatus) -> str:
     return f"| {measure} of the sub-FM {whose} | {values[AT_WORKERS]} |\n"
 
 
+def _privacy(status: RunStatus) -> str:
+    """What the coordinator did not see while it was tuned."""
+    if not status.privacy:
+        return ""
+    told = "\n".join(f"- {line}" for line in status.privacy)
+    return f"\nPrivacy of the workers' data while it was tuned:\n\n{told}\n"
+
+
 def model_card(config: RunConfig, status: RunStatus, fields: Mapping[str, Any], how: Loading) -> str:
     """The export's README.md; `fields` are those of its config.json."""
     task, labels = config.task, list(config.task.labels)
@@ -206,7 +214,7 @@ Tuned over {status.round} rounds by {len(status.workers)} workers, none of which
 |---|---|
 | before | {before} |
 | after | {after} |
-{further}{_at_workers(status)}
+{further}{_at_workers(status)}{_privacy(status)}
 {where}:
 
 ```python

@@ -94,6 +94,7 @@ def render(status: RunStatus) -> RenderableType:
         parts.append(_accuracies(status))
     if any(v.worker for v in status.validations):
         parts.append(_each_worker(status))
+    parts += [Text(f"privacy: {line}", "dim") for line in status.privacy]
     if status.best:
         parts.append(Text(_best(status), "dim"))
     return Group(*parts)
@@ -110,7 +111,7 @@ def _workers(workers: tuple[WorkerStatus, ...]) -> Table:
             bar = ProgressBar(total=p.steps, completed=p.step, width=24)
         table.add_row(
             w.worker,
-            f"{w.examples:,}",
+            f"{w.examples:,}" if w.examples else "–",
             Text(p.activity, _STYLES.get(p.activity, "")),
             Text(p.trouble, "yellow") if p.trouble else bar,
             f"{p.loss:.3f}" if p.loss else "",

@@ -114,16 +114,17 @@ class SecureTries:
 
     def sum_of(self, round_number: int) -> StoredSum | None:
         """None while there is none."""
-        if not self._database.has("secure_sums"):
-            return None
-        query = "SELECT sha256, workers, examples, loss, clipped FROM secure_sums WHERE round = ?"
-        row = self._database.row(query, round_number)
-        return None if row is None else StoredSum(row[0], row[1], row[2], float(row[3]), row[4])
+        return self.sums().get(round_number)
 
-    def clipped(self, round_number: int) -> int | None:
-        """How many updates of a round were larger than the clip; None where there is no sum."""
-        total = self.sum_of(round_number)
-        return None if total is None else total.clipped
+    def sums(self) -> dict[int, StoredSum]:
+        """All of them, by round."""
+        if not self._database.has("secure_sums"):
+            return {}
+        query = "SELECT round, sha256, workers, examples, loss, clipped FROM secure_sums ORDER BY round"
+        return {
+            number: StoredSum(sha256, workers, examples, float(loss), clipped)
+            for number, sha256, workers, examples, loss, clipped in self._database.rows(query)
+        }
 
     def forget_secrets(self, round_number: int) -> None:
         """Once the round's adapter is there: keys, shares and openings go; who endorsed what stays."""

@@ -25,6 +25,7 @@ from coordinator.campaign.best import result_round
 from coordinator.campaign.liveness import resting_status
 from coordinator.campaign.status import open_run
 from coordinator.storage.store import Store
+from experiments.report import worker_losses
 from experiments.report.document import Cell, Column, Document, Plot, PlotKind, Section, Series, Table
 
 _MEGA = 1e6
@@ -46,7 +47,7 @@ def document(directory: Path) -> Document:
         sections = [
             *_scores(config, (*status.evaluations, *(v.as_evaluation for v in status.at_workers))),
             *_at_workers(status.at_workers),
-            *_losses(store, done),
+            *worker_losses.sections(store, done),
             *_drift(store),
             *_traffic(store),
             *_seconds(store),
@@ -56,6 +57,7 @@ def document(directory: Path) -> Document:
         lead = [f"{done} of {config.rounds.count} rounds are done; the run {state}."]
         lead += _found(config, status)
         lead += _best(config, status)
+        lead += [f"Privacy: {line}." for line in status.privacy]
         return Document(f"Run {store.run_id()}", tuple(lead), tuple(sections), _facts(store, config))
     finally:
         store.close()
@@ -165,35 +167,6 @@ def _scores(config: RunConfig, evaluations: tuple[Evaluation, ...]) -> list[Sect
     y_title = f"{name} ({unit})" if unit else name
     plot = Plot("scores-by-round", title, PlotKind.LINES, "round", y_title, lines)
     return [Section(name.capitalize(), (), (plot, table, further) if titles else (plot, table))]
-
-
-def _losses(store: Store, done: int) -> list[Section]:
-    by_worker: dict[str, dict[int, float]] = defaultdict(dict)
-    rows: list[tuple[Cell, ...]] = []
-    for number in range(1, done + 2):
-        for update in store.updates(number):
-            by_worker[update.worker][number] = update.loss
-            rows.append((number, update.worker, update.examples, update.loss, update.seconds or None))
-    if not rows:
-        return []
-    lines = tuple(
-        Series(worker, tuple(map(float, sorted(losses))), tuple(losses[n] for n in sorted(losses)))
-        for worker, losses in sorted(by_worker.items())
-    )
-    columns = (
-        Column("round"),
-        Column("worker"),
-        Column("examples", ",d"),
-        Column("mean training loss", ".4f", "nats"),
-        Column("training", ".1f", "s"),
-    )
-    parts: list[Table | Plot] = [Table("updates", "Updates received", columns, tuple(rows))]
-    # Many workers, drawn a few at a time, make no lines.
-    if len(lines) <= 12:
-        parts.insert(
-            0, Plot("losses", "Training loss by round", PlotKind.LINES, "round", "loss (nats)", lines)
-        )
-    return [Section("Workers' losses", (), tuple(parts))]
 
 
 def _drift(store: Store) -> list[Section]:

@@ -94,7 +94,7 @@ function showMetrics(run) {
 function workerRow(worker) {
   const row = element("tr");
   row.append(element("td", {}, worker.name));
-  row.append(element("td", { class: "number" }, worker.examples.toLocaleString("en")));
+  row.append(element("td", { class: "number" }, worker.examples ? worker.examples.toLocaleString("en") : "–"));
   const does = element("td", { class: worker.activity }, worker.activity);
   row.append(does);
   const progress = element("td", { class: "progress" });
@@ -145,6 +145,8 @@ function draw(run) {
   $("present").textContent = `${run.workers.filter((w) => PRESENT.has(w.activity)).length} of ${run.workers.length}`;
   $("down").textContent = bytes(run.workers.reduce((sum, w) => sum + w.down, 0));
   $("up").textContent = bytes(run.workers.reduce((sum, w) => sum + w.up, 0));
+  $("privacy").hidden = !run.privacy.length;
+  $("privacy").textContent = run.privacy.map((line) => `Privacy: ${line}.`).join(" ");
   $("waiting").hidden = !run.waiting_for || run.over;
   $("waiting").textContent = `Waiting for ${run.waiting_for}.`;
   const where = scored === undefined ? " on the test data" : ownersData ? " on the test data and at the workers" : " at the workers";

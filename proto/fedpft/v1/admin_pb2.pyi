@@ -59,6 +59,7 @@ class GetStatusResponse(_message.Message):
     VALIDATIONS_FIELD_NUMBER: _builtins.int
     BEST_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    PRIVACY_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id."""
     phase: _types_pb2.Phase.ValueType
@@ -105,6 +106,10 @@ class GetStatusResponse(_message.Message):
     def validations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Validation]:
         """Scores at the workers, oldest first."""
 
+    @_builtins.property
+    def privacy(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the coordinator does not see of its workers, in lines for people."""
+
     def __init__(
         self,
         *,
@@ -125,10 +130,11 @@ class GetStatusResponse(_message.Message):
         validations: _abc.Iterable[Global___Validation] | None = ...,
         best: _builtins.int = ...,
         result: _builtins.int = ...,
+        privacy: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "best", b"best", "directory", b"directory", "evaluations", b"evaluations", "gaps", b"gaps", "models", b"models", "phase", b"phase", "result", b"result", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "step", b"step", "steps", b"steps", "task", b"task", "validations", b"validations", "waiting_for", b"waiting_for", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "best", b"best", "directory", b"directory", "evaluations", b"evaluations", "gaps", b"gaps", "models", b"models", "phase", b"phase", "privacy", b"privacy", "result", b"result", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "step", b"step", "steps", b"steps", "task", b"task", "validations", b"validations", "waiting_for", b"waiting_for", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -549,7 +549,7 @@ class Sharers(_message.Message):
     SHARES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReceivedShare]:
-        """Their shares for this worker, by name; its own is empty."""
+        """The shares of the others for this worker, by name."""
 
     def __init__(
         self,

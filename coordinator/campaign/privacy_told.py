@@ -1,0 +1,32 @@
+"""What a run's privacy comes to, in lines for people: status, page, report, model card."""
+
+from common.config.run import RunConfig
+from common.secagg.context import threshold
+from coordinator.storage.store import Store
+
+
+def lines(config: RunConfig, store: Store) -> tuple[str, ...]:
+    """Nothing where the coordinator sees every update."""
+    privacy = config.privacy
+    if not privacy.secure:
+        return ()
+    drawn = config.rounds.sample or config.rounds.workers
+    needed = max(config.rounds.minimum, privacy.needed_of(drawn))
+    colluding = privacy.colluding_of(drawn)
+    told = [
+        f"sums of {needed} to {drawn} workers: updates, activation counts, losses and numbers of examples "
+        f"are seen added up alone, as long as at most {colluding} of {drawn} workers tell the coordinator "
+        f"what they know; {threshold(drawn, colluding)} must open a sum"
+    ]
+    if privacy.insecure_keys:
+        told.append(
+            "keys are not signed (privacy.insecure_keys): whoever runs the coordinator could read everything"
+        )
+    sums = store.secure.sums()
+    if sums:
+        last = max(sums)
+        clipped = sum(total.clipped for total in sums.values())
+        smallest = min(total.workers for total in sums.values())
+        scaled = f", {clipped} updates of which were scaled down to the clip" if clipped else ""
+        told.append(f"{len(sums)} rounds summed up to round {last}, of {smallest} workers at least{scaled}")
+    return tuple(told)
