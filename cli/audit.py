@@ -88,6 +88,8 @@ def show_run(found: "OwnerAudit", console: Console) -> None:
         score = evaluation.loss if numbers else evaluation.accuracy
         measure = "mean squared error" if numbers else "accuracy"
         console.print(f"after round {evaluation.round}, {measure} of the {name}: {score:.4f}")
+    if found.criterion:
+        console.print(found.criterion, soft_wrap=True)
     for looked in found.looked:
         for finding in looked.findings[:10]:
             console.print(

@@ -14,6 +14,7 @@ from common.run_status import Evaluation
 from common.storage.tensors import TensorFile
 from coordinator.algorithms import compression, exposure
 from coordinator.algorithms.exposure import Exposure, Finding, Withheld
+from coordinator.campaign.criterion import criterion
 from coordinator.campaign.status import open_run
 from coordinator.federation.authorization import PUBLISHED
 from coordinator.modelling.content import MODEL, require_same
@@ -55,6 +56,8 @@ class OwnerAudit:
     looked: tuple[Looked, ...]
     evaluations: tuple[Evaluation, ...]
     """Of the last round: the tuned FM and the sub-FM that workers end up with."""
+    criterion: str = ""
+    """Whether that sub-FM is as good as the tuned FM, for people."""
 
     @property
     def leaks(self) -> bool:
@@ -104,6 +107,7 @@ def audit_run(directory: Path, model: str | None = None) -> OwnerAudit:
                 for artifact in _open_to_workers(store, reference, served)
             ),
             evaluations=tuple(e for e in evaluations if e.round == last),
+            criterion=str(criterion(evaluations, last, config.task.kind) or ""),
         )
     finally:
         store.close()

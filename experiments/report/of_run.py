@@ -22,6 +22,7 @@ from common.run_status import (
 )
 from common.task_forms import FORMS, Answer
 from coordinator.campaign.best import result_round
+from coordinator.campaign.criterion import criterion
 from coordinator.campaign.liveness import resting_status
 from coordinator.campaign.status import open_run
 from coordinator.storage.store import Store
@@ -58,6 +59,8 @@ def document(directory: Path) -> Document:
         lead += _found(config, status)
         lead += _best(config, status)
         lead += [f"Privacy: {line}." for line in status.privacy]
+        if (kept := criterion(status.evaluations, status.result, config.task.kind)) is not None:
+            lead.append(f"{kept}.".replace("offsite", "Offsite", 1))
         return Document(f"Run {store.run_id()}", tuple(lead), tuple(sections), _facts(store, config))
     finally:
         store.close()
