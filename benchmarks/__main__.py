@@ -14,7 +14,7 @@ from benchmarks.plots import FOLDER, draw
 from benchmarks.processes import parser_of
 
 # In this order; scale last, as it needs most files and memory at a time.
-ALL = ("bare", "transport", "aggregation", "step_time", "build", "rounds", "scale")
+ALL = ("bare", "transport", "aggregation", "step_time", "build", "rounds", "secure", "scale")
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ from common.address import Address
 from common.model.adapter import trained
 from common.records import Activity, AdapterSpec, JoinRequest, Progress, TrainTask, UpdateHeader
 from common.runtime.allocator import set_up_allocator
+from common.secagg.news import SecureNews
 from common.storage.files import sha256_of
 from common.storage.tensors import TensorFile, to_bytes
 from common.trust.identity import Role
@@ -57,13 +58,16 @@ class Mute:
         self._name, self._folder, self._update = name, folder, folder / "update"
         self._coordinator = CoordinatorClient(
             Endpoint(address, 600.0, open_tls(tls / name if tls else None, Role.WORKER)),
-            JoinRequest(name, 1, 2, "benchmark", EXAMPLES),
+            self._joining(name),
             Metrics(),
             SentLog(folder) if audited else None,
         )
         self._tasks: asyncio.Queue[tuple[float, TrainTask]] = asyncio.Queue()
         self._beside: list[asyncio.Task[None]] = []
         self._renewals = itertools.count()
+
+    def _joining(self, name: str) -> JoinRequest:
+        return JoinRequest(name, 1, 2, "benchmark", EXAMPLES)
 
     async def join(self) -> AdapterSpec:
         """Join, and do what a worker does beside its work."""
@@ -127,6 +131,11 @@ class Mute:
         async for task in self._coordinator.tasks():
             if isinstance(task, TrainTask):
                 self._tasks.put_nowait((time.time(), task))
+            elif isinstance(task, SecureNews):
+                await self._heard(task)
+
+    async def _heard(self, news: SecureNews) -> None:
+        """Of a run that sums masked updates."""
 
     async def _beat(self, interval: float) -> None:
         while True:
@@ -180,11 +189,17 @@ class Fleet:
 async def serve(options: argparse.Namespace) -> None:
     """Do what the standard input says, until it ends."""
     set_up_allocator()
-    mutes = []
+    mutes: list[Mute] = []
     for name in options.names:
         folder = options.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        mutes.append(Mute(options.coordinator, name, folder, options.tls, not options.unaudited))
+        audited = not options.unaudited
+        if options.secure:
+            from benchmarks.masked import MaskedMute
+
+            mutes.append(MaskedMute(options.coordinator, name, folder, options.tls, audited))
+        else:
+            mutes.append(Mute(options.coordinator, name, folder, options.tls, audited))
     fleet = Fleet(mutes)
     commands = {
         "here": fleet.here,
@@ -206,6 +221,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", required=True)
     parser.add_argument("--tls", type=Path, help="holds a folder of certificates for every name")
     parser.add_argument("--unaudited", action="store_true", help="keep no log of what is sent")
+    parser.add_argument("--secure", action="store_true", help="updates are summed masked")
     asyncio.run(serve(parser.parse_args()))
 
 

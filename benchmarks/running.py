@@ -136,11 +136,15 @@ def wait_for_idle(coordinator: Child, directory: Path) -> None:
 
 @contextmanager
 def running(
-    folder: Path, workers: int, settings: Mapping[str, Any], synced: bool = True
+    folder: Path,
+    workers: int,
+    settings: Mapping[str, Any],
+    synced: bool = True,
+    more: Sequence[str] = (),
 ) -> Iterator[Running]:
     """A coordinator and workers behind mutual TLS in `folder`, the first adapter fetched by all.
 
-    The workers are in two processes; `synced` is whether anybody waits for the disk.
+    The workers are in two processes; `synced` is whether anybody waits for the disk; `more` is said to them.
     """
     tls, names = certificates(folder / "tls", workers)
     rounds = {"rounds.workers": workers, "rounds.minimum": workers}
@@ -149,7 +153,7 @@ def running(
         stack.callback(coordinator.end)
         wait_for_idle(coordinator, folder)
         idle = coordinator.memory
-        fleets = start_fleets(folder, address, names, tls, min(2, workers), synced=synced)
+        fleets = start_fleets(folder, address, names, tls, min(2, workers), *more, synced=synced)
         for fleet in fleets:
             stack.callback(fleet.end)
         ask_all(fleets, "join")

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 from cli.main import app
 from common.config.file import load_config, parse_config
 from common.errors import ConfigError
+from common.trust.authority import Authority
+from common.trust.identity import Identity, Role
 
 
 def init(folder: Path, *arguments: str) -> Result:
@@ -61,3 +63,20 @@ def test_a_path_means_the_same_when_the_file_is_written_elsewhere(
 def test_a_blank_around_a_class_in_the_configuration_is_refused(labels: list[str]) -> None:
     with pytest.raises(ConfigError, match="labels must neither be empty nor begin or end with a blank, got"):
         parse_config({"model.path": "x", "task.labels": labels}, "run.toml")
+
+
+def test_certificates_bring_mutual_tls_and_secure_sums(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path / "authority", "test")
+    authority.issue(Identity(Role.COORDINATOR, "hub"), tmp_path / "hub", ["127.0.0.1"])
+    authority.issue(Identity(Role.WORKER, "a"), tmp_path / "a")
+    done = init(tmp_path, "--labels", "a,b", "--tls", str(tmp_path / "hub"))
+    assert done.exit_code == 0, done.output
+    config = load_config(tmp_path / "run.toml")
+    assert config.privacy.secure and config.rounds.minimum == 3
+    assert config.tls.certificate == tmp_path / "hub" / "tls.crt"
+    # A worker's certificate is no coordinator's.
+    (tmp_path / "run.toml").unlink()
+    done = init(tmp_path, "--tls", str(tmp_path / "a"))
+    assert done.exit_code == 2 and "a certificate of role coordinator is needed" in done.stderr
+    done = init(tmp_path, "--tls", str(tmp_path / "nothing"))
+    assert done.exit_code == 2 and not (tmp_path / "run.toml").exists()

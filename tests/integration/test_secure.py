@@ -8,6 +8,7 @@ import pytest
 from common.config.file import load_config
 from common.records import Phase, TaskKind
 from coordinator.storage.store import Store
+from experiments.report.of_run import document
 from experiments.simulation import simulate
 from tests.experiments.test_simulation import data, digest
 from tests.families import write_family
@@ -33,7 +34,14 @@ def test_the_services_end_with_the_simulations_adapter(tmp_path: Path, weights: 
     # An alignment guided by summed counts lay between the rounds.
     store = Store.existing(tmp_path / "run")
     assert store.alignments.done_after(1)
+    sums = store.secure.sums()
     store.close()
+    assert [s.workers for s in sums.values()] == [3, 3]
+    assert {s.examples for s in sums.values()} == {150 if weights == "examples" else 3}
+    told = "\n".join(status.privacy)
+    assert "sums of 3 to 3 workers" in told and "keys are not signed" in told and "2 rounds summed" in told
+    page = "\n".join(document(tmp_path / "run").lead)
+    assert "Privacy: sums of 3 to 3 workers" in page and "Offsite-tuning's criterion" in page
 
     run = config.run.model_copy(update={"directory": tmp_path / "simulated"})
     config = config.model_copy(update={"run": run})
