@@ -18,6 +18,7 @@ def datasets() -> None:
     from rich.table import Table
 
     from common.data.presets import PRESETS
+    from coordinator.scoring.flowertune import BENCHMARKS
 
     # Without lines between the columns all of it fits into 80 characters.
     table = Table(box=SIMPLE_HEAD, caption="* the split for tests unless another is named; else it is train")
@@ -28,7 +29,9 @@ def datasets() -> None:
         labelled = [split for split in preset.splits if split not in preset.hidden]
         splits = "\n".join(f"{split} *" if split == preset.test else split for split in labelled)
         table.add_row(preset.name, f"{preset.kind}\n{preset.hub_id}", splits, str(len(preset.labels)))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(f"for `fedpft score` alone, FlowerTune's tasks: {', '.join(BENCHMARKS)}")
 
 
 def split(

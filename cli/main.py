@@ -12,6 +12,7 @@ from cli.demo_files import demo_files
 from cli.doctor import doctor
 from cli.experiment import experiment
 from cli.report import report
+from cli.score import score
 from coordinator.cli import build, coordinator, init
 from coordinator.owner.commands import export, rewind, status, stop
 from worker.cli import worker
@@ -19,7 +20,7 @@ from worker.cli import worker
 # What `fedpft --help` and docs/configuration.md group the commands by; in each group, the most used first.
 GROUPS: Mapping[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
     "Try it": (demo, demo_files),
-    "Run it": (coordinator, worker, stop, rewind, export),
+    "Run it": (coordinator, worker, stop, rewind, export, score),
     "Watch it": (status, report, audit),
     "Set it up": (init, doctor, build, certs),
     "Experiment": (experiment, datasets, split),

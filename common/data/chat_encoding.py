@@ -46,14 +46,18 @@ class _Left:
 
 
 def encode_conversations(
-    tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    max_length: int,
+    setting: str = "task.max_length",
 ) -> ConversationDataset:
     """Conversations and prompts with completions as a language model learns them, as TRL tokenises them.
 
     Of messages every assistant's is a target: what the chat template adds to what it makes of the messages
     before, invitation included, which is the text, the mark of its end and what the template puts behind it.
     Of a prompt with a completion all that comes behind the prompt is; a completion that is plain text ends
-    with EOS. Rows are cut to `max_length` tokens. One that has no target then is left out, counted and told.
+    with EOS. Rows are cut to `max_length` tokens. One that has no target then is left out, counted and told;
+    `setting` is what people know `max_length` by.
 
     Raises ModelError when a template is needed and there is none, NoPrefix when it is one by which answers
     cannot be told, DataError when it refuses a conversation or no row is left.
@@ -77,13 +81,12 @@ def encode_conversations(
                 labels.append(targets)
             elif spans:
                 left.beyond.append(i)
-    notes = tuple(_notes(examples, left, max_length))
+    notes = tuple(_notes(examples, left, f"{setting} = {max_length}"))
     for note in notes:
         log.warning("%s", note)
     if not rows:
         raise DataError(
-            f"{examples.source}: there is no answer to learn from within task.max_length = {max_length} "
-            "tokens"
+            f"{examples.source}: there is no answer to learn from within {setting} = {max_length} tokens"
         )
     return ConversationDataset(rows, tokenizer, labels, notes)
 
@@ -169,7 +172,7 @@ def _by_template(
             raise NoPrefix(f"{examples.name_of(i)}: {model}: {error}") from None
         texts += made
     # The template has written what begins and ends a text.
-    ids = iter(_ids(tokenizer, texts, special=False))
+    ids = iter(token_ids(tokenizer, texts, special=False))
     for i, of_chat in zip(indices, turns, strict=True):
         whole, *prefixes = (next(ids) for _ in of_chat)
         if any(whole[: len(prefix)] != prefix for prefix in prefixes):
@@ -187,14 +190,14 @@ def _plain(
     if tokenizer.eos_token_id is None:
         raise ModelError("the model's tokenizer has no EOS token to put behind completions")
     chats = [chat for i in indices if isinstance(chat := _chat(examples, i), Completion)]
-    before, behind = _frame(tokenizer)
-    prompts = _ids(tokenizer, [chat.prompt for chat in chats], special=False)
-    wholes = _ids(tokenizer, [chat.prompt + chat.completion for chat in chats], special=False)
+    before, behind = frame_of(tokenizer)
+    prompts = token_ids(tokenizer, [chat.prompt for chat in chats], special=False)
+    wholes = token_ids(tokenizer, [chat.prompt + chat.completion for chat in chats], special=False)
     for i, chat, prompt, whole in zip(indices, chats, prompts, wholes, strict=True):
         if whole[: len(prompt)] != prompt:
             # As the model is asked later: by the tokens of the prompt alone.
             left.apart.append(i)
-            [completion] = _ids(tokenizer, [chat.completion], special=False)
+            [completion] = token_ids(tokenizer, [chat.completion], special=False)
             whole = prompt + completion
         ids = [*before, *whole, *behind]
         if ids[-1] != tokenizer.eos_token_id:
@@ -207,7 +210,8 @@ def _chat(examples: Examples, i: int) -> Chat:
     return examples.conversations[i]
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
+    """Texts as tokens, uncut; `special`: with what the tokenizer puts around them."""
     ids: list[list[int]] = []
     for start in range(0, len(texts), _TOKENISED):
         between_pieces()
@@ -218,18 +222,18 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool)
     return ids
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def frame_of(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before a text and behind it."""
-    [bare], [framed] = (_ids(tokenizer, ["a"], special=special) for special in (False, True))
+    [bare], [framed] = (token_ids(tokenizer, ["a"], special=special) for special in (False, True))
     for start in range(len(framed) - len(bare) + 1):
         if framed[start : start + len(bare)] == bare:
             return framed[:start], framed[start + len(bare) :]
     return [], []
 
 
-def _notes(examples: Examples, left: _Left, max_length: int) -> Iterator[str]:
+def _notes(examples: Examples, left: _Left, limit: str) -> Iterator[str]:
     told = (
-        (left.cut, f"reach beyond task.max_length = {max_length} tokens, and are cut there"),
+        (left.cut, f"reach beyond {limit} tokens, and are cut there"),
         (left.beyond, "left out: no token of an answer is left there"),
         (left.merged, "left out: a token holds the end of what is given and the beginning of an answer"),
         (

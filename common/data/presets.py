@@ -1,17 +1,13 @@
 """The paper's data sets by name, as the hub holds them: a copy on disk, or from the hub itself."""
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
-
 from common.data.answers import numbers_of
 from common.data.examples import Columns, Examples, join, read_examples
-from common.data.folders import require_all_shards
+from common.data.hub_files import HubFiles, hub_files
 from common.errors import DataError
 from common.records import TaskKind
 from common.task_forms import FORMS
@@ -195,42 +191,7 @@ def load_preset(
 def preset_files(name_and_split: str, root: Path | None = None, *, test: bool = False) -> list[Path]:
     """The files of a split of a preset, in order, as `load_preset` finds them. Raises DataError."""
     preset, split = find_preset(name_and_split, test)
-    return _on_disk(preset, split, root) or _from_hub(preset, split, root)
-
-
-def _on_disk(preset: Preset, split: str, root: Path | None) -> list[Path]:
-    if root is None:
-        return []
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder of data sets")
-    for repository in (root / preset.hub_id, root / preset.hub_id.partition("/")[2]):
-        if files := sorted(repository.glob(preset.pattern(split))):
-            require_all_shards(files, f"{repository / preset.folder}, split {split},")
-            return files
-    return []
-
-
-def _from_hub(preset: Preset, split: str, root: Path | None) -> list[Path]:
-    pattern = preset.pattern(split)
-    try:
-        folder = snapshot_download(preset.hub_id, repo_type="dataset", allow_patterns=[pattern])
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise _missing(preset, split, root) from error
-    # Offline, the cache may hold the repository without the files of this split.
-    if not (files := sorted(Path(folder).glob(pattern))):
-        raise _missing(preset, split, root)
-    return files
-
-
-def _missing(preset: Preset, split: str, root: Path | None) -> DataError:
-    where = "is not in the hub's cache" if root is None else f"is neither in {root} nor in the hub's cache"
-    folder = root or Path("DATA")
-    command = (
-        f"hf download --repo-type dataset {preset.hub_id} --include '{preset.pattern(split)}' "
-        f"--local-dir {shlex.quote(str(folder / preset.hub_id))}"
-    )
-    then = "" if root is not None else f", and name {folder} as the folder of data sets"
-    return DataError(f"{preset.name}:{split} {where}, and the hub cannot be reached; run: {command}{then}")
+    return hub_files(f"{preset.name}:{split}", HubFiles(preset.hub_id, preset.pattern(split)), root)
 
 
 def _without_labels(preset: Preset, source: str) -> DataError:

@@ -210,5 +210,7 @@ def family_named(model_type: str) -> Family:
 
 
 def without_cache(config: PretrainedConfig) -> dict[str, bool]:
-    """The argument by which a decoder keeps no keys and values for a next token that does not come."""
-    return {"use_cache": False} if TaskKind.CAUSAL_LM in family_of(config).tasks else {}
+    """The argument by which a decoder keeps no keys and values for a next token that does not come; none for
+    a family that is not known, which whoever loads it has to tell."""
+    family = FAMILIES.get(config.model_type)
+    return {"use_cache": False} if family is not None and TaskKind.CAUSAL_LM in family.tasks else {}

@@ -69,6 +69,52 @@ def tally(
     return right, total, len(targets), None
 
 
+@torch.inference_mode()
+def target_scores(
+    model: nn.Module, inputs: Mapping[str, Tensor], places: tuple[Tensor, Tensor], targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A language model's log-likelihoods of tokens, float32 [N] in nats, and whether each is its first
+    choice.
+
+    Token `targets[i]`, int64 [N], is looked for behind the one at row `places[0][i]`, position
+    `places[1][i]`. Scores are formed a part at a time. A model that does more to what comes out of its head
+    than is known here (a cap, another factor) has them formed by itself, a row at a time.
+    """
+    owner: Any = model
+    head: nn.Module = owner.get_output_embeddings()
+    finish = _finish(model)
+    found: list[tuple[Tensor, Tensor]] = []
+    if not _known_end(model, inputs, head, finish):
+        for row in range(len(inputs["input_ids"])):
+            chosen = places[0] == row
+            whole = logits(model, {name: values[row : row + 1] for name, values in inputs.items()})[0]
+            found.append(_likelihoods(whole[places[1][chosen]].float(), targets[chosen]))
+        # Put back into the order that was asked for.
+        order = torch.cat([(places[0] == row).nonzero()[:, 0] for row in range(len(inputs["input_ids"]))])
+        back = order.argsort()
+        return torch.cat([each for each, _ in found])[back], torch.cat([each for _, each in found])[back]
+    with _headless(head) as seen:
+        logits(model, inputs)
+    (hidden,) = seen
+    for part, wanted in _parts(hidden[places], targets, head):
+        found.append(_likelihoods(finish(head(part)).float(), wanted))
+    return torch.cat([each for each, _ in found]), torch.cat([each for _, each in found])
+
+
+def _likelihoods(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return -nn.functional.cross_entropy(scores, targets, reduction="none"), scores.argmax(-1) == targets
+
+
+def _known_end(model: nn.Module, inputs: Mapping[str, Tensor], head: nn.Module, finish: _Finish) -> bool:
+    """Whether the model's scores are what `finish` makes of its head's, seen on the first two tokens."""
+    few = {name: values[:1, :2] for name, values in inputs.items()}
+    whole = logits(model, few).float()
+    with _headless(head) as seen:
+        logits(model, few)
+    own = finish(head(seen[0])).float()
+    return bool(torch.allclose(own, whole, rtol=1e-3, atol=1e-3))
+
+
 def _next_tokens(
     model: nn.Module, inputs: Mapping[str, Tensor], labels: Tensor
 ) -> tuple[Tensor, Tensor, nn.Module]:

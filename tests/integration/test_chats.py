@@ -1,5 +1,6 @@
 """Real processes learn to answer: the answers' loss falls, and the export answers in the form of its data."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,30 @@ def test_answers_are_learned_and_the_export_gives_them(tmp_path: Path) -> None:
         said = tuned.generate(**asked, max_new_tokens=12, do_sample=False)
         answers.append(tokenizer.decode(said[0, asked["input_ids"].shape[1] :]))
     assert all(answer.removesuffix(END) in FORMS.values() for answer in answers), answers
+    scores_of_the_exports(running, model, out)
+
+
+def scores_of_the_exports(running: OnQuestions, model: Path, merged: Path) -> None:
+    """`fedpft score`: what the FM has learnt shows, whichever way it was exported; bytes beside it."""
+    asked = running.write_data("asked", 16, 77)
+    adapter = running.folder / "adapter"
+    assert CliRunner().invoke(app, ["export", str(running.run), "--out", str(adapter)]).exit_code == 0
+    found = []
+    for arguments in ([merged], [adapter], [adapter, "--base", model], [model]):
+        command = ["score", *map(str, arguments), str(asked), "--json", "--run", str(running.run)]
+        result = CliRunner().invoke(app, [*command, "--max-new-tokens", "12"])
+        assert result.exit_code == 0, result.output
+        found.append(json.loads(result.stdout))
+    values = [{n: f["value"] for n, f in each["scores"][0]["figures"].items()} for each in found]
+    assert values[0] == pytest.approx(values[1], rel=1e-3) and values[1] == values[2]
+    assert values[0]["exact_match"] > 0.6 and values[0]["rouge_l"] > 0.8
+    assert values[3]["exact_match"] == 0.0 and values[3]["loss"] > 2 * values[0]["loss"]
+    traffic = [t for worker in running.status().workers for t in worker.traffic]
+    assert found[0]["bytes"] == {
+        "to_workers": sum(t.bytes_down for t in traffic),
+        "from_workers": sum(t.bytes_up for t in traffic),
+    }
+    assert found[0]["bytes"]["from_workers"] > 0
 
 
 @pytest.mark.slow

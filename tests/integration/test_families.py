@@ -1,5 +1,7 @@
 """A federated round of every family and task, by real processes, and what comes out of it."""
 
+import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +66,7 @@ def test_a_federated_run_of_the_family(finished: Federation, tmp_path: Path) -> 
     assert [gap.round for gap in status.gaps] == [0, 1, 2]
     _check_sizes(finished)
     _check_exports(finished, tmp_path)
+    _check_scores(finished, tmp_path)
 
 
 def _check_sizes(finished: Federation) -> None:
@@ -97,3 +100,22 @@ def _check_exports(finished: Federation, tmp_path: Path) -> None:
     assert (plain(**inputs).logits - untuned).abs().max() > 1e-3
     widths = {p.shape for n, p in plain.named_parameters() if FFN in p.shape}
     assert widths and plain.config.num_hidden_layers == LAYERS
+
+
+def _check_scores(finished: Federation, tmp_path: Path) -> None:
+    """`fedpft score` finds in either export what the run itself has scored its FM with."""
+    [run] = [e for e in finished.status().evaluations if (e.round, e.model) == (2, "fm")]
+    wanted = {"loss": run.loss, "accuracy": run.accuracy} | dict(run.metrics)
+    [test] = finished.folder.glob("test.*")
+    for name, extra in (("adapter", ["--base", str(finished.model)]), ("merged", [])):
+        command = ["score", str(tmp_path / name), str(test), "--json", "--max-length", "16", *extra]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        [scores] = json.loads(result.stdout)["scores"]
+        found = {key: figure["value"] for key, figure in scores["figures"].items()}
+        if finished.kind is TaskKind.CAUSAL_LM:
+            found["accuracy"] = found["token_accuracy"]
+            assert found["perplexity"] == pytest.approx(math.exp(run.loss), rel=1e-3)
+        for key, value in wanted.items():
+            if math.isfinite(value):
+                assert found[key] == pytest.approx(value, abs=2e-3), (name, key)

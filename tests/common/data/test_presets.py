@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from PIL import Image
 from pyarrow import parquet
 
-from common.data import presets
+from common.data import hub_files
 from common.data.answers import numbers_of
 from common.data.examples import Examples
 from common.data.presets import PRESETS, find_preset, load_preset
@@ -225,19 +225,19 @@ def test_what_is_not_on_disk_comes_from_the_hub(tmp_path: Path, monkeypatch: pyt
         asked.append((repo_id, options))
         return str(write_copy(tmp_path / "hub", "qqp", "validation", [1, 0]) / repo_id)
 
-    monkeypatch.setattr(presets, "snapshot_download", download)
+    monkeypatch.setattr(hub_files, "snapshot_download", download)
     (tmp_path / "root").mkdir()
     examples = load_preset("qqp", tmp_path / "root", test=True)
     assert examples == Examples(
         "qqp:validation", ["text 0 ", "text 1 "], ["pair 0", "pair 1"], None, ["duplicate", "not_duplicate"]
     )
-    expected = {"repo_type": "dataset", "allow_patterns": ["qqp/validation-*.parquet"]}
+    expected = {"repo_type": "dataset", "revision": None, "allow_patterns": ["qqp/validation-*.parquet"]}
     assert asked == [("nyu-mll/glue", expected)]
 
 
 def test_a_cache_without_the_files_of_the_split_is_no_success(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(presets, "snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr(hub_files, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(DataError, match="sst2:train is not in the hub's cache"):
         load_preset("sst2")

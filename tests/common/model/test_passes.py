@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from common.model import passes, tasks
 from common.model.adapter import LM_HEAD, Adapted
@@ -105,3 +106,49 @@ def test_no_keys_and_values_are_kept(family: str, kind: TaskKind, monkeypatch: p
         model(**inputs)
         passes.logits(model, inputs)
     assert kept[0] is not None and kept[1] is None
+
+
+@pytest.mark.parametrize("family", ["llama", "cohere2", "gpt2"])
+def test_likelihoods_of_chosen_tokens_are_those_of_all_scores(family: str, most_scores: int) -> None:
+    model = small_model(family, KIND).eval()
+    inputs, _ = texts()
+    # Not in order, some behind the same token.
+    rows, places = torch.tensor([3, 0, 0, 1, 0, 2]), torch.tensor([4, 5, 1, 2, 5, 0])
+    targets = torch.tensor([7, 9, 11, 4, 10, 60])
+    found, first = passes.target_scores(model, inputs, (rows, places), targets)
+    expected = whole(model, inputs).log_softmax(-1)[rows, places]
+    assert torch.allclose(found, expected[torch.arange(6), targets], atol=1e-5)
+    assert torch.equal(first, expected.argmax(-1) == targets)
+
+
+def test_a_model_that_changes_its_heads_scores_forms_them_itself(most_scores: int) -> None:
+    config = Gemma2Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        final_logit_softcapping=1.0,
+        initializer_range=0.5,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Gemma2ForCausalLM(config).eval()
+    inputs, _ = texts()
+    rows, places = torch.tensor([3, 0, 1, 0]), torch.tensor([4, 5, 2, 1])
+    targets = torch.tensor([7, 9, 11, 4])
+    found, _ = passes.target_scores(model, inputs, (rows, places), targets)
+    expected = whole(model, inputs).log_softmax(-1)[rows, places, targets]
+    assert torch.allclose(found, expected, atol=1e-5)
+    # And its cap tells: without it they would be others.
+    assert not torch.allclose(
+        found, model.lm_head(hidden(model, inputs)).log_softmax(-1)[rows, places, targets]
+    )
+
+
+def hidden(model: Gemma2ForCausalLM, inputs: dict[str, Tensor]) -> Tensor:
+    states: Tensor = model.model(**inputs).last_hidden_state
+    return states

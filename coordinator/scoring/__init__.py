@@ -1,0 +1,1 @@
+"""Scores of a model that people compare: choices by likelihood, answers by generation, tokens, classes."""
