@@ -1,9 +1,9 @@
 """The nine tasks of FlowerTune's leaderboard, as its own evaluation asks them.
 
-Data sets, splits, prompts and what is taken from an answer are those of benchmarks/flowertune-llm/evaluation
-in Flower's repository (github.com/adap/flower), its medical instructions Meditron's. There the model
-generates, and its answer is read: that is the figure `leaderboard` here. The choices' likelihoods behind the
-same prompts are told beside it.
+Data sets, splits, the order of a prompt's parts and what is taken from an answer are those of
+benchmarks/flowertune-llm/evaluation in Flower's repository (github.com/adap/flower); the instructions are in
+our own words. There the model generates, and its answer is read: that is the figure `leaderboard` here. The
+choices' likelihoods behind the same prompts are told beside it.
 """
 
 import math
@@ -38,27 +38,14 @@ _HUMANITIES = (
     "international_law jurisprudence logical_fallacies moral_disputes moral_scenarios philosophy prehistory "
     "professional_law world_religions"
 )
-_MMLU = "Answer the following multiple choice question."
-_DOCTOR = (
-    "Based on your understanding of basic and clinical science, medical knowledge, and mechanisms underlying "
-    "health, disease, patient care, and modes of therapy, answer the following multiple-choice question. "
+_MMLU = "This is a multiple choice question. Say which option is right."
+_MEDICAL = (
+    "This is a question of a medical examination. Use what is known of clinical practice and of the sciences "
+    "behind it, as guidelines have it today."
 )
-_STANDARD = "Base your answer on the current and standard practices referenced in medical guidelines."
-_MEDMCQA = (
-    "You are a medical doctor answering realworld medical entrance exam questions. "
-    f"{_DOCTOR}Select one correct answer from A to D. {_STANDARD}"
-)
-_MEDQA = (
-    "You are a medical doctor taking the US Medical Licensing Examination. You need to demonstrate your "
-    "understanding of basic and clinical science, medical knowledge, and mechanisms underlying health, "
-    "disease, patient care, and modes of therapy. Show your ability to apply the knowledge essential for "
-    "medical practice. "
-    f"For the following multiple-choice question, select one correct answer from A to E. {_STANDARD}"
-)
-_PUBMEDQA = (
-    "As an expert doctor in clinical science and medical knowledge, can you tell me if the following "
-    "statement is correct? Answer yes, no, or maybe."
-)
+_MEDMCQA = f"{_MEDICAL} Say which one of the options A to D is right."
+_MEDQA = f"{_MEDICAL} Say which one of the options A to E is right."
+_PUBMEDQA = "Judge by clinical knowledge whether the statement is right. Say yes, no, or maybe."
 _DECISIONS = ("yes", "no", "maybe")
 _SENTIMENTS = ("negative", "neutral", "positive")
 # Where FiQA's scores become classes.
@@ -177,7 +164,7 @@ def _pubmedqa(place: str, row: Mapping[str, Any], part: str) -> Question:
 
 def _sentiment(place: str, sentence: Any, what: str, sentiment: str, part: str) -> Question:
     instruction = (
-        f"What is the sentiment of this {what}? Please choose an answer from {{negative/neutral/positive}}."
+        f"Say which sentiment this {what} expresses. The answer is one of negative, neutral, positive."
     )
     prompt = f"Instruction: {instruction}\nInput: {text_of(place, 'sentence', sentence)}\nAnswer: "
     return Question(place, prompt, _SENTIMENTS, _SENTIMENTS.index(sentiment), part)

@@ -97,10 +97,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_mmlus_prompts_are_the_leaderboards(root: Path) -> None:
+def test_mmlus_prompts_have_the_leaderboards_parts(root: Path) -> None:
     first, second, *_ = read_benchmark(BENCHMARKS["mmlu-stem"], root)
     assert first.prompt == (
-        "<|im_start|>question\nAnswer the following multiple choice question.\n"
+        "<|im_start|>question\nThis is a multiple choice question. Say which option is right.\n"
         "Question: Of abstract_algebra?\n\nOptions:\nA. one\nB. two\nC. three\nD. four\n"
         "The answer is:\n<|im_end|>\n<|im_start|>answer\n"
     )
@@ -119,22 +119,22 @@ def test_mmlus_subjects_are_parts_of_three_fields(name: str, subjects: int, root
 def test_medical_questions(root: Path) -> None:
     [pubmedqa] = read_benchmark(BENCHMARKS["pubmedqa"], root)
     assert pubmedqa.choices == ("yes", "no", "maybe") and pubmedqa.answer == 2
-    assert "Answer yes, no, or maybe.\nIt may.\nOr not.\nDoes it help?\nThe answer is:\n" in pubmedqa.prompt
+    assert "Say yes, no, or maybe.\nIt may.\nOr not.\nDoes it help?\nThe answer is:\n" in pubmedqa.prompt
     [medmcqa] = read_benchmark(BENCHMARKS["medmcqa"], root)
     assert medmcqa.answer == 2 and "Question: Which is it?\n\nOptions:\nA. a1\nB. b1\n" in medmcqa.prompt
     [medqa] = read_benchmark(BENCHMARKS["medqa"], root)
-    assert medqa.answer == 3 and "D. D it is\n" in medqa.prompt and "from A to E" in medqa.prompt
+    assert medqa.answer == 3 and "D. D it is\n" in medqa.prompt and "options A to E" in medqa.prompt
 
 
 def test_financial_sentences(root: Path) -> None:
     tfns = read_benchmark(BENCHMARKS["tfns"], root)
     assert [q.choices[q.answer] for q in tfns] == ["negative", "positive", "neutral"]
     assert tfns[0].prompt == (
-        "Instruction: What is the sentiment of this tweet? Please choose an answer from "
-        "{negative/neutral/positive}.\nInput: $A, down\nAnswer: "
+        "Instruction: Say which sentiment this tweet expresses. The answer is one of negative, neutral, "
+        "positive.\nInput: $A, down\nAnswer: "
     )
     fpb = read_benchmark(BENCHMARKS["fpb"], root)
-    assert [q.answer for q in fpb] == [i % 3 for i in drawn(10)] and "of this news?" in fpb[0].prompt
+    assert [q.answer for q in fpb] == [i % 3 for i in drawn(10)] and "sentiment this news expresses" in fpb[0].prompt
     fiqa = read_benchmark(BENCHMARKS["fiqa"], root)
     # A score of -0.1 is neutral already, one of 0.1 no longer; posts are tweets.
     wanted = [("negative", "news"), ("neutral", "tweet"), ("positive", "tweet")]
