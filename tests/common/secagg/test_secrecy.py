@@ -196,7 +196,7 @@ def both_kinds(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_context(patch: pytest.MonkeyPatch) -> None:
-    for module in ("member", "checks", "history", "context"):
+    for module in ("member", "history", "context"):
         patch.setattr(f"common.secagg.{module}.digest", lambda told: bytes(32))
 
 
