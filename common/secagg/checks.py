@@ -47,7 +47,7 @@ def check_distinct(roster: Sequence[PublicKeys]) -> None:
 
 
 def check_roster_names(round: SecureRound, roster: Sequence[PublicKeys]) -> None:
-    """The roster's names: in order, each once, at least the threshold. Raises BadShare."""
+    """The roster's names: drawn, each once, at least the threshold. Raises BadShare."""
     _check_names("the roster", [keys.worker for keys in roster], round.drawn, round.threshold)
 
 
