@@ -84,6 +84,15 @@ def test_shapes_are_kept(shape: tuple[int, ...], bits: int) -> None:
     assert vector.to_signed(made).tolist() == np.full(shape, -2).tolist()
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+def test_masks_find_their_elements_in_order_whatever_the_order_of_the_floats(bits: int) -> None:
+    floats = np.arange(6.0).reshape(2, 3)
+    for same in (floats, np.asfortranarray(floats), np.repeat(floats, 2, axis=1)[:, ::2]):
+        made = vector.quantise(same, 1.0, 1.0, bits, 8.0)
+        assert made.flags.c_contiguous
+        assert made.reshape(-1).tolist() == list(range(6))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5))
 def test_integers_are_elements_and_back(values: list[int]) -> None:
