@@ -167,8 +167,17 @@ def test_imports_go_one_way(copy: Path) -> None:
         ("worker/train.py", "from fedpft.v1 import types_pb2", "Protobuf stops at the wire"),
         ("coordinator/algorithms/saliency.py", "import time", "The maths knows no gRPC"),
         ("coordinator/federation/rounds.py", "import torch", "The state machines know no gRPC"),
+        ("common/secagg/masks.py", "import time", "Secure aggregation's protocol knows no gRPC"),
     ],
-    ids=["within the coordinator", "within common", "between packages", "protobuf", "maths", "state machine"],
+    ids=[
+        "within the coordinator",
+        "within common",
+        "between packages",
+        "protobuf",
+        "maths",
+        "state machine",
+        "secure aggregation",
+    ],
 )
 def test_an_import_that_goes_up_is_refused(copy: Path, module: str, line: str, contract: str) -> None:
     path = copy / module

@@ -110,7 +110,7 @@ def ring_tensors(
     vectors: dict[str, Tensor] = {}
     for name, tensor in update_tensors(delta, counts).items():
         if name.startswith(APOZ):
-            vectors[name] = tensor.to(torch.int64)
+            vectors[name] = tensor.to(torch.int64).contiguous()
             continue
         values = tensor.detach().cpu().float().numpy()
         ring = quantise(values, share * factor, within.step, bits[name], within.clip)
@@ -175,8 +175,14 @@ def mean_tensors(
 
 
 def as_ring(tensor: Tensor) -> Ring:
-    """The same memory as unsigned words, flat: sums of these wrap around."""
-    flat = tensor.contiguous().flatten().numpy()
+    """The same memory as unsigned words, flat: sums of these wrap around.
+
+    Raises ValueError for a tensor whose words are not in order: of it there is only a copy, and what is
+    added there, such as a mask, would be lost.
+    """
+    if not tensor.is_contiguous():
+        raise ValueError(f"ring elements must be contiguous, got strides {tensor.stride()}")
+    flat = tensor.flatten().numpy()
     words: Ring = flat.view(np.uint32 if flat.dtype == np.int32 else np.uint64)
     return words
 

@@ -3,14 +3,16 @@
 from collections.abc import Collection, Sequence
 
 from common.errors import BadShare, CertificateError
-from common.secagg.context import digest
 from common.secagg.keys import require_usable
 from common.secagg.records import KEY_BYTES, Endorsement, PublicKeys, SecureRound, Verifier
-from common.secagg.statements import keys_statement, survivors_statement
+from common.secagg.statements import keys_statement
 
 
-def check_public(round: SecureRound, keys: PublicKeys, verify: Verifier | None) -> None:
-    """One worker's keys: drawn, of the right form, usable, signed for this round. Raises BadShare."""
+def check_public(round: SecureRound, context: bytes, keys: PublicKeys, verify: Verifier | None) -> None:
+    """One worker's keys: drawn, of the right form, usable, signed for this round. Raises BadShare.
+
+    `context` is the round's digest, which takes a millisecond where there are hundreds of vectors.
+    """
     worker = keys.worker
     if worker not in round.drawn:
         raise BadShare(f"worker {worker!r} was not drawn for round {round.round}", worker)
@@ -26,7 +28,7 @@ def check_public(round: SecureRound, keys: PublicKeys, verify: Verifier | None) 
             require_usable(value)
         except ValueError:
             raise BadShare(f"{worker}'s {what} is no X25519 key that could keep a secret", worker) from None
-    _check_signature(keys, keys_statement(digest(round), keys), keys.signature, verify)
+    _check_signature(keys, keys_statement(context, keys), keys.signature, verify)
 
 
 def check_distinct(roster: Sequence[PublicKeys]) -> None:
@@ -45,7 +47,7 @@ def check_distinct(roster: Sequence[PublicKeys]) -> None:
 
 
 def check_roster_names(round: SecureRound, roster: Sequence[PublicKeys]) -> None:
-    """The roster's names: in order, each once, at least the threshold. Raises BadShare."""
+    """The roster's names: drawn, each once, at least the threshold. Raises BadShare."""
     _check_names("the roster", [keys.worker for keys in roster], round.drawn, round.threshold)
 
 
@@ -63,19 +65,17 @@ def check_survivors(
 
 
 def check_endorsed(
-    round: SecureRound,
     roster: Sequence[PublicKeys],
-    sharers: Collection[str],
+    statement: bytes,
     survivors: Collection[str],
     endorsement: Endorsement,
     verify: Verifier | None,
 ) -> None:
-    """One endorsement of these lists, by one whose vector counts. Raises BadShare."""
+    """One endorsement, of the lists in `statement`, by one whose vector counts. Raises BadShare."""
     by = endorsement.worker
     if by not in survivors:
         raise BadShare(f"{by} endorses a sum that it is not part of", by)
     keys = next(keys for keys in roster if keys.worker == by)
-    statement = survivors_statement(digest(round), roster, sharers, survivors)
     _check_signature(keys, statement, endorsement.signature, verify)
 
 

@@ -29,7 +29,7 @@ from common.secagg.records import (
     place,
 )
 from common.secagg.shamir import SHARE_BYTES
-from common.secagg.statements import pair_mask, self_mask, share_digest
+from common.secagg.statements import pair_mask, self_mask, share_digest, survivors_statement
 
 _SEALED_BYTES = 2 * SHARE_BYTES + SEALED_MORE_BYTES
 
@@ -41,7 +41,7 @@ def check_keys(
     round: SecureRound, keys: PublicKeys, verify: Verifier | None, others: Sequence[PublicKeys] = ()
 ) -> None:
     """A worker's keys, beside those of `others`: the roster is of what passes here. Raises BadShare."""
-    check_public(round, keys, verify)
+    check_public(round, digest(round), keys, verify)
     check_distinct([*(known for known in others if known.worker != keys.worker), keys])
 
 
@@ -72,7 +72,8 @@ def check_endorsement(
     verify: Verifier | None,
 ) -> None:
     """A survivor's signature under these lists. Raises BadShare."""
-    check_endorsed(round, roster, sharers, survivors, endorsement, verify)
+    statement = survivors_statement(digest(round), roster, sharers, survivors)
+    check_endorsed(roster, statement, survivors, endorsement, verify)
 
 
 def check_opening(
@@ -92,9 +93,7 @@ def check_opening(
         raise BadShare(f"{opener} opens a share of {about}: not asked for", opener)
     if kind is not wanted(about, survivors):
         raise BadShare(f"{opener} opens the {kind} share of {about}: the other is asked for", opener)
-    told = share_digest(digest(round), place(round, about), place(round, opener), kind, opening.share)
-    if told != digests[about][opener, kind]:
-        raise BadShare(f"the share of {about} that {opener} opens is not the one it was dealt", opener)
+    _check_dealt(round, digest(round), opener, opening, digests)
 
 
 def check_openings(
@@ -106,10 +105,24 @@ def check_openings(
     survivors: Collection[str],
 ) -> None:
     """All that a survivor opens: one share of each sharer. Raises BadShare that blames it."""
-    if sorted(opening.about for opening in openings) != sorted(sharers):
-        raise BadShare(f"{opener} must open one share of each who dealt any", opener)
+    if opener not in survivors:
+        raise BadShare(f"{opener} opens shares of a sum that it is not part of", opener)
+    # Of a hundred workers there are ten thousand shares: the context is computed once.
+    context = digest(round)
+    asked = sorted((about, wanted(about, survivors)) for about in sharers)
+    if sorted((opening.about, opening.kind) for opening in openings) != asked:
+        raise BadShare(f"{opener} must open one share of each who dealt any, of the secret asked for", opener)
     for opening in openings:
-        check_opening(round, opener, opening, digests, sharers, survivors)
+        _check_dealt(round, context, opener, opening, digests)
+
+
+def _check_dealt(
+    round: SecureRound, context: bytes, opener: str, opening: Opening, digests: Mapping[str, Digests]
+) -> None:
+    about, kind = opening.about, opening.kind
+    told = share_digest(context, place(round, about), place(round, opener), kind, opening.share)
+    if told != digests[about][opener, kind]:
+        raise BadShare(f"the share of {about} that {opener} opens is not the one it was dealt", opener)
 
 
 def wanted(about: str, survivors: Collection[str]) -> Kind:
@@ -144,10 +157,17 @@ def recover(
     for opener in openers:
         for opening in openings[opener]:
             shares[opening.about][place(round, opener)] = opening.share
+    context = digest(round)
     masks: list[Mask] = []
     for about in sorted(sharers):
         secret = _secret(entries[about], wanted(about, survivors), shares[about], weights)
-        masks += _superfluous(round, entries, about, secret, survivors)
+        if about in survivors:
+            own = self_mask(secret, context)
+            masks.append(Mask(own.seed, -own.sign))
+        else:
+            # What the one that dropped out would have added cancels what its partners did.
+            others = (entries[other] for other in sorted(survivors))
+            masks += [pair_mask(secret, round, entries[about], other, context) for other in others]
     return tuple(masks)
 
 
@@ -164,19 +184,3 @@ def _secret(keys: PublicKeys, kind: Kind, shares: Mapping[int, bytes], weights: 
             f"the shares that {keys.worker} dealt are not of the {kind} secret it told of", keys.worker
         )
     return secret
-
-
-def _superfluous(
-    round: SecureRound,
-    entries: Mapping[str, PublicKeys],
-    about: str,
-    secret: bytes,
-    survivors: Collection[str],
-) -> list[Mask]:
-    """What is to be added for one sharer: its own mask taken off, or its pairs' put on in its place."""
-    context = digest(round)
-    if about in survivors:
-        own = self_mask(secret, context)
-        return [Mask(own.seed, -own.sign)]
-    # What the one that dropped out would have added cancels what its partners did.
-    return [pair_mask(secret, round, entries[about], entries[other], context) for other in sorted(survivors)]

@@ -75,9 +75,10 @@ def check_roster(
         if _entry(roster, name) != own:
             raise SecureRefused(f"the roster shows other keys for {name} than this worker offered")
         check_distinct(roster)
+        context = digest(round)
         for keys in roster:
             if keys.worker != name:
-                check_public(round, keys, verify)
+                check_public(round, context, keys, verify)
 
 
 def deal(secrets: Secrets, round: SecureRound, name: str, roster: Sequence[PublicKeys]) -> Dealt:
@@ -208,8 +209,9 @@ def open_shares(
             raise SecureRefused("a worker endorses twice")
         if len(endorsements) < round.threshold:
             raise SecureRefused(f"{round.threshold} endorsements are needed, got {len(endorsements)}")
+        statement = survivors_statement(digest(round), roster, sharers, survivors)
         for given in endorsements:
-            check_endorsed(round, roster, sharers, survivors, given, verify)
+            check_endorsed(roster, statement, survivors, given, verify)
     return tuple(
         Opening(about, Kind.SELF, held.shares[about][0])
         if about in survivors

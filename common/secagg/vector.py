@@ -48,8 +48,8 @@ def quantise(values: Floats, weight: float, step: float, bits: int, clip: float)
 
 
 def to_ring(values: NDArray[np.int64], bits: int) -> Ring:
-    """Integers as elements of the ring, negative ones from its upper end."""
-    return np.asarray(values).view(np.uint64).astype(_unsigned(bits))
+    """Integers as elements of the ring, negative ones from its upper end; contiguous, as masks ask for."""
+    return np.asarray(values).view(np.uint64).astype(_unsigned(bits), order="C")
 
 
 def to_signed(values: Ring) -> NDArray[np.signedinteger[Any]]:

@@ -98,7 +98,7 @@ def outcome(case: Case) -> None:
         assert opened.tolist() == np.asarray(expected).tolist()
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(cases())
 def test_the_sum_is_the_plain_one(case: Case) -> None:
     outcome(case)

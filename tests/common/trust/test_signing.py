@@ -1,5 +1,6 @@
 """What a worker signs another believes, if the certificate is of that name and authority, and still good."""
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -28,11 +29,17 @@ def issue(authority: Authority, folder: Path, name: str, role: Role = Role.WORKE
     return folder
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("certs")
+    issue(Authority.create(folder / "ca", "test"), folder / "a", "a")
+    return folder
+
+
 @pytest.fixture
-def certs(tmp_path: Path) -> Path:
-    """An authority in `ca`, and worker a in `a`."""
-    issue(Authority.create(tmp_path / "ca", "test"), tmp_path / "a", "a")
-    return tmp_path
+def certs(made: Path, tmp_path: Path) -> Path:
+    """An authority in `ca`, and worker a in `a`; a copy of one's own."""
+    return shutil.copytree(made, tmp_path / "certs")
 
 
 def own_key(folder: Path, authority: Path, key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> None:
@@ -121,7 +128,7 @@ def revoked(certs: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("made", "reason"),
+    ("whose", "reason"),
     [
         (of_another_name, "its certificate is worker/b's"),
         (of_another_role, "its certificate is coordinator/a's"),
@@ -131,12 +138,12 @@ def revoked(certs: Path) -> Path:
     ],
 )
 def test_a_certificate_that_does_not_fit_is_refused(
-    certs: Path, made: Callable[[Path], Path], reason: str
+    certs: Path, whose: Callable[[Path], Path], reason: str
 ) -> None:
     pins = {"a": fingerprint(read_certificate(certs / "a" / CERTIFICATE))}
     # Made before: what is revoked later counts without a restart.
     verify = verifier(certs / "ca" / AUTHORITY, certs / "ca" / REVOKED, pins)
-    own = signing(TlsFiles.in_folder(made(certs)))
+    own = signing(TlsFiles.in_folder(whose(certs)))
     with pytest.raises(CertificateError, match=f"^worker a: {reason}"):
         verify("a", own.certificate, MESSAGE, own.sign(MESSAGE))
 
