@@ -16,6 +16,8 @@ from tests.conftest import VOCABULARY, labels_of, write_tokenizer
 LAYERS, HIDDEN, FFN, HEADS = 4, 32, 64, 4
 # What is tested everyday at length, by whole runs, say: the others are built like one of these.
 EVERYDAY = ("bert", "distilbert", "vit", "dinov2", "gpt2", "llama", "qwen2")
+# How else a layer may be built, each in a family that builds it so: what it takes is tested everyday, too.
+BUILDS = {"scaled by a number": "granite"}
 TEXT_FAMILIES = tuple(
     n for n, family in FAMILIES.items() if TaskKind.IMAGE_CLASSIFICATION not in family.tasks
 )
@@ -79,6 +81,13 @@ def small_config(model_type: str, vocabulary: int = 64, **changes: Any) -> Pretr
         "phi": grouped,
         "cohere2": grouped,
         "gpt_neox": decoder,
+        "granite": {
+            **grouped,
+            "residual_multiplier": 0.5,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 0.5,
+        },
     }
     config: PretrainedConfig = AutoConfig.for_model(model_type, **{**configs[model_type], **changes})
     return config

@@ -51,7 +51,7 @@ class Family:
     post_norm: bool = False
     """Whether `ffn_norm` normalises the sum of FFN and residual, instead of the FFN's input."""
     ffn_scale: str | None = None
-    """A learned factor [d] of the FFN's output, where there is one."""
+    """A factor of the FFN's output, where the layer has one: learned [d], or a number."""
     activation: str = "hidden_act"
     """The configuration's key for the FFN's activation function."""
 
@@ -175,9 +175,16 @@ FAMILIES = {
             ffn_norm="input_layernorm",
             attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense"),
         ),
-        # transformers has no classifier for it.
+        # transformers has no classifier for these two.
         replace(
             _LLAMA, model_type="cohere2", tasks=(TaskKind.CAUSAL_LM,), ffn_norm="input_layernorm", head=()
+        ),
+        replace(
+            _LLAMA,
+            model_type="granite",
+            tasks=(TaskKind.CAUSAL_LM,),
+            ffn_scale="residual_multiplier",
+            head=(),
         ),
         Family(
             model_type="gpt_neox",

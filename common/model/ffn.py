@@ -1,7 +1,9 @@
 """A layer's FFN, seen alike in every family."""
 
 from dataclasses import dataclass
+from operator import attrgetter
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -68,7 +70,7 @@ class Ffn:
     post_norm: bool
     """Layer output: norm(x + ffn(x)) if post-norm, else x + scale * ffn(norm(x))."""
     scale: Tensor | None
-    """[d], or None for 1."""
+    """[d], one number [], or None for 1."""
 
     @property
     def width(self) -> int:
@@ -95,7 +97,7 @@ def ffns_of(model: PreTrainedModel) -> list[Ffn]:
             _norm(layer, family),
             layer,
             family.post_norm,
-            layer.get_parameter(family.ffn_scale) if family.ffn_scale else None,
+            _scale(layer, family),
         )
         for layer in layers_of(model)
     ]
@@ -110,6 +112,16 @@ def _norm(layer: nn.Module, family: Family) -> nn.Module:
             f"this {family.model_type} normalises its FFN's input elsewhere than the family does: "
             f"no {family.ffn_norm}"
         ) from None
+
+
+def _scale(layer: nn.Module, family: Family) -> Tensor | None:
+    if family.ffn_scale is None:
+        return None
+    found: Tensor | float = attrgetter(family.ffn_scale)(layer)
+    if isinstance(found, Tensor):
+        return found
+    device = _projection(layer, family.ffn_out, family).weight.device
+    return None if found == 1 else torch.tensor(found, dtype=torch.float64, device=device)
 
 
 def _projection(layer: nn.Module, path: str, family: Family) -> Projection:

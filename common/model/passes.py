@@ -145,10 +145,19 @@ def _headless(head: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _finish(model: nn.Module) -> _Finish:
-    """What the model itself does to what comes out of its head: a factor, in some families."""
+    """What the model itself does to what comes out of its head: in some families a factor (Cohere), a divisor
+    (Granite), or a bound that scores come near but never reach (Gemma 2)."""
     config: Any = model.config
     factor = float(getattr(config, "logit_scale", None) or 1.0)
-    return lambda scores: scores if factor == 1.0 else scores * factor
+    divisor = float(getattr(config, "logits_scaling", None) or 1.0)
+    bound = getattr(config, "final_logit_softcapping", None)
+
+    def finish(scores: Tensor) -> Tensor:
+        scores = scores if factor == 1.0 else scores * factor
+        scores = scores if divisor == 1.0 else scores / divisor
+        return scores if bound is None else torch.tanh(scores / bound) * bound
+
+    return finish
 
 
 def _parts(hidden: Tensor, targets: Tensor, head: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

@@ -12,6 +12,8 @@ from common.model.tasks import IGNORED
 from common.records import AdapterSpec, AdapterTargets, TaskKind
 from tests.families import small_model
 
+# What families do to what comes out of their heads, and one that does.
+FINISHES = {"factor": "cohere2", "divisor": "granite"}
 LANGUAGE = [name for name, family in FAMILIES.items() if TaskKind.CAUSAL_LM in family.tasks]
 KIND = TaskKind.CAUSAL_LM
 
@@ -60,6 +62,17 @@ def test_loss_and_gradients_are_those_of_all_scores(
     for parameter, gradient in zip(tuned, gradients, strict=True):
         assert parameter.grad is not None and gradient is not None
         assert torch.allclose(parameter.grad, 2 * gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FINISHES)
+def test_what_a_model_does_to_its_heads_scores_is_done_to_a_part_of_them(kind: str) -> None:
+    """To the bit, and not for nothing: without it the loss is another."""
+    model = small_model(FINISHES[kind], KIND)
+    inputs, labels = texts()
+    hidden, targets, head = passes._next_tokens(model, inputs, labels)
+    scores = passes._finish(model)(head(hidden))
+    assert torch.equal(scores, whole(model, inputs)[:, :-1][labels[:, 1:] != IGNORED])
+    assert not torch.allclose(head(hidden), scores, rtol=0.1)
 
 
 @pytest.mark.parametrize("family", LANGUAGE)

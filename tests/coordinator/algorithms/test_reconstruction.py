@@ -20,7 +20,7 @@ from coordinator.algorithms.compression import config_of, cut, ffn_widths, plan_
 from coordinator.algorithms.distillation import hidden_error
 from coordinator.algorithms.reconstruction import reconstruct
 from coordinator.algorithms.saliency import l2_norm
-from tests.families import TEXT_FAMILIES, small_inputs, small_model
+from tests.families import BUILDS, TEXT_FAMILIES, small_inputs, small_model
 
 COMPRESSED = (1, 2)
 NEURONS = {1: torch.tensor([0, 5, 15]), 2: torch.tensor([3])}
@@ -30,10 +30,10 @@ RIDGE = 1e-3
 def pair(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A teacher, and the student that keeps 16 of 64 neurons in its layers 1 and 2."""
     teacher = small_model(family)
-    if FAMILIES[family].ffn_scale:
-        with torch.no_grad():
-            for i, ffn in enumerate(ffns_of(teacher)):
-                assert ffn.scale is not None
+    with torch.no_grad():
+        for i, ffn in enumerate(ffns_of(teacher)):
+            assert (ffn.scale is None) is (FAMILIES[family].ffn_scale is None)
+            if isinstance(ffn.scale, nn.Parameter):
                 ffn.scale.copy_(torch.linspace(0.5, 2.0, len(ffn.scale)) + i)
     plan = plan_ffn_pruning([l2_norm(ffn) for ffn in ffns_of(teacher)], 0.75)
     kind = FAMILIES[family].tasks[0]
@@ -97,6 +97,11 @@ def least_squares(a: Tensor, y: Tensor, present: Tensor, ridge: float, free: int
 
 
 # --- the optimum ---
+
+
+@pytest.mark.parametrize("kind", BUILDS)
+def test_the_solution_is_the_optimum_however_the_layer_is_built(kind: str) -> None:
+    test_the_solution_is_that_of_direct_least_squares(BUILDS[kind])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -289,7 +289,7 @@ def test_the_last_layers_attributions_have_the_value_that_calculus_gives(family:
     a, ffn = activations(model, batch)[-1], ffns_of(model)[-1]
     with torch.no_grad():
         h = tokens_of(layer_outputs(model, batch.inputs)[-1], batch.mask)
-        W2 = ffn.out.weight if ffn.scale is None else ffn.scale[:, None] * ffn.out.weight
+        W2 = ffn.out.weight if ffn.scale is None else ffn.scale[..., None].to(ffn.out.weight) * ffn.out.weight
         expected = -(a * (a @ W2.T @ W2)).sum(0) / h.square().sum()
     torch.testing.assert_close(attribution, expected, rtol=1e-3, atol=1e-6)
 
