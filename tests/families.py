@@ -17,7 +17,7 @@ LAYERS, HIDDEN, FFN, HEADS = 4, 32, 64, 4
 # What is tested everyday at length, by whole runs, say: the others are built like one of these.
 EVERYDAY = ("bert", "distilbert", "vit", "dinov2", "gpt2", "llama", "qwen2")
 # How else a layer may be built, each in a family that builds it so: what it takes is tested everyday, too.
-BUILDS = {"scaled by a number": "granite"}
+BUILDS = {"scaled by a number": "granite", "normalised behind, too": "gemma2", "normalised behind": "olmo2"}
 TEXT_FAMILIES = tuple(
     n for n, family in FAMILIES.items() if TaskKind.IMAGE_CLASSIFICATION not in family.tasks
 )
@@ -81,6 +81,9 @@ def small_config(model_type: str, vocabulary: int = 64, **changes: Any) -> Pretr
         "phi": grouped,
         "cohere2": grouped,
         "gpt_neox": decoder,
+        "gemma2": {**sized, "query_pre_attn_scalar": HIDDEN // HEADS, "final_logit_softcapping": 2.0},
+        "olmo2": grouped,
+        "exaone4": grouped,
         "granite": {
             **grouped,
             "residual_multiplier": 0.5,

@@ -18,6 +18,8 @@ _TEXT = (
 )
 _IMAGES = (TaskKind.IMAGE_CLASSIFICATION,)
 _DECODER = (*_TEXT, TaskKind.CAUSAL_LM)
+# transformers has no class of these that tells of every token.
+_NO_TAGS = tuple(kind for kind in _DECODER if kind is not TaskKind.TOKEN_CLASSIFICATION)
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class Family:
     """The maps from hidden size to FFN neurons; of a gated FFN two, the gate first."""
     ffn_out: str
     """The map from FFN neurons back to hidden size."""
-    ffn_norm: str
-    """The normalisation next to the FFN: of its sum in post-norm models, of its input in pre-norm ones."""
+    ffn_norm: str | None
+    """The normalisation next to the FFN: of its sum in post-norm models, of its input in pre-norm ones; None
+    where the FFN reads hidden states as they are."""
     attention: tuple[str, ...]
     """Query, key, value and output projections."""
     head: tuple[str, ...]
@@ -50,6 +53,8 @@ class Family:
     models lack it."""
     post_norm: bool = False
     """Whether `ffn_norm` normalises the sum of FFN and residual, instead of the FFN's input."""
+    ffn_post_norm: str | None = None
+    """A normalisation of the FFN's output alone, before it is added, where there is one."""
     ffn_scale: str | None = None
     """A factor of the FFN's output, where the layer has one: learned [d], or a number."""
     activation: str = "hidden_act"
@@ -106,6 +111,22 @@ _LLAMA = Family(
     attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     head=("score",),
     token_head=("score",),
+)
+# The FFN's output is normalised, and its input not.
+_OLMO2 = replace(
+    _LLAMA,
+    model_type="olmo2",
+    tasks=_NO_TAGS,
+    ffn_norm=None,
+    ffn_post_norm="post_feedforward_layernorm",
+)
+# Both are.
+_GEMMA2 = replace(
+    _LLAMA,
+    model_type="gemma2",
+    ffn_norm="pre_feedforward_layernorm",
+    ffn_post_norm="post_feedforward_layernorm",
+    activation="hidden_activation",
 )
 
 FAMILIES = {
@@ -186,6 +207,9 @@ FAMILIES = {
             ffn_scale="residual_multiplier",
             head=(),
         ),
+        _GEMMA2,
+        _OLMO2,
+        replace(_OLMO2, model_type="exaone4", tasks=_DECODER),
         Family(
             model_type="gpt_neox",
             tasks=_DECODER,

@@ -65,10 +65,11 @@ class Ffn:
 
     ins: tuple[Projection, ...]
     out: Projection
-    norm: nn.Module
+    norm: nn.Module | None
     layer: nn.Module
     post_norm: bool
-    """Layer output: norm(x + ffn(x)) if post-norm, else x + scale * ffn(norm(x))."""
+    """Layer output: norm(x + ffn(x)) if post-norm, else x + out_norm(scale * ffn(norm(x)))."""
+    out_norm: nn.Module | None
     scale: Tensor | None
     """[d], one number [], or None for 1."""
 
@@ -77,6 +78,11 @@ class Ffn:
         """Number of neurons."""
         return self.out.weight.shape[1]
 
+    @property
+    def norm_behind(self) -> nn.Module | None:
+        """What normalises the FFN's output, with the residual (post-norm) or without it."""
+        return self.norm if self.post_norm else self.out_norm
+
     def neuron_parameters(self) -> list[nn.Parameter]:
         """What a neuron-level alignment trains: what belongs to single neurons, so not out's bias."""
         maps = [p for m in self.ins for p in m.parameters()]
@@ -84,7 +90,9 @@ class Ffn:
 
     def parameters(self) -> list[nn.Parameter]:
         """What a layer-level alignment trains."""
-        return [p for m in (*self.ins, self.out) for p in m.parameters()] + list(self.norm.parameters())
+        norms = [norm for norm in (self.norm, self.out_norm) if norm is not None]
+        maps = [p for m in (*self.ins, self.out) for p in m.parameters()]
+        return maps + [p for norm in norms for p in norm.parameters()]
 
 
 def ffns_of(model: PreTrainedModel) -> list[Ffn]:
@@ -94,23 +102,25 @@ def ffns_of(model: PreTrainedModel) -> list[Ffn]:
         Ffn(
             tuple(_projection(layer, path, family) for path in family.ffn_in),
             _projection(layer, family.ffn_out, family),
-            _norm(layer, family),
+            _norm(layer, family.ffn_norm, family),
             layer,
             family.post_norm,
+            _norm(layer, family.ffn_post_norm, family),
             _scale(layer, family),
         )
         for layer in layers_of(model)
     ]
 
 
-def _norm(layer: nn.Module, family: Family) -> nn.Module:
+def _norm(layer: nn.Module, path: str | None, family: Family) -> nn.Module | None:
+    if path is None:
+        return None
     try:
-        return layer.get_submodule(family.ffn_norm)
+        return layer.get_submodule(path)
     except AttributeError:
         # StableLM with parallel residuals, say: attention and FFN share one.
         raise UnsupportedFamily(
-            f"this {family.model_type} normalises its FFN's input elsewhere than the family does: "
-            f"no {family.ffn_norm}"
+            f"this {family.model_type} normalises its FFN's input elsewhere than the family does: no {path}"
         ) from None
 
 

@@ -23,7 +23,7 @@ class LayerStep:
     """One layer on one batch: its neurons' activations [B, T, K], and the residual sum [B, T, d].
 
     The sum is x + scale * (W2 a + b): what `norm` is given in post-norm models, the layer's output in
-    pre-norm ones.
+    pre-norm ones. Where the FFN's output is normalised before it is added, it is without x.
     """
 
     activation: Tensor
@@ -128,16 +128,16 @@ class LayerStream:
         """Each batch in turn through the next layer; the batches that were not asked for stay behind."""
         ffn = self._ffns[self._next]
         index, self._next = self._next, self._next + 1
-        self._norm = ffn.norm if ffn.post_norm else None
+        self._ffn = ffn
         self._totals: list[Tensor] = []
         for k, hidden in enumerate(self.hidden):
             seen: list[Tensor] = []
             with ExitStack() as undo:
                 undo.enter_context(watch_activations(ffn, seen.append))
-                if ffn.post_norm:
-                    undo.enter_context(_watch_input(ffn.norm, seen))
+                if ffn.norm_behind is not None:
+                    undo.enter_context(_watch_input(ffn.norm_behind, seen))
                 output = self._output(index, k, hidden)
-            activation, total = seen if ffn.post_norm else (*seen, output)
+            activation, total = seen if ffn.norm_behind is not None else (*seen, output)
             self.hidden[k] = output
             self._totals.append(total)
             yield LayerStep(activation, total)
@@ -150,9 +150,15 @@ class LayerStream:
 
     def correct(self, added: Iterable[Tensor]) -> None:
         """The last layer gave so much more in its residual sums, [B, T, d] by batch."""
+        norm = self._ffn.norm_behind
         for k, (total, more) in enumerate(zip(self._totals, added, strict=True)):
             corrected = total + more
-            self.hidden[k] = corrected if self._norm is None else self._norm(corrected)
+            if norm is None:
+                self.hidden[k] = corrected
+            elif self._ffn.post_norm:
+                self.hidden[k] = norm(corrected)
+            else:
+                self.hidden[k] = self.hidden[k] + (norm(corrected) - norm(total))
         self._totals = []
 
     def _output(self, index: int, k: int, hidden: Tensor) -> Tensor:

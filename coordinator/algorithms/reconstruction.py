@@ -10,6 +10,10 @@ As C = G V0 + A^T D with D = (zt - z) / scale, that is V = V0 + (G + R)^-1 A^T D
 where nothing is to be corrected. For a subset of neurons, A has their columns only: D already is the
 right-hand side less what the others contribute. Dividing G, C by the number of tokens would change nothing.
 
+Where the FFN's output is normalised before it is added (Gemma 2, OLMo 2), z and zt are what that norm is
+given, scale * (W2 a + b) without x: the norm then makes them alike. What layers before have left in x is not
+made up for there, since no W2 can add to x but through the norm.
+
 Sources: least-squares reconstruction after pruning, layer by layer in order, against the whole model's
 outputs: He et al. 2017 (arXiv 1707.06168); ridge regression towards V0 instead of 0: Tikhonov's general form.
 """

@@ -4,12 +4,12 @@ Of a layer: a_tj is neuron j's activation at token t (the input of the out map; 
 product of gate and up), W2 [d, K] the out map. Padded tokens never count.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from common.config.choices import Saliency
@@ -170,8 +170,10 @@ def integrated_gradients(
     m = `steps`. Completeness: sum_j attribution_j = F(a) - F(0) = -F(0), the damage of losing the whole
     layer, shared out among its neurons; most are negative, for a neuron's return lessens the change.
     (Without the path there is nothing to see: F has its minimum, and no gradient, at a itself.)
+    A norm of the FFN's output divides all along by what it divides by at alpha = 1, or it would undo alpha.
     Sources: Sundararajan et al. 2017 (arXiv 1703.01365, equation 1 and proposition 1); for FFN neurons
-    Dai et al. 2022 (arXiv 2104.08696, section 3.2). Progress: passes, batches * layers * steps.
+    Dai et al. 2022 (arXiv 2104.08696, section 3.2); for the norm Ali et al. 2022 (arXiv 2202.07304).
+    Progress: passes, batches * layers * steps.
     """
     ffns = ffns_of(fm)
     sums = _zeros(ffns)
@@ -198,12 +200,34 @@ def _slope(fm: PreTrainedModel, ffn: Ffn, alpha: float, batch: Batch, unchanged:
         seen.extend([activation.detach(), (alpha * activation.detach()).requires_grad_()])
         return seen[1]
 
-    with watch_activations(ffn, scale), torch.enable_grad():
+    with watch_activations(ffn, scale), _held_norm(ffn, seen), torch.enable_grad():
         changed = tokens_of(layer_outputs(fm, batch.inputs)[-1], batch.mask).float()
         error = (changed - unchanged).square().sum()
     activation, scaled = seen
     (gradient,) = torch.autograd.grad(error, scaled)
     return tokens_of(activation.float() * gradient.float(), batch.mask).sum(0)
+
+
+@contextmanager
+def _held_norm(ffn: Ffn, seen: list[Tensor]) -> Iterator[None]:
+    """While open, the norm of the FFN's output is the factor that it is at the activations `seen` first."""
+    norm = ffn.out_norm
+    if norm is None:
+        yield
+        return
+
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        with torch.no_grad():
+            whole = nn.functional.linear(seen[0], ffn.out.weight, ffn.out.bias)
+            # What is 0 stays 0, by any factor.
+            factor = torch.where(whole == 0, 0.0, norm.forward(whole) / whole)
+        return inputs[0] * factor
+
+    hook = norm.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _zeros(ffns: Sequence[Ffn]) -> list[Tensor]:

@@ -109,7 +109,8 @@ def test_a_neuron_level_alignment_trains_nothing_that_neurons_share(model_type: 
     ffn = ffns_of(small_model(model_type))[0]
     neuron_level = {id(p) for p in ffn.neuron_parameters()}
     assert all(FFN in p.shape for p in ffn.neuron_parameters())
-    shared = {id(p) for p in ffn.norm.parameters()}
+    shared = {id(p) for norm in (ffn.norm, ffn.out_norm) if norm is not None for p in norm.parameters()}
+    assert shared
     if ffn.out.bias is not None:
         shared.add(id(ffn.out.bias))
     assert {id(p) for p in ffn.parameters()} == neuron_level | shared

@@ -13,7 +13,7 @@ from common.records import AdapterSpec, AdapterTargets, TaskKind
 from tests.families import small_model
 
 # What families do to what comes out of their heads, and one that does.
-FINISHES = {"factor": "cohere2", "divisor": "granite"}
+FINISHES = {"factor": "cohere2", "divisor": "granite", "bound": "gemma2"}
 LANGUAGE = [name for name, family in FAMILIES.items() if TaskKind.CAUSAL_LM in family.tasks]
 KIND = TaskKind.CAUSAL_LM
 
@@ -69,7 +69,7 @@ def test_what_a_model_does_to_its_heads_scores_is_done_to_a_part_of_them(kind: s
     """To the bit, and not for nothing: without it the loss is another."""
     model = small_model(FINISHES[kind], KIND)
     inputs, labels = texts()
-    hidden, targets, head = passes._next_tokens(model, inputs, labels)
+    hidden, _, head = passes._next_tokens(model, inputs, labels)
     scores = passes._finish(model)(head(hidden))
     assert torch.equal(scores, whole(model, inputs)[:, :-1][labels[:, 1:] != IGNORED])
     assert not torch.allclose(head(hidden), scores, rtol=0.1)

@@ -70,8 +70,8 @@ def observed(model: PreTrainedModel, layer: int, batches: Sequence[Batch]) -> tu
         y.append(output)
 
     hooks = [ffn.out.site.register_forward_hook(out)]
-    if ffn.post_norm:
-        hooks.append(ffn.norm.register_forward_hook(lambda m, x, o: z.append(x[0])))
+    if ffn.norm_behind is not None:
+        hooks.append(ffn.norm_behind.register_forward_hook(lambda m, x, o: z.append(x[0])))
     else:
         hooks.append(
             ffn.layer.register_forward_hook(lambda m, x, o: z.append(o[0] if isinstance(o, tuple) else o))

@@ -22,7 +22,8 @@ from tests.families import FFN, LAYERS, TEXT_FAMILIES, small_inputs, small_model
 
 SCORES = st.lists(st.integers(0, 5), min_size=1, max_size=30)
 ON_DATA = (Saliency.ACTIVATION, Saliency.INTEGRATED_GRADIENTS, Saliency.ATTENTION)
-PRE_NORM = tuple(name for name, family in FAMILIES.items() if not family.post_norm)
+# Where the FFN's output is added as it is.
+ADDED = tuple(n for n, family in FAMILIES.items() if not family.post_norm and not family.ffn_post_norm)
 
 
 def batches_for(model: PreTrainedModel, count: int = 2) -> list[Batch]:
@@ -82,7 +83,7 @@ def test_of_equals_the_first_are_chosen(scores: list[int], data: st.DataObject) 
 
 def ffn_of(*maps: nn.Module) -> Ffn:
     *ins, out = map(Projection, maps)
-    return Ffn(tuple(ins), out, nn.LayerNorm(2), nn.Identity(), post_norm=True, scale=None)
+    return Ffn(tuple(ins), out, nn.LayerNorm(2), nn.Identity(), post_norm=True, out_norm=None, scale=None)
 
 
 def linear(rows: list[list[float]]) -> nn.Linear:
@@ -271,6 +272,10 @@ def damage_without(model: PreTrainedModel, layer: int, batches: list[Batch]) -> 
     return changed / power
 
 
+def test_attributions_sum_to_the_damage_where_the_output_is_normalised() -> None:
+    test_attributions_sum_to_the_damage_of_losing_the_layer("olmo2")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attributions_sum_to_the_damage_of_losing_the_layer(family: str) -> None:
     model = small_model(family)
@@ -280,7 +285,7 @@ def test_attributions_sum_to_the_damage_of_losing_the_layer(family: str) -> None
         assert float(attributions[i].sum()) == pytest.approx(-damage_without(model, i, batches), rel=0.02)
 
 
-@pytest.mark.parametrize("family", PRE_NORM)
+@pytest.mark.parametrize("family", ADDED)
 def test_the_last_layers_attributions_have_the_value_that_calculus_gives(family: str) -> None:
     # There F is |(alpha - 1) W2 a|^2 along the path, whose slope is a line: the midpoint rule is exact.
     model = small_model(family)
