@@ -68,6 +68,17 @@ def small_config(model_type: str, vocabulary: int = 64, **changes: Any) -> Pretr
         "xlm-roberta": encoder,
         "camembert": encoder,
         "ernie": encoder,
+        # As DeBERTa v3 is published.
+        "deberta-v2": {
+            **encoder,
+            "relative_attention": True,
+            "position_buckets": 8,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False,
+            "pooler_hidden_size": HIDDEN,
+        },
         "electra": {**encoder, "embedding_size": 16},
         "eurobert": encoder,
         "dinov2_with_registers": {**images, "mlp_ratio": FFN // HIDDEN},
@@ -82,7 +93,25 @@ def small_config(model_type: str, vocabulary: int = 64, **changes: Any) -> Pretr
         "cohere2": grouped,
         "gpt_neox": decoder,
         "gemma2": {**sized, "query_pre_attn_scalar": HIDDEN // HEADS, "final_logit_softcapping": 2.0},
+        "gemma3_text": {
+            **sized,
+            "query_pre_attn_scalar": HIDDEN // HEADS,
+            "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
+            "sliding_window": 4,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            },
+        },
         "olmo2": grouped,
+        "olmo3": {
+            **grouped,
+            "sliding_window": 4,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+            },
+        },
         "exaone4": grouped,
         "granite": {
             **grouped,

@@ -59,6 +59,8 @@ class Family:
     """A factor of the FFN's output, where the layer has one: learned [d], or a number."""
     activation: str = "hidden_act"
     """The configuration's key for the FFN's activation function."""
+    undeclared: tuple[str, ...] = ()
+    """Keys of the configuration that its class does not declare, and that its modules read all the same."""
 
 
 _BERT = Family(
@@ -173,6 +175,30 @@ FAMILIES = {
         replace(_BERT, model_type="ernie", encoder="ernie", pooler="ernie.pooler"),
         replace(_BERT, model_type="electra", encoder="electra", pooler=None),
         replace(
+            _BERT,
+            model_type="deberta-v2",
+            encoder="deberta",
+            attention=(
+                "attention.self.query_proj",
+                "attention.self.key_proj",
+                "attention.self.value_proj",
+                "attention.output.dense",
+            ),
+            pooler="pooler",
+            undeclared=(
+                "attention_head_size",
+                "cls_dropout",
+                "conv_act",
+                "conv_groups",
+                "conv_kernel_size",
+                "embedding_size",
+                "norm_rel_ebd",
+                "pooler_hidden_size",
+                "position_buckets",
+                "share_att_key",
+            ),
+        ),
+        replace(
             _LLAMA,
             model_type="eurobert",
             tasks=_TEXT,
@@ -208,7 +234,9 @@ FAMILIES = {
             head=(),
         ),
         _GEMMA2,
+        replace(_GEMMA2, model_type="gemma3_text", tasks=_NO_TAGS),
         _OLMO2,
+        replace(_OLMO2, model_type="olmo3"),
         replace(_OLMO2, model_type="exaone4", tasks=_DECODER),
         Family(
             model_type="gpt_neox",

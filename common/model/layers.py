@@ -25,11 +25,15 @@ def layers_of(model: PreTrainedModel) -> Sequence[nn.Module]:
 
 
 def positions_of(model: PreTrainedModel) -> int | None:
-    """How many tokens a text can have; None where positions are computed, and no text is too long."""
+    """How many tokens a text can have; None where there is no table of positions, and no text is too long."""
     path = family_of(model.config).positions
     if path is None:
         return None
-    table = encoder_of(model).get_submodule(path)
+    owner, _, name = path.rpartition(".")
+    table = getattr(encoder_of(model).get_submodule(owner), name)
+    if table is None:
+        # DeBERTa's may be relative alone.
+        return None
     assert isinstance(table, nn.Embedding)
     # RoBERTa's begin behind the row that stands for padding.
     return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)

@@ -30,6 +30,9 @@ _LAYERS = frozenset({"num_hidden_layers", "n_layers", "n_layer"})
 _LONG = frozenset({"vocab_size", "max_position_embeddings", "n_positions", "sliding_window"})
 MOST_LAYERS, MOST_ROWS, MOST = 1024, 2**24, 2**17
 MOST_CLASSES, _MOST_ITEMS, _MOST_CHARACTERS = 2**16, 2**11, 1000
+# Where each kind of layer, such as sliding or full attention, may have a table of its own.
+_BY_KIND = frozenset({"rope_parameters"})
+_MOST_KINDS = 16
 
 
 def read_config(text: str, task: TaskSpec) -> PretrainedConfig:
@@ -72,7 +75,8 @@ def known_keys(model_type: str) -> frozenset[str]:
     """What a configuration of this family may say."""
     own = {field.name for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
     common = {field.name for field in dataclasses.fields(PretrainedConfig)}
-    return frozenset(name for name in own - common - _WITHOUT if not name.startswith("_")) | _SHARED
+    declared = frozenset(name for name in own - common - _WITHOUT if not name.startswith("_"))
+    return declared | _SHARED | frozenset(family_named(model_type).undeclared)
 
 
 def _bounded(key: str, value: object) -> bool:
@@ -89,11 +93,20 @@ def _bounded(key: str, value: object) -> bool:
         case list():
             return len(value) <= _MOST_ITEMS and all(_plain(key, item) for item in value)
         case dict():
-            # Names of classes, or how rotary embeddings are stretched: flat.
-            if len(value) > (MOST_CLASSES if key in _SHARED else _MOST_ITEMS):
-                return False
-            return all(len(k) <= _MOST_CHARACTERS and _flat(v) for k, v in value.items())
+            # Names of classes, or how rotary embeddings are stretched: flat, or so by kind of layer.
+            tables = [v for v in value.values() if isinstance(v, dict) and key in _BY_KIND]
+            rest = {k: v for k, v in value.items() if not any(v is table for table in tables)}
+            most = MOST_CLASSES if key in _SHARED else _MOST_ITEMS
+            return (
+                len(tables) <= _MOST_KINDS
+                and _flat_table(rest, most)
+                and all(_flat_table(table, _MOST_ITEMS) for table in tables)
+            )
     return False
+
+
+def _flat_table(table: dict[str, object], most: int) -> bool:
+    return len(table) <= most and all(len(k) <= _MOST_CHARACTERS and _flat(v) for k, v in table.items())
 
 
 def _is_long(key: str) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,6 +59,14 @@ def watch_activations(ffn: Ffn, observe: Callable[[Tensor], Tensor | None]) -> I
         hook.remove()
 
 
+def _asked(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
+    """The call that has probabilities returned, where a module wants to be asked (DeBERTa, MPNet)."""
+    call = signature(module.forward).bind(*inputs, **named)
+    if "output_attentions" in call.signature.parameters:
+        call.arguments["output_attentions"] = True
+    return call.args, call.kwargs
+
+
 @contextmanager
 def watch_attention(model: PreTrainedModel, observe: Callable[[int, Tensor], None]) -> Iterator[None]:
     """`observe` is given each layer's index and attention probabilities [B, heads, queries, keys].
@@ -77,7 +86,9 @@ def watch_attention(model: PreTrainedModel, observe: Callable[[int, Tensor], Non
     implementation = model.config._attn_implementation
     with ExitStack() as undo:
         for i, layer in enumerate(layers_of(model)):
-            undo.callback(layer.get_submodule(holder).register_forward_hook(watch(i)).remove)
+            attention = layer.get_submodule(holder)
+            undo.callback(attention.register_forward_pre_hook(_asked, with_kwargs=True).remove)
+            undo.callback(attention.register_forward_hook(watch(i)).remove)
         undo.callback(model.set_attn_implementation, implementation)
         model.set_attn_implementation("eager")
         yield

@@ -9,10 +9,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from common.data.batches import Batch
+from common.errors import UnsupportedFamily
 from common.model.ffn import ffns_of
 from common.model.layers import encoder_of, layers_of
 from coordinator.algorithms.activation_capture import watch_activations
@@ -75,7 +77,10 @@ class _Reached(Exception):
 
 
 class LayerStream:
-    """Hidden states of batches on their way through a model, which must be `undisturbed`."""
+    """Hidden states of batches on their way through a model, which must be `undisturbed`.
+
+    Raises UnsupportedFamily where a layer is not given what the one before it gave.
+    """
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
         self._model, self._layers, self._ffns = model, layers_of(model), ffns_of(model)
@@ -83,22 +88,28 @@ class LayerStream:
         """By batch, [B, T, d]: what the next layer is given."""
         self._calls: list[list[_Call]] = []
         self._next = 0
-        self._tuples: bool | None = None
+        # What stands behind hidden states in what a layer gives; None where it gives no tuple.
+        self._behind = self._more_than_hidden(batches[0]) if batches else None
         for batch in batches:
             self._enter(batch)
 
     def _enter(self, batch: Batch) -> None:
         """What the encoder would call its layers with."""
-        if self._tuples is None:
-            self._tuples = self._gives_tuples(batch)
         calls: list[_Call] = []
 
         def passed_on(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
             call, hidden = _Call.of(inputs, named)
             if not calls:
                 self.hidden.append(hidden)
+            elif hidden is not self.hidden[-1] and not torch.equal(hidden, self.hidden[-1]):
+                # DeBERTa v2 with a convolution behind its first layer, say.
+                raise UnsupportedFamily(
+                    f"this {self._model.config.model_type} changes hidden states between its layers "
+                    f"{len(calls) - 1} and {len(calls)}, so it cannot be aligned in closed form; "
+                    'set alignment.method = "gradient"'
+                )
             calls.append(call)
-            return (hidden,) if self._tuples else hidden
+            return hidden if self._behind is None else (hidden, *self._behind)
 
         with ExitStack() as undo:
             for layer in self._layers:
@@ -108,12 +119,12 @@ class LayerStream:
             encoder_of(self._model)(**batch.inputs)
         self._calls.append(calls)
 
-    def _gives_tuples(self, batch: Batch) -> bool:
-        """Whether a layer's output is a tuple: asked of the first layer."""
-        first, found = self._layers[0], []
+    def _more_than_hidden(self, batch: Batch) -> tuple[None, ...] | None:
+        """Asked of the first layer; nobody reads it."""
+        first, found = self._layers[0], list[tuple[None, ...] | None]()
 
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
-            found.append(isinstance(output, tuple))
+            found.append((None,) * (len(output) - 1) if isinstance(output, tuple) else None)
             raise _Reached
 
         hook = first.register_forward_hook(after)

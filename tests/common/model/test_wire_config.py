@@ -16,6 +16,8 @@ from coordinator.modelling.foundation import wire_config
 from tests.conftest import LABELS
 from tests.families import small_config
 
+# Families whose configurations are not flat, or say more than their class declares.
+NESTED = ("gemma3_text", "deberta-v2")
 TASK = TaskSpec(TaskKind.TEXT_CLASSIFICATION, LABELS, 32, False)
 
 
@@ -34,6 +36,12 @@ def test_an_honest_configuration_comes_through_unchanged(model_type: str) -> Non
     for key, value in sent.to_dict().items():
         assert key in free or got.to_dict()[key] == value, key
     assert str(from_config(got, kind)) == str(from_config(sent, kind))
+
+
+@pytest.mark.parametrize("model_type", NESTED)
+def test_tables_by_kind_of_layer_and_undeclared_keys_come_through(model_type: str) -> None:
+    test_an_honest_configuration_comes_through_unchanged(model_type)
+    assert all(key in known_keys(model_type) for key in FAMILIES[model_type].undeclared)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +66,7 @@ def test_what_could_name_code_or_files_is_not_looked_at(key: str) -> None:
     config = read_config(told("bert", **{key: "elsewhere/kernels"}), TASK)
     assert "elsewhere" not in json.dumps(config.to_dict(), default=str)
     assert config._attn_implementation != "elsewhere/kernels"
-    assert key not in known_keys("bert") | known_keys("distilbert")
+    assert not any(key in known_keys(model_type) for model_type in FAMILIES)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +88,15 @@ def test_what_could_name_code_or_files_is_not_looked_at(key: str) -> None:
         (told(eos_token_id=[0] * 5000), "out of bounds"),
         (told(eos_token_id=[[[0]]]), "out of bounds"),
         (told(layer_norm_eps={"a": {"b": 1}}), "out of bounds"),
+        (told("olmo3", rope_parameters={"full_attention": {"rope_theta": {"a": 1}}}), "out of bounds"),
+        (told("olmo3", rope_parameters={"full_attention": {"factor": 2**60}}), "out of bounds"),
+        (told("olmo3", rope_parameters={"full_attention": {"x" * 2000: 1}}), "out of bounds"),
+        (told("olmo3", rope_parameters={str(i): {"factor": 1} for i in range(17)}), "out of bounds"),
+        (told("olmo3", rope_parameters={"a": {str(i): 1 for i in range(3000)}}), "out of bounds"),
+        (told("olmo3", layer_types={"a": {"b": 1}}), "out of bounds"),
+        (told("deberta-v2", position_buckets=2**18), "out of bounds"),
+        (told("deberta-v2", norm_rel_ebd={"a": {"b": 1}}), "out of bounds"),
+        (told("deberta-v2", conv_kernel_size=[[3]]), "out of bounds"),
         (told(dtype="float64"), "must be float32 or bfloat16"),
         (told(dtype=["bfloat16"]), "must be float32 or bfloat16"),
         (told(hidden_size="32"), "cannot be used"),

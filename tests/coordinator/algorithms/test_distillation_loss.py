@@ -155,7 +155,8 @@ def test_of_the_last_layer_only_what_the_loss_looks_at_runs(
         last.out.site.register_forward_hook(lambda module, args, output, name=name: ran.append(f"{name} out"))
     loss_of(fm, sub_fm, **factors)(small_inputs(fm))
     expected = [part for part, runs in (("query", attends), ("out", ends)) if runs]
-    assert ran == [f"{name} {part}" for name in ("fm", "sub-FM") for part in expected]
+    # DeBERTa's query projection reads positions besides.
+    assert list(dict.fromkeys(ran)) == [f"{name} {part}" for name in ("fm", "sub-FM") for part in expected]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

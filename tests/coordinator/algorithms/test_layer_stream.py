@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.data.batches import Batch
+from common.errors import UnsupportedFamily
 from common.model.families import FAMILIES
 from common.model.ffn import ffns_of
 from common.model.layers import layer_outputs, layers_of
@@ -48,6 +49,15 @@ def test_every_layer_runs_once_on_every_batch(family: str) -> None:
     # The first layer is also asked, on one batch, what it gives.
     once = {f"{name} {i}": BATCHES + (i == 0) for name in ("teacher", "student") for i in range(3)}
     assert calls == once
+
+
+def test_hidden_states_that_are_changed_between_layers_are_refused() -> None:
+    """DeBERTa v2's largest models have a convolution there."""
+    model = small_model("deberta-v2", conv_kernel_size=3)
+    refused = r"deberta-v2 changes hidden states between its layers 0 and 1.* alignment.method = \"gradient\""
+    with pytest.raises(UnsupportedFamily, match=refused), undisturbed(model):
+        LayerStream(model, batches_for(model, 1))
+    assert not any("forward" in layer.__dict__ for layer in layers_of(model))
 
 
 def test_layers_are_as_they_were_when_the_encoder_fails() -> None:
