@@ -17,7 +17,13 @@ LAYERS, HIDDEN, FFN, HEADS = 4, 32, 64, 4
 # What is tested everyday at length, by whole runs, say: the others are built like one of these.
 EVERYDAY = ("bert", "distilbert", "vit", "dinov2", "gpt2", "llama", "qwen2")
 # How else a layer may be built, each in a family that builds it so: what it takes is tested everyday, too.
-BUILDS = {"scaled by a number": "granite", "normalised behind, too": "gemma2", "normalised behind": "olmo2"}
+BUILDS = {
+    "scaled by a number": "granite",
+    "normalised behind, too": "gemma2",
+    "normalised behind": "olmo2",
+    "tokens end to end": "opt",
+    "no biases": "nemotron",
+}
 TEXT_FAMILIES = tuple(
     n for n, family in FAMILIES.items() if TaskKind.IMAGE_CLASSIFICATION not in family.tasks
 )
@@ -52,6 +58,7 @@ def small_config(model_type: str, vocabulary: int = 64, **changes: Any) -> Pretr
         },
         "vit": {**images, **_FFN},
         "deit": {**images, **_FFN},
+        "beit": {**images, **_FFN, "layer_scale_init_value": 0.5, "use_relative_position_bias": True},
         "dinov2": {**images, "mlp_ratio": FFN // HIDDEN},
         "gpt2": {
             "n_embd": HIDDEN,
@@ -79,6 +86,7 @@ def small_config(model_type: str, vocabulary: int = 64, **changes: Any) -> Pretr
             "position_biased_input": False,
             "pooler_hidden_size": HIDDEN,
         },
+        "mpnet": encoder,
         "electra": {**encoder, "embedding_size": 16},
         "eurobert": encoder,
         "dinov2_with_registers": {**images, "mlp_ratio": FFN // HIDDEN},
@@ -113,6 +121,8 @@ def small_config(model_type: str, vocabulary: int = 64, **changes: Any) -> Pretr
             },
         },
         "exaone4": grouped,
+        "nemotron": grouped,
+        "opt": {**_SIZES, "ffn_dim": FFN, "init_std": 0.2, **tokens, **positions},
         "granite": {
             **grouped,
             "residual_multiplier": 0.5,
@@ -126,7 +136,7 @@ def small_config(model_type: str, vocabulary: int = 64, **changes: Any) -> Pretr
 
 
 def is_gated(model_type: str) -> bool:
-    """Whether the FFN has a gate; those that have one have no biases."""
+    """Whether the FFN has a gate."""
     return len(FAMILIES[model_type].ffn_in) == 2
 
 

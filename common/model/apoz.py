@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.model.ffn import Ffn
+from common.model.layers import tokens_of
 from common.records import ZeroRule
 
 
@@ -29,11 +30,11 @@ def count_at_rest(values: Tensor, mask: Tensor | None, rule: ZeroRule, threshold
 
     By PRE_ACTIVATION where the activation function's argument is <= 0: for ReLU exactly the zero
     activations; smooth functions (GELU, SiLU) have next to no exact zeros, but rest below 0 just the
-    same. By NEAR_ZERO where the activation itself is within `threshold` of 0. `values` [B, T, K] are
-    what the rule looks at; `mask` [B, T], 1 = token, None = all.
+    same. By NEAR_ZERO where the activation itself is within `threshold` of 0. `values` [B, T, K] or
+    [B * T, K] are what the rule looks at; `mask` [B, T], 1 = token, None = all.
     """
     seen = values.detach()
-    tokens = seen[mask.bool()] if mask is not None else seen.flatten(0, -2)
+    tokens = tokens_of(seen, mask) if mask is not None else seen.flatten(0, -2)
     at_rest = tokens <= 0 if rule is ZeroRule.PRE_ACTIVATION else tokens.abs() <= threshold
     return ZeroCounts(at_rest.sum(0), torch.tensor(at_rest.shape[0]))
 

@@ -53,12 +53,16 @@ class Family:
     models lack it."""
     post_norm: bool = False
     """Whether `ffn_norm` normalises the sum of FFN and residual, instead of the FFN's input."""
+    pre_norm_key: str | None = None
+    """The configuration's key that says it is the input after all, where that is a choice."""
     ffn_post_norm: str | None = None
     """A normalisation of the FFN's output alone, before it is added, where there is one."""
     ffn_scale: str | None = None
     """A factor of the FFN's output, where the layer has one: learned [d], or a number."""
     activation: str = "hidden_act"
     """The configuration's key for the FFN's activation function."""
+    half: bool = True
+    """Whether its models compute in bfloat16 as well."""
     undeclared: tuple[str, ...] = ()
     """Keys of the configuration that its class does not declare, and that its modules read all the same."""
 
@@ -152,6 +156,9 @@ FAMILIES = {
         ),
         _VIT,
         replace(_VIT, model_type="deit", encoder="deit"),
+        replace(
+            _VIT, model_type="beit", encoder="beit", ffn_scale="lambda_2", pooler="beit.pooler", half=False
+        ),
         _DINOV2,
         Family(
             model_type="gpt2",
@@ -172,6 +179,12 @@ FAMILIES = {
         replace(_LLAMA, model_type="qwen2"),
         replace(_ROBERTA, model_type="xlm-roberta"),
         replace(_ROBERTA, model_type="camembert"),
+        replace(
+            _ROBERTA,
+            model_type="mpnet",
+            encoder="mpnet",
+            attention=("attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o"),
+        ),
         replace(_BERT, model_type="ernie", encoder="ernie", pooler="ernie.pooler"),
         replace(_BERT, model_type="electra", encoder="electra", pooler=None),
         replace(
@@ -213,6 +226,24 @@ FAMILIES = {
         replace(_LLAMA, model_type="helium"),
         replace(_LLAMA, model_type="stablelm"),
         replace(_LLAMA, model_type="starcoder2", ffn_in=("mlp.c_fc",), ffn_out="mlp.c_proj"),
+        replace(_LLAMA, model_type="nemotron", ffn_in=("mlp.up_proj",)),
+        Family(
+            model_type="opt",
+            tasks=_NO_TAGS,
+            encoder="model.decoder",
+            layers="layers",
+            ffn_in=("fc1",),
+            ffn_out="fc2",
+            ffn_norm="final_layer_norm",
+            post_norm=True,
+            # All but OPT-350M's.
+            pre_norm_key="do_layer_norm_before",
+            attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+            head=("score",),
+            positions="embed_positions",
+            activation="activation_function",
+            undeclared=("_remove_final_layer_norm",),
+        ),
         # Attention and FFN read one normalised input, side by side, in these two.
         replace(
             _LLAMA,

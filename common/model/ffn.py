@@ -98,13 +98,15 @@ class Ffn:
 def ffns_of(model: PreTrainedModel) -> list[Ffn]:
     """The FFN of every layer, first to last. Raises UnsupportedFamily where a variant has another."""
     family = family_of(model.config)
+    key = family.pre_norm_key
+    post_norm = family.post_norm if key is None else not getattr(model.config, key)
     return [
         Ffn(
             tuple(_projection(layer, path, family) for path in family.ffn_in),
             _projection(layer, family.ffn_out, family),
             _norm(layer, family.ffn_norm, family),
             layer,
-            family.post_norm,
+            post_norm,
             _norm(layer, family.ffn_post_norm, family),
             _scale(layer, family),
         )

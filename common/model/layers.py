@@ -35,8 +35,9 @@ def positions_of(model: PreTrainedModel) -> int | None:
         # DeBERTa's may be relative alone.
         return None
     assert isinstance(table, nn.Embedding)
-    # RoBERTa's begin behind the row that stands for padding.
-    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    # RoBERTa's begin behind the row that stands for padding, OPT's behind as many as it says.
+    behind = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
+    return table.num_embeddings - int(behind)
 
 
 def layer_prefix(config: PretrainedConfig, layer: int) -> str:
@@ -59,6 +60,18 @@ def with_layers(config: PretrainedConfig, sources: Sequence[int]) -> PretrainedC
         if kinds := getattr(config, name, None):
             setattr(changed, name, [kinds[source] for source in sources])
     return changed
+
+
+def tokens_of(values: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, T, ...] → [N, ...], padding left out: chosen, not multiplied by 0, for padding may hold NaN.
+
+    With a mask [B, T] also of values that a layer has laid end to end, [B * T, ...] (OPT).
+    """
+    if mask is None:
+        return values.flatten(0, 1)
+    if values.shape[:2] != mask.shape:
+        values = values.unflatten(0, mask.shape)
+    return values[mask.bool()]
 
 
 def layer_outputs(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:

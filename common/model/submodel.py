@@ -141,7 +141,11 @@ def apply_patch(ffns: Sequence[Ffn], patch: Mapping[str, Tensor]) -> None:
             raise BadUpdate(f"patch for layer {layer} must name neurons as int64 [N]")
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < ffn.width:
             raise BadUpdate(f"patch for layer {layer} names neurons beyond {ffn.width}")
-        for part, values in _parts(ffn).items():
+        parts = _parts(ffn)
+        held = {n.removeprefix(f"{layer}.") for n in patch if n.startswith(f"{layer}.")}
+        if odd := sorted(held - parts.keys() - {"neurons"}):
+            raise BadUpdate(f"patch for layer {layer} holds {odd[0]}, which the model has not")
+        for part, values in parts.items():
             new = patch.get(f"{layer}.{part}")
             axis = _neuron_axis(part)
             wanted = list(values.shape)

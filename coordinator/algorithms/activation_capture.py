@@ -13,11 +13,6 @@ from common.model.ffn import Ffn
 from common.model.layers import layers_of
 
 
-def tokens_of(values: Tensor, mask: Tensor | None) -> Tensor:
-    """[B, T, ...] → [N, ...], padding left out: chosen, not multiplied by 0, for padding may hold NaN."""
-    return values.flatten(0, 1) if mask is None else values[mask.bool()]
-
-
 @contextmanager
 def undisturbed(*models: nn.Module) -> Iterator[None]:
     """While open, no dropout, no trainable parameter, no cache of keys and values; after that each module's

@@ -22,7 +22,8 @@ from coordinator.algorithms.activation_capture import watch_activations
 
 @dataclass(frozen=True)
 class LayerStep:
-    """One layer on one batch: its neurons' activations [B, T, K], and the residual sum [B, T, d].
+    """One layer on one batch: its neurons' activations [B, T, K], or [B * T, K] where it lays tokens end to
+    end, and the residual sum [B, T, d].
 
     The sum is x + scale * (W2 a + b): what `norm` is given in post-norm models, the layer's output in
     pre-norm ones. Where the FFN's output is normalised before it is added, it is without x.
@@ -163,7 +164,7 @@ class LayerStream:
         """The last layer gave so much more in its residual sums, [B, T, d] by batch."""
         norm = self._ffn.norm_behind
         for k, (total, more) in enumerate(zip(self._totals, added, strict=True)):
-            corrected = total + more
+            corrected = total + more.view_as(total)
             if norm is None:
                 self.hidden[k] = corrected
             elif self._ffn.post_norm:

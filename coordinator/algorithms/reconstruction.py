@@ -27,7 +27,8 @@ from transformers import PreTrainedModel
 from common.data.batches import Batch
 from common.errors import DataError
 from common.model.ffn import Ffn, ffns_of
-from coordinator.algorithms.activation_capture import tokens_of, undisturbed
+from common.model.layers import tokens_of
+from coordinator.algorithms.activation_capture import undisturbed
 from coordinator.algorithms.layer_stream import LayerStream
 
 # Called after every layer with layers done and layers in all; may raise to stop.

@@ -16,10 +16,9 @@ from common.config.choices import Saliency
 from common.data.batches import Batch
 from common.errors import DataError
 from common.model.ffn import Ffn, ffns_of
-from common.model.layers import encoder_of, layer_outputs
+from common.model.layers import encoder_of, layer_outputs, tokens_of
 from coordinator.algorithms.activation_capture import (
     attention_received,
-    tokens_of,
     undisturbed,
     watch_activations,
     watch_attention,

@@ -71,7 +71,12 @@ def load_foundation(
         # A decoder's classifier reads the last token that is not this one: it must be the one that pads.
         config.pad_token_id = processor.pad_token_id
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    config.dtype = _held(dtype, held)
+    if held is ModelDtype.BFLOAT16 and not family.half:
+        raise ModelError(
+            f"model {path}: a {family.model_type} model computes in float32 alone; "
+            'set model.dtype = "float32"'
+        )
+    config.dtype = _held(dtype, held if family.half else ModelDtype.FLOAT32)
     if kind is TaskKind.CAUSAL_LM:
         model, brought = _loaded(path, config, kind, seed)
     else:

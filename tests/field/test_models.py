@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertForMaskedLM, BertModel
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from common.config.choices import ModelDtype
 from common.errors import ModelError
 from common.model.adapter import heads_of
 from common.model.families import FAMILIES
@@ -185,6 +187,16 @@ def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
     folder = write_family(tmp_path, "gpt2", CAUSAL)
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
     assert load(folder, CAUSAL).new_modules == ()
+
+
+def test_what_computes_in_float32_alone_is_held_so(tmp_path: Path) -> None:
+    small_model("beit", IMAGES).bfloat16().save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    loaded = load(tmp_path, IMAGES)
+    assert loaded.dtype is torch.bfloat16
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+    with pytest.raises(ModelError, match=r'a beit model .* alone; set model\.dtype = "float32"'):
+        load_foundation(str(tmp_path), IMAGES, LABELS, 1, ModelDtype.BFLOAT16)
 
 
 # --- the published head ---

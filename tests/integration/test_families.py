@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from common.model.families import FAMILIES
+from common.model.ffn import ffns_of
 from common.model.tasks import auto_class
 from common.records import AdapterTargets, Phase, TaskKind
 from common.task_forms import FORMS
 from tests.conftest import VOCABULARY, labels_of
-from tests.families import EVERYDAY, FFN, HIDDEN, LAYERS, is_gated, small_inputs, write_family
+from tests.families import EVERYDAY, FFN, LAYERS, small_inputs, small_model, write_family
 from tests.integration.federation import Federation, federation
 
 # In `make test`, too; texts are classified by test_run.py's BERT.
@@ -72,10 +73,9 @@ def test_a_federated_run_of_the_family(finished: Federation, tmp_path: Path) -> 
 def _check_sizes(finished: Federation) -> None:
     models = finished.status().models
     assert models is not None
-    gated = is_gated(finished.model_type)
-    biases = 0 if gated else 1
+    ffn = ffns_of(small_model(finished.model_type))[0]
     # 48 of 64 neurons go in each of two layers, each with its rows, their biases and its column.
-    lost = 2 * 48 * ((3 if gated else 2) * HIDDEN + biases)
+    lost = 2 * 48 * sum(p.numel() for p in ffn.neuron_parameters()) // FFN
     assert models.fm_layer_parameters - models.sub_fm_layer_parameters == lost
 
 

@@ -16,6 +16,7 @@ from common.model.adapter import Adapted
 from common.model.apoz import ZeroCounter, ZeroCounts, apoz, count_at_rest, from_tensors, merge, to_tensors
 from common.model.families import FAMILIES
 from common.model.ffn import Ffn, ffns_of
+from common.model.layers import tokens_of
 from common.records import AdapterSpec, AdapterTargets, TaskKind, ZeroRule
 from tests.conftest import FFN, write_model
 from tests.families import is_gated, small_inputs, small_model
@@ -79,6 +80,14 @@ def test_without_a_mask_everything_counts(seed: int, rule: ZeroRule) -> None:
     counts = count_at_rest(values, None, rule, 0.3)
     assert counts.tokens == 12
     assert same_counts(counts, count_at_rest(values, torch.ones(3, 4), rule, 0.3))
+
+
+@given(st.integers(0, 2**31), st.sampled_from(ZeroRule))
+def test_tokens_laid_end_to_end_count_the_same(seed: int, rule: ZeroRule) -> None:
+    values, mask = draw(seed, (3, 4, 5)), (draw(seed + 1, (3, 4)) > 0).long()
+    for given_mask in (mask, None):
+        wanted = count_at_rest(values, given_mask, rule, 0.3)
+        assert same_counts(count_at_rest(values.flatten(0, 1), given_mask, rule, 0.3), wanted)
 
 
 @given(st.integers(0, 2**31))
@@ -169,7 +178,7 @@ def test_the_rules_look_before_and_after_the_activation(model_type: str) -> None
     mask = inputs.get("attention_mask")
     before, seen = counted(model, ffn, inputs, BEFORE)
     near, _ = counted(model, ffn, inputs, NEAR, 0.05)
-    tokens = {part: v[mask.bool()] if mask is not None else v.flatten(0, 1) for part, v in seen.items()}
+    tokens = {part: tokens_of(v, mask) for part, v in seen.items()}
     assert torch.equal(before.zeros, (tokens["in.0"] <= 0).sum(0))
     assert torch.equal(near.zeros, (tokens["out"].abs() <= 0.05).sum(0))
     assert before.tokens == near.tokens == len(tokens["out"])

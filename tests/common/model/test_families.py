@@ -32,6 +32,13 @@ def test_a_variant_that_normalises_its_ffn_elsewhere_is_unsupported() -> None:
         ffns_of(small_model("stablelm", use_parallel_residual=True))
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_norm_before_or_behind_the_ffn_as_the_configuration_says(before: bool) -> None:
+    ffn = ffns_of(small_model("opt", do_layer_norm_before=before))[0]
+    assert ffn.post_norm is not before
+    assert (ffn.norm_behind is ffn.norm) is not before
+
+
 @every_family
 def test_a_family_is_registered_under_its_own_name(model_type: str) -> None:
     assert FAMILIES[model_type].model_type == small_config(model_type).model_type == model_type
@@ -140,6 +147,6 @@ def test_a_configuration_with_fewer_layers_is_the_same_otherwise(model_type: str
 @every_family
 def test_only_relu_has_exact_zeros(model_type: str) -> None:
     config = small_config(model_type)
-    assert is_smooth(config)
-    setattr(config, family_of(config).activation, "relu")
-    assert not is_smooth(config)
+    for name, smooth in (("gelu", True), ("silu", True), ("relu", False), ("relu2", False)):
+        setattr(config, family_of(config).activation, name)
+        assert is_smooth(config) is smooth

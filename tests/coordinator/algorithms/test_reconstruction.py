@@ -13,9 +13,8 @@ from common.data.batches import Batch
 from common.errors import DataError, Stopped
 from common.model.families import FAMILIES, family_of
 from common.model.ffn import Ffn, ffns_of
-from common.model.layers import encoder_of
+from common.model.layers import encoder_of, tokens_of
 from common.model.submodel import build
-from coordinator.algorithms.activation_capture import tokens_of
 from coordinator.algorithms.compression import config_of, cut, ffn_widths, plan_ffn_pruning, plan_full
 from coordinator.algorithms.distillation import hidden_error
 from coordinator.algorithms.reconstruction import reconstruct
