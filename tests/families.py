@@ -23,6 +23,7 @@ BUILDS = {
     "normalised behind": "olmo2",
     "tokens end to end": "opt",
     "no biases": "nemotron",
+    "gate and up in one": "glm4",
 }
 TEXT_FAMILIES = tuple(
     n for n, family in FAMILIES.items() if TaskKind.IMAGE_CLASSIFICATION not in family.tasks
@@ -121,6 +122,19 @@ def small_config(model_type: str, vocabulary: int = 64, **changes: Any) -> Pretr
             },
         },
         "exaone4": grouped,
+        "modernbert": {**encoder, "local_attention": 8},
+        "phi3": {
+            **decoder,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [2.0, 2.2, 2.4, 2.6],
+            },
+        },
+        "glm": sized,
+        "glm4": sized,
         "nemotron": grouped,
         "opt": {**_SIZES, "ffn_dim": FFN, "init_std": 0.2, **tokens, **positions},
         "granite": {
@@ -137,7 +151,7 @@ def small_config(model_type: str, vocabulary: int = 64, **changes: Any) -> Pretr
 
 def is_gated(model_type: str) -> bool:
     """Whether the FFN has a gate."""
-    return len(FAMILIES[model_type].ffn_in) == 2
+    return len(FAMILIES[model_type].ffn_in) * FAMILIES[model_type].rows == 2
 
 
 def small_model(

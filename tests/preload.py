@@ -12,12 +12,13 @@ import gc
 from importlib import import_module
 
 import torch
+from transformers import CONFIG_MAPPING
 
 from common.model.families import FAMILIES
 
 for _module in (
     "peft",
-    *("transformers.models.{0}.modeling_{0}".format(family.replace("-", "_")) for family in FAMILIES),
+    *(CONFIG_MAPPING[family].__module__.replace("configuration_", "modeling_") for family in FAMILIES),
     "transformers.models.bert.tokenization_bert",
     # Late in processes, since it takes seconds; torchmetrics and what it brings.
     "common.model.metrics",

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from common.model.ffn import Ffn
+from common.model.ffn import Ffn, Projection
 from common.model.layers import tokens_of
 from common.records import ZeroRule
 
@@ -54,7 +54,7 @@ class ZeroCounter:
         for layer, ffn in self.ffns.items():
             if self.rule is ZeroRule.PRE_ACTIVATION:
                 # A gated neuron rests when its gate does.
-                hook = ffn.ins[0].site.register_forward_hook(self._after_in(layer))
+                hook = ffn.ins[0].site.register_forward_hook(self._after_in(layer, ffn.ins[0]))
             else:
                 hook = ffn.out.site.register_forward_pre_hook(self._before_out(layer))
             self._hooks.append(hook)
@@ -79,9 +79,9 @@ class ZeroCounter:
         finally:
             self.counts = kept
 
-    def _after_in(self, layer: int) -> Any:
+    def _after_in(self, layer: int, gate: Projection) -> Any:
         def observe(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            self._note(layer, output)
+            self._note(layer, gate.outputs(output))
 
         return observe
 

@@ -34,7 +34,7 @@ class Family:
     layers: str
     """The list of transformer layers, below the encoder."""
     ffn_in: tuple[str, ...]
-    """The maps from hidden size to FFN neurons; of a gated FFN two, the gate first."""
+    """The maps from hidden size to FFN neurons; of a gated FFN two, the gate first, or a `fused` one."""
     ffn_out: str
     """The map from FFN neurons back to hidden size."""
     ffn_norm: str | None
@@ -46,6 +46,8 @@ class Family:
     """The classifier, below the task model: what is tuned in full. A language model's is not tuned."""
     token_head: tuple[str, ...] = ("classifier",)
     """The same of a model that classifies tokens."""
+    fused: bool = False
+    """Whether the one map into the neurons is the gate's rows and then those of the other map."""
     positions: str | None = None
     """The table of positions, below the encoder, where they are learned: it ends somewhere."""
     pooler: str | None = None
@@ -65,6 +67,11 @@ class Family:
     """Whether its models compute in bfloat16 as well."""
     undeclared: tuple[str, ...] = ()
     """Keys of the configuration that its class does not declare, and that its modules read all the same."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows a neuron has in each of the maps into it."""
+        return 2 if self.fused else 1
 
 
 _BERT = Family(
@@ -134,6 +141,13 @@ _GEMMA2 = replace(
     ffn_post_norm="post_feedforward_layernorm",
     activation="hidden_activation",
 )
+_GLM4 = replace(
+    _LLAMA,
+    model_type="glm4",
+    ffn_in=("mlp.gate_up_proj",),
+    fused=True,
+    ffn_post_norm="post_mlp_layernorm",
+)
 
 FAMILIES = {
     family.model_type: family
@@ -179,6 +193,20 @@ FAMILIES = {
         replace(_LLAMA, model_type="qwen2"),
         replace(_ROBERTA, model_type="xlm-roberta"),
         replace(_ROBERTA, model_type="camembert"),
+        replace(
+            _LLAMA,
+            model_type="modernbert",
+            tasks=_TEXT,
+            ffn_in=("mlp.Wi",),
+            fused=True,
+            ffn_out="mlp.Wo",
+            ffn_norm="mlp_norm",
+            # Query, key and value are one map here.
+            attention=("attn.Wqkv", "attn.Wo"),
+            head=("head", "classifier"),
+            token_head=("head", "classifier"),
+            activation="hidden_activation",
+        ),
         replace(
             _ROBERTA,
             model_type="mpnet",
@@ -226,6 +254,15 @@ FAMILIES = {
         replace(_LLAMA, model_type="helium"),
         replace(_LLAMA, model_type="stablelm"),
         replace(_LLAMA, model_type="starcoder2", ffn_in=("mlp.c_fc",), ffn_out="mlp.c_proj"),
+        replace(
+            _LLAMA,
+            model_type="phi3",
+            ffn_in=("mlp.gate_up_proj",),
+            fused=True,
+            attention=("self_attn.qkv_proj", "self_attn.o_proj"),
+        ),
+        replace(_GLM4, model_type="glm", ffn_post_norm=None),
+        _GLM4,
         replace(_LLAMA, model_type="nemotron", ffn_in=("mlp.up_proj",)),
         Family(
             model_type="opt",

@@ -15,10 +15,16 @@ from common.model.layers import layers_of
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear map, in nn.Linear's layout whether it is a Linear or a Conv1D (stored transposed)."""
+    """A linear map, in nn.Linear's layout whether it is a Linear or a Conv1D (stored transposed).
+
+    Of a module that is several maps, one under the other, it is one of them.
+    """
 
     site: nn.Module
     """The module in the layer: the map itself, or peft's wrapper around it. Hooks go here."""
+    part: int = 0
+    parts: int = 1
+    """Which of how many maps of equal height in the module."""
 
     @property
     def module(self) -> nn.Linear | Conv1D:
@@ -32,7 +38,15 @@ class Projection:
     def weight(self) -> Tensor:
         """[out, in]; writing into it writes into the model."""
         weight: Tensor = self.module.weight
-        return self.stored(weight)
+        return self._own(self.stored(weight))
+
+    def _own(self, rows: Tensor) -> Tensor:
+        """This map's, of rows that are the module's."""
+        return rows if self.parts == 1 else rows.chunk(self.parts)[self.part]
+
+    def outputs(self, values: Tensor) -> Tensor:
+        """This map's [..., out], of what the module puts out."""
+        return values if self.parts == 1 else values.chunk(self.parts, -1)[self.part]
 
     def stored(self, weight: Tensor) -> Tensor:
         """A weight [out, in] in the layout in which this map's class keeps it."""
@@ -43,16 +57,25 @@ class Projection:
         """The weight's gradient, [out, in], likewise."""
         gradient = self.module.weight.grad
         assert isinstance(gradient, Tensor)
-        return self.stored(gradient)
+        return self._own(self.stored(gradient))
 
     @property
-    def bias(self) -> nn.Parameter | None:
-        """[out], where the family has one."""
-        bias: nn.Parameter | None = self.module.bias
-        return bias
+    def bias(self) -> Tensor | None:
+        """[out], where the family has one; writing into it writes into the model."""
+        bias: Tensor | None = self.module.bias
+        return None if bias is None else self._own(bias)
+
+    @property
+    def bias_gradient(self) -> Tensor | None:
+        """The bias's gradient [out], where there is a bias."""
+        bias: Tensor | None = self.module.bias
+        if bias is None:
+            return None
+        assert bias.grad is not None
+        return self._own(bias.grad)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Weight and bias, without an adapter's."""
+        """Weight and bias of the module, without an adapter's."""
         return list(self.module.parameters(recurse=False))
 
 
@@ -85,14 +108,17 @@ class Ffn:
 
     def neuron_parameters(self) -> list[nn.Parameter]:
         """What a neuron-level alignment trains: what belongs to single neurons, so not out's bias."""
-        maps = [p for m in self.ins for p in m.parameters()]
-        return [*maps, *(p for p in self.out.parameters() if p is not self.out.bias)]
+        return [*self._in_parameters(), *(p for p in self.out.parameters() if p is not self.out.bias)]
 
     def parameters(self) -> list[nn.Parameter]:
         """What a layer-level alignment trains."""
         norms = [norm for norm in (self.norm, self.out_norm) if norm is not None]
-        maps = [p for m in (*self.ins, self.out) for p in m.parameters()]
+        maps = [*self._in_parameters(), *self.out.parameters()]
         return maps + [p for norm in norms for p in norm.parameters()]
+
+    def _in_parameters(self) -> list[nn.Parameter]:
+        # Each once, where one module is two maps.
+        return list(dict.fromkeys(p for m in self.ins for p in m.parameters()))
 
 
 def ffns_of(model: PreTrainedModel) -> list[Ffn]:
@@ -102,7 +128,11 @@ def ffns_of(model: PreTrainedModel) -> list[Ffn]:
     post_norm = family.post_norm if key is None else not getattr(model.config, key)
     return [
         Ffn(
-            tuple(_projection(layer, path, family) for path in family.ffn_in),
+            tuple(
+                _projection(layer, path, family, part)
+                for path in family.ffn_in
+                for part in range(family.rows)
+            ),
             _projection(layer, family.ffn_out, family),
             _norm(layer, family.ffn_norm, family),
             layer,
@@ -136,9 +166,11 @@ def _scale(layer: nn.Module, family: Family) -> Tensor | None:
     return None if found == 1 else torch.tensor(found, dtype=torch.float64, device=device)
 
 
-def _projection(layer: nn.Module, path: str, family: Family) -> Projection:
+def _projection(layer: nn.Module, path: str, family: Family, part: int | None = None) -> Projection:
+    """What is at a path of the layer: one of its maps into neurons by its number, or all of the module."""
     try:
-        found = Projection(layer.get_submodule(path))
+        module = layer.get_submodule(path)
+        found = Projection(module) if part is None else Projection(module, part, family.rows)
     except AttributeError:
         raise UnsupportedFamily(
             f"this {family.model_type} keeps its FFN elsewhere than the family does: no {path}"
@@ -149,7 +181,8 @@ def _projection(layer: nn.Module, path: str, family: Family) -> Projection:
 def set_ffn_width(layer: nn.Module, family: Family, width: int) -> None:
     """Replace a layer's FFN maps by uninitialised ones for `width` neurons."""
     for path in family.ffn_in:
-        layer.set_submodule(path, _resized(_projection(layer, path, family), out_features=width))
+        whole = _projection(layer, path, family)
+        layer.set_submodule(path, _resized(whole, out_features=width * family.rows))
     out = _projection(layer, family.ffn_out, family)
     layer.set_submodule(family.ffn_out, _resized(out, in_features=width))
 

@@ -22,8 +22,8 @@ _DTYPES = ("float32", "bfloat16")
 CLASSES = ("id2label", "label2id")
 # So many classes stand in the configuration itself, as workers of before protocol 3 want it.
 FEW = 1000
-# Positions come with the weights: DistilBERT would compute them first.
-_WITHOUT = frozenset({"sinusoidal_pos_embds"})
+# Positions come with the weights: DistilBERT would compute them first. No task here predicts masked words.
+_WITHOUT = frozenset({"sinusoidal_pos_embds", "sparse_pred_ignore_index"})
 
 _LAYERS = frozenset({"num_hidden_layers", "n_layers", "n_layer"})
 # Rows of tables, and positions that rotary embeddings have no table for.

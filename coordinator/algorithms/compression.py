@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -88,9 +89,11 @@ def _cut_neurons(fm: PreTrainedModel, ffn: Ffn, neurons: Tensor) -> dict[str, Te
     """What is left of a layer's FFN, by name within the layer."""
     family = family_of(fm.config)
     parts: dict[str, Tensor] = {}
-    for path, projection in zip(family.ffn_in, ffn.ins, strict=True):
-        parts[f"{path}.weight"] = projection.stored(projection.weight.detach()[neurons]).contiguous()
-        if projection.bias is not None:
-            parts[f"{path}.bias"] = projection.bias.detach()[neurons]
+    for i, path in enumerate(family.ffn_in):
+        maps = ffn.ins[i * family.rows : (i + 1) * family.rows]
+        rows = torch.cat([one.weight.detach()[neurons] for one in maps])
+        parts[f"{path}.weight"] = maps[0].stored(rows).contiguous()
+        if biases := [one.bias.detach()[neurons] for one in maps if one.bias is not None]:
+            parts[f"{path}.bias"] = torch.cat(biases)
     parts[f"{family.ffn_out}.weight"] = ffn.out.stored(ffn.out.weight.detach()[:, neurons]).contiguous()
     return parts

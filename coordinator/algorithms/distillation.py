@@ -207,9 +207,8 @@ def _keep_gradient_of(ffn: Ffn, neurons: Tensor) -> None:
     others[neurons] = False
     for projection in ffn.ins:
         projection.gradient[others] = 0
-        if projection.bias is not None:
-            assert projection.bias.grad is not None
-            projection.bias.grad[others] = 0
+        if (of_bias := projection.bias_gradient) is not None:
+            of_bias[others] = 0
     ffn.out.gradient[:, others] = 0
 
 

@@ -22,11 +22,17 @@ Tensors = Mapping[str, Tensor]
 @dataclass(frozen=True)
 class _Place:
     """Where a tensor of the sub-FM's adapter belongs in the FM's: its name, and along which axis which
-    neurons, or None for all of it."""
+    neurons, or None for all of it. Along that axis there may be all neurons several times."""
 
     name: str
     axis: int = 0
     neurons: Tensor | None = None
+    times: int = 1
+
+    def rows(self, width: int) -> Tensor:
+        """The neurons' places along the axis, where the layer has `width` of them."""
+        assert self.neurons is not None
+        return torch.cat([self.neurons + i * width for i in range(self.times)])
 
 
 def _place(name: str, plan: SubModelPlan, config: PretrainedConfig) -> _Place:
@@ -37,7 +43,7 @@ def _place(name: str, plan: SubModelPlan, config: PretrainedConfig) -> _Place:
     family, layer = family_of(config), plan.layers[int(number)]
     source = f"{stack}{layer.source}.{path}.{kind}.weight"
     if path in family.ffn_in and kind in ("lora_B", "residual"):
-        return _Place(source, 0, layer.neurons)
+        return _Place(source, 0, layer.neurons, family.rows)
     if path == family.ffn_out and kind in ("lora_A", "residual"):
         return _Place(source, 1, layer.neurons)
     return _Place(source)
@@ -62,9 +68,10 @@ def plug(
         if place.neurons is not None:
             match = layer_pattern(config).fullmatch(place.name)
             assert match is not None
-            shape = list(tensor.shape)
-            shape[place.axis] = widths[int(match[2])]
-            tensor = torch.zeros(shape, dtype=tensor.dtype).index_copy_(place.axis, place.neurons, tensor)
+            shape, width = list(tensor.shape), widths[int(match[2])]
+            shape[place.axis] = width * place.times
+            rows = place.rows(width)
+            tensor = torch.zeros(shape, dtype=tensor.dtype).index_copy_(place.axis, rows, tensor)
         plugged[place.name] = tensor
     return plugged
 
@@ -78,6 +85,7 @@ def seen_from_below(
         place = _place(name, plan, config)
         tensor = fm[place.name]
         if place.neurons is not None:
-            tensor = tensor.index_select(place.axis, place.neurons.to(tensor.device))
+            rows = place.rows(tensor.shape[place.axis] // place.times)
+            tensor = tensor.index_select(place.axis, rows.to(tensor.device))
         seen[name] = tensor
     return seen

@@ -133,7 +133,9 @@ def watched(ffn: Ffn) -> Iterator[dict[str, Tensor]]:
         seen[part] = value.detach()
 
     hooks = [
-        projection.site.register_forward_hook(lambda m, x, y, part=f"in.{i}": note(part, y))
+        projection.site.register_forward_hook(
+            lambda m, x, y, i=i, own=projection: note(f"in.{i}", own.outputs(y))
+        )
         for i, projection in enumerate(ffn.ins)
     ]
     hooks.append(ffn.out.site.register_forward_pre_hook(lambda m, x: note("out", x[0])))

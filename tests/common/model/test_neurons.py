@@ -54,7 +54,7 @@ def test_it_begins_as_no_change_and_ends_as_another_weight(model_type: str, spec
     assert changes.keys() == {f"{stack}.{i}.{path}{RESIDUAL}" for i in layers for path in paths}
     assert not any(change.any() for change in changes.values())
     # In nn.Linear's layout, however the family keeps its weights.
-    assert {tuple(t.shape) for t in changes.values()} == {(FFN, HIDDEN), (HIDDEN, FFN)}
+    assert {tuple(t.shape) for t in changes.values()} == {(FFN * family.rows, HIDDEN), (HIDDEN, FFN)}
     matches = [m for name in start if (m := layer_pattern(plain.config).fullmatch(name))]
     assert {m[3] for m in matches if m[4] == "residual"} == set(paths)
     lora = set(family.attention) if spec.targets.lora else set()
@@ -84,7 +84,8 @@ def test_what_is_trainable_is_what_travels(model_type: str, spec: AdapterSpec) -
     groups, start = one.parameter_groups(), one.tensors()
     trainable = {id(p) for p in one.model.parameters() if p.requires_grad}
     assert {id(p) for p in groups.all} == trainable and len(groups.all) == len(trainable)
-    assert {tuple(p.shape) for p in groups.neurons} == {(FFN, HIDDEN), (HIDDEN, FFN)}
+    rows = FFN * FAMILIES[model_type].rows
+    assert {tuple(p.shape) for p in groups.neurons} == {(rows, HIDDEN), (HIDDEN, FFN)}
     assert bool(groups.lora) is spec.targets.lora
     assert difference(moved(start), start, spec).keys() == start.keys()
     assert all(trained(name, spec) for name in start)

@@ -97,11 +97,14 @@ def test_a_model_has_the_widths_asked_for(model_type: str) -> None:
     kind, widths = FAMILIES[model_type].tasks[0], (FFN, 16, 1, FFN)
     fm = small_model(model_type)
     weights = own_weights(fm)
+    rows = FAMILIES[model_type].rows
     for name, tensor in weights.items():
         for i in (1, 2):
-            if f".{i}." in name and FFN in tensor.shape:
-                axis = list(tensor.shape).index(FFN)
-                weights[name] = tensor.narrow(axis, 0, widths[i]).clone()
+            for times in {1, rows}:
+                if f".{i}." in name and FFN * times in tensor.shape:
+                    axis = list(tensor.shape).index(FFN * times)
+                    maps = [whole.narrow(axis, 0, widths[i]) for whole in tensor.split(FFN, axis)]
+                    weights[name] = torch.cat(maps, axis)
     built = build(fm.config, kind, widths, weights)
     assert tuple(ffn.width for ffn in ffns_of(built)) == widths
 

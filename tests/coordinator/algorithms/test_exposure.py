@@ -23,10 +23,12 @@ def pruned(fm: PreTrainedModel) -> SubModelPlan:
     return compression.plan_ffn_pruning([l2_norm(ffn) for ffn in ffns_of(fm)], drop_ratio=0.75)
 
 
-@pytest.fixture(params=FAMILIES)
-def fm(request: pytest.FixtureRequest) -> PreTrainedModel:
-    family = FAMILIES[request.param]
-    return small_model(family.model_type, family.tasks[0])
+every_family = pytest.mark.parametrize("model_type", FAMILIES)
+
+
+@pytest.fixture
+def fm(model_type: str) -> PreTrainedModel:
+    return small_model(model_type, FAMILIES[model_type].tasks[0])
 
 
 @pytest.fixture
@@ -34,6 +36,7 @@ def bert() -> PreTrainedModel:
     return small_model("bert", FAMILIES["bert"].tasks[0])
 
 
+@every_family
 def test_a_sub_fm_shows_no_cut_neuron_and_counts_add_up(fm: PreTrainedModel) -> None:
     plan = pruned(fm)
     weights = compression.cut(fm, plan)
@@ -52,6 +55,7 @@ def test_a_sub_fm_shows_no_cut_neuron_and_counts_add_up(fm: PreTrainedModel) -> 
     assert {"attention", "FFN", "normalisation"} <= {e.kind for e in counted}
 
 
+@every_family
 def test_every_vector_of_a_cut_neuron_is_found_in_the_whole_fm(fm: PreTrainedModel) -> None:
     secret = exposure.withheld(fm, pruned(fm))
     found = exposure.find(secret, own_weights(fm), most=10**6)

@@ -54,8 +54,8 @@ def activations(model: PreTrainedModel, batch: Batch) -> list[Tensor]:
             hook.remove()
         found = []
         for ffn, x in zip(ffns, seen, strict=True):
-            a = act(ffn.ins[0].site(x))
-            found.append(tokens_of(a * ffn.ins[1].site(x) if len(ffn.ins) == 2 else a, batch.mask))
+            a, *up = [one.outputs(one.site(x)) for one in ffn.ins]
+            found.append(tokens_of(act(a) * up[0] if up else act(a), batch.mask))
     return found
 
 
