@@ -59,6 +59,8 @@ def small_config(model_type: str, vocabulary: int = 64, **changes: Any) -> Pretr
         },
         "vit": {**images, **_FFN},
         "deit": {**images, **_FFN},
+        "clip": {"vision_config": {**images, **_FFN}, "initializer_factor": 3.0},
+        "siglip": {"vision_config": {**_SIZES, **_FFN, **_IMAGES}},
         "beit": {**images, **_FFN, "layer_scale_init_value": 0.5, "use_relative_position_bias": True},
         "dinov2": {**images, "mlp_ratio": FFN // HIDDEN},
         "gpt2": {
@@ -145,7 +147,11 @@ def small_config(model_type: str, vocabulary: int = 64, **changes: Any) -> Pretr
             "logits_scaling": 0.5,
         },
     }
-    config: PretrainedConfig = AutoConfig.for_model(model_type, **{**configs[model_type], **changes})
+    fields = configs[model_type]
+    if sizes := FAMILIES[model_type].sizes:
+        inner = {name: changes.pop(name) for name in changes.keys() & fields[sizes].keys()}
+        fields = {**fields, sizes: {**fields[sizes], **inner}}
+    config: PretrainedConfig = AutoConfig.for_model(model_type, **{**fields, **changes})
     return config
 
 

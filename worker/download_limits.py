@@ -9,6 +9,7 @@ import torch
 from common.data.processors import FILES, MOST_BYTES
 from common.errors import BadMessage, ModelError
 from common.model.adapter import PEFT_PREFIX, Adapted
+from common.model.families import sizes_of
 from common.model.ffn import Projection, ffns_of
 from common.model.submodel import empty, tied_names
 from common.model.wire_config import MOST, MOST_CLASSES, MOST_LAYERS, read_config
@@ -42,10 +43,10 @@ def limits_of(run: RunSpec, wanted: SubModelRef) -> Limits:
     Raises ModelError, UnsupportedFamily when there can be no such model.
     """
     config = read_config(wanted.config_json, run.task)
-    if config.num_hidden_layers != len(wanted.ffn_widths) or len(wanted.ffn_widths) > MOST_LAYERS:
+    layers = sizes_of(config).num_hidden_layers
+    if layers != len(wanted.ffn_widths) or len(wanted.ffn_widths) > MOST_LAYERS:
         raise ModelError(
-            f"{len(wanted.ffn_widths)} FFN widths given for {config.num_hidden_layers} layers "
-            f"of at most {MOST_LAYERS}"
+            f"{len(wanted.ffn_widths)} FFN widths given for {layers} layers of at most {MOST_LAYERS}"
         )
     if not all(1 <= width <= MOST for width in (*wanted.ffn_widths, run.adapter.rank)):
         raise ModelError(f"FFN widths and LoRA's rank must be 1 to {MOST}")

@@ -25,7 +25,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import BadUpdate, ModelError, UnsupportedFamily
-from common.model.families import Family, family_of
+from common.model.families import family_of
+from common.model.family import Family
 from common.model.ffn import Projection
 from common.model.neurons import tune_neurons, work_in
 from common.model.tasks import peft_type

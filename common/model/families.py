@@ -3,11 +3,12 @@
 To add a family, add an entry to FAMILIES and its small configuration to tests/families.py.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from transformers import PretrainedConfig
 
 from common.errors import UnsupportedFamily
+from common.model.family import Family
 from common.records import TaskKind
 
 _TEXT = (
@@ -20,58 +21,6 @@ _IMAGES = (TaskKind.IMAGE_CLASSIFICATION,)
 _DECODER = (*_TEXT, TaskKind.CAUSAL_LM)
 # transformers has no class of these that tells of every token.
 _NO_TAGS = tuple(kind for kind in _DECODER if kind is not TaskKind.TOKEN_CLASSIFICATION)
-
-
-@dataclass(frozen=True)
-class Family:
-    """Module paths of one architecture. Paths of a layer's parts are relative to the layer."""
-
-    model_type: str
-    tasks: tuple[TaskKind, ...]
-    """What its models are built for here."""
-    encoder: str
-    """The module that turns inputs into hidden states, below the task model."""
-    layers: str
-    """The list of transformer layers, below the encoder."""
-    ffn_in: tuple[str, ...]
-    """The maps from hidden size to FFN neurons; of a gated FFN two, the gate first, or a `fused` one."""
-    ffn_out: str
-    """The map from FFN neurons back to hidden size."""
-    ffn_norm: str | None
-    """The normalisation next to the FFN: of its sum in post-norm models, of its input in pre-norm ones; None
-    where the FFN reads hidden states as they are."""
-    attention: tuple[str, ...]
-    """Query, key, value and output projections."""
-    head: tuple[str, ...]
-    """The classifier, below the task model: what is tuned in full. A language model's is not tuned."""
-    token_head: tuple[str, ...] = ("classifier",)
-    """The same of a model that classifies tokens."""
-    fused: bool = False
-    """Whether the one map into the neurons is the gate's rows and then those of the other map."""
-    positions: str | None = None
-    """The table of positions, below the encoder, where they are learned: it ends somewhere."""
-    pooler: str | None = None
-    """Between encoder and classifier of whole texts, below the task model: checkpoints of masked language
-    models lack it."""
-    post_norm: bool = False
-    """Whether `ffn_norm` normalises the sum of FFN and residual, instead of the FFN's input."""
-    pre_norm_key: str | None = None
-    """The configuration's key that says it is the input after all, where that is a choice."""
-    ffn_post_norm: str | None = None
-    """A normalisation of the FFN's output alone, before it is added, where there is one."""
-    ffn_scale: str | None = None
-    """A factor of the FFN's output, where the layer has one: learned [d], or a number."""
-    activation: str = "hidden_act"
-    """The configuration's key for the FFN's activation function."""
-    half: bool = True
-    """Whether its models compute in bfloat16 as well."""
-    undeclared: tuple[str, ...] = ()
-    """Keys of the configuration that its class does not declare, and that its modules read all the same."""
-
-    @property
-    def rows(self) -> int:
-        """How many rows a neuron has in each of the maps into it."""
-        return 2 if self.fused else 1
 
 
 _BERT = Family(
@@ -112,6 +61,15 @@ _DINOV2 = replace(
     layers="encoder.layer",
     ffn_norm="norm2",
     ffn_scale="layer_scale2.lambda1",
+)
+_CLIP = replace(
+    _VIT,
+    model_type="clip",
+    encoder="vision_model",
+    layers="encoder.layers",
+    ffn_norm="layer_norm2",
+    attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+    sizes="vision_config",
 )
 _LLAMA = Family(
     model_type="llama",
@@ -170,6 +128,8 @@ FAMILIES = {
         ),
         _VIT,
         replace(_VIT, model_type="deit", encoder="deit"),
+        _CLIP,
+        replace(_CLIP, model_type="siglip"),
         replace(
             _VIT, model_type="beit", encoder="beit", ffn_scale="lambda_2", pooler="beit.pooler", half=False
         ),
@@ -321,6 +281,16 @@ FAMILIES = {
     )
 }
 
+_EXPERTS = "its FFNs are mixtures of experts, whose neurons cannot be cut yet"
+# Asked for, and not for want of an entry.
+_WHY_NOT = {
+    "albert": "all its layers share one set of weights, so what is cut from one is cut from all",
+    **dict.fromkeys(
+        ("deepseek_v3", "gpt_oss", "granitemoe", "llama4_text", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"),
+        _EXPERTS,
+    ),
+}
+
 
 def family_of(config: PretrainedConfig) -> Family:
     """The family of a model with this configuration. Raises UnsupportedFamily."""
@@ -330,10 +300,18 @@ def family_of(config: PretrainedConfig) -> Family:
 def family_named(model_type: str) -> Family:
     """Raises UnsupportedFamily naming the supported ones."""
     if model_type not in FAMILIES:
+        why = f": {_WHY_NOT[model_type]}" if model_type in _WHY_NOT else ""
         raise UnsupportedFamily(
-            f"model family {model_type!r} is not supported; supported are: {', '.join(FAMILIES)}"
+            f"model family {model_type!r} is not supported{why}; supported are: {', '.join(FAMILIES)}"
         )
     return FAMILIES[model_type]
+
+
+def sizes_of(config: PretrainedConfig) -> PretrainedConfig:
+    """Where a model's configuration says how many layers there are, how wide, and what activates them."""
+    key = family_of(config).sizes
+    found: PretrainedConfig = config if key is None else getattr(config, key)
+    return found
 
 
 def without_cache(config: PretrainedConfig) -> dict[str, bool]:

@@ -9,7 +9,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UnsupportedFamily
-from common.model.families import Family, family_of
+from common.model.families import family_of, sizes_of
+from common.model.family import Family
 from common.model.layers import layers_of
 
 
@@ -125,7 +126,7 @@ def ffns_of(model: PreTrainedModel) -> list[Ffn]:
     """The FFN of every layer, first to last. Raises UnsupportedFamily where a variant has another."""
     family = family_of(model.config)
     key = family.pre_norm_key
-    post_norm = family.post_norm if key is None else not getattr(model.config, key)
+    post_norm = family.post_norm if key is None else not getattr(sizes_of(model.config), key)
     return [
         Ffn(
             tuple(
@@ -198,5 +199,5 @@ def _resized(
 
 def is_smooth(config: PretrainedConfig) -> bool:
     """Whether the FFN's activation has next to no exact zeros: all but ReLU and its kin."""
-    name = str(getattr(config, family_of(config).activation))
+    name = str(getattr(sizes_of(config), family_of(config).activation))
     return not name.startswith("relu")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from common.errors import ModelError
-from common.model.families import family_of, without_cache
+from common.model.families import family_of, sizes_of, without_cache
 
 
 def encoder_of(model: PreTrainedModel) -> nn.Module:
@@ -52,13 +52,15 @@ _BY_LAYER = ("layer_types", "no_rope_layers")
 
 def with_layers(config: PretrainedConfig, sources: Sequence[int]) -> PretrainedConfig:
     """The configuration of the model that has these layers of this one. Raises ModelError."""
-    if odd := [source for source in sources if not 0 <= source < config.num_hidden_layers]:
-        raise ModelError(f"the model has {config.num_hidden_layers} layers, number {odd[0]} was asked for")
     changed = deepcopy(config)
-    changed.num_hidden_layers = len(sources)
+    sizes = sizes_of(changed)
+    layers = sizes.num_hidden_layers
+    if odd := [source for source in sources if not 0 <= source < layers]:
+        raise ModelError(f"the model has {layers} layers, number {odd[0]} was asked for")
+    sizes.num_hidden_layers = len(sources)
     for name in _BY_LAYER:
-        if kinds := getattr(config, name, None):
-            setattr(changed, name, [kinds[source] for source in sources])
+        if kinds := getattr(sizes, name, None):
+            setattr(sizes, name, [kinds[source] for source in sources])
     return changed
 
 

@@ -45,7 +45,7 @@ def read_config(text: str, task: TaskSpec) -> PretrainedConfig:
         model_type = str(fields.pop("model_type"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"the run's model configuration is not readable: {str(error)[:200]}") from None
-    family_named(model_type)
+    sizes = family_named(model_type).sizes
     known = known_keys(model_type)
     kept = {key: value for key, value in fields.items() if key in known}
     outputs = FORMS[task.kind].outputs(task.labels)
@@ -57,9 +57,15 @@ def read_config(text: str, task: TaskSpec) -> PretrainedConfig:
     if (dtype := kept.get("dtype") or _DTYPES[0]) not in _DTYPES:
         told = str(dtype)[:60]
         raise ModelError(f"the run's model configuration has dtype = {told}, must be {' or '.join(_DTYPES)}")
-    for key, value in kept.items():
-        if not _bounded(key, value):
-            raise ModelError(f"the run's model configuration has {key} = {str(value)[:60]}: out of bounds")
+    _require_bounds(kept)
+    if sizes is not None:
+        # The encoder's own: as much of it as its class knows, and within the same bounds.
+        if not isinstance(inner := fields.get(sizes), dict):
+            raise ModelError(f"the run's model configuration has no {sizes}")
+        declared = _declared(CONFIG_MAPPING[model_type].sub_configs[sizes])
+        own = {key: value for key, value in inner.items() if key in declared}
+        _require_bounds(own)
+        kept[sizes] = own
     try:
         config: PretrainedConfig = AutoConfig.for_model(model_type, **kept)
     except Exception as error:
@@ -73,10 +79,22 @@ def read_config(text: str, task: TaskSpec) -> PretrainedConfig:
 
 def known_keys(model_type: str) -> frozenset[str]:
     """What a configuration of this family may say."""
-    own = {field.name for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
-    common = {field.name for field in dataclasses.fields(PretrainedConfig)}
-    declared = frozenset(name for name in own - common - _WITHOUT if not name.startswith("_"))
+    kind = CONFIG_MAPPING[model_type]
+    # A part's configuration is looked at by itself, or not at all.
+    declared = _declared(kind) - frozenset(kind.sub_configs)
     return declared | _SHARED | frozenset(family_named(model_type).undeclared)
+
+
+def _declared(kind: type[PretrainedConfig]) -> frozenset[str]:
+    own = {field.name for field in dataclasses.fields(kind)}
+    common = {field.name for field in dataclasses.fields(PretrainedConfig)}
+    return frozenset(name for name in own - common - _WITHOUT if not name.startswith("_"))
+
+
+def _require_bounds(fields: dict[str, Any]) -> None:
+    for key, value in fields.items():
+        if not _bounded(key, value):
+            raise ModelError(f"the run's model configuration has {key} = {str(value)[:60]}: out of bounds")
 
 
 def _bounded(key: str, value: object) -> bool:

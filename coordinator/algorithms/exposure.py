@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.model.families import Family, family_of
+from common.model.families import family_of, sizes_of
+from common.model.family import Family
 from common.model.ffn import Projection, ffns_of
 from common.model.layers import layer_prefix, layers_of
 from common.model.submodel import SubModelPlan, own_weights
@@ -123,14 +124,14 @@ def withheld(fm: PreTrainedModel, plan: SubModelPlan) -> Withheld:
             for neuron in (~kept).nonzero().flatten().tolist():
                 secret.append((f"layer {number}, neuron {neuron}, {label}", vectors[neuron]))
         if dropped:
-            width = fm.config.hidden_size
+            width = sizes_of(fm.config).hidden_size
             for name, parameter in layer.named_parameters():
                 if parameter.dim() == 2 and width in parameter.shape:
                     # GPT-2 keeps its weights transposed.
                     rows = parameter.detach().cpu().float()
                     rows = rows if rows.shape[1] == width else rows.T.contiguous()
                     secret += [(f"layer {number}, {name}, vector {i}", row) for i, row in enumerate(rows)]
-    d = fm.config.hidden_size
+    d = sizes_of(fm.config).hidden_size
     vectors = torch.stack([v for _, v in secret]) if secret else torch.zeros(0, d)
     shown = torch.cat(open_) if open_ else torch.zeros(0, d)
     norms = vectors.norm(dim=1)

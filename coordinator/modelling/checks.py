@@ -16,6 +16,7 @@ from common.data.encoding import encode
 from common.data.examples import Examples
 from common.data.processors import processor_files, write_processor
 from common.errors import ConfigError, ModelError
+from common.model.families import sizes_of
 from common.model.ffn import ffns_of
 from common.model.layers import positions_of
 from common.model.passes import logits
@@ -142,7 +143,7 @@ def _check_messages(model: PreTrainedModel, config: RunConfig) -> None:
     except ModelError as error:
         raise ModelError(f"model {config.model.path}: no worker would take it: {error}") from error
     file = ArtifactRef(ArtifactKind.SUB_MODEL, "0" * 64, 2**40)
-    widths = (2**17,) * model.config.num_hidden_layers
+    widths = (2**17,) * sizes_of(model.config).num_hidden_layers
     reference = SubModelRef(wire_config(model.config), widths, file, (), (file,) * 3)
     patches = _PATCH_BYTES * MOST_PATCHES if config.realigns else 0
     largest = max(run_spec_to_pb(spec).ByteSize(), sub_model_to_pb(reference).ByteSize() + patches)

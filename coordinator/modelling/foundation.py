@@ -14,7 +14,7 @@ from common.data.images import ImageProcessor
 from common.data.processors import Processor, load_processor
 from common.errors import ModelError
 from common.listing import first_few
-from common.model.families import family_of
+from common.model.families import family_of, sizes_of
 from common.model.tasks import auto_class, plain, require_task
 from common.model.wire_config import CLASSES, FEW
 from common.records import TaskKind
@@ -82,7 +82,7 @@ def load_foundation(
     else:
         model, brought = _with_head(path, config, kind, FORMS[kind].outputs(labels), seed)
     _untie(model)
-    new = new_modules(path, brought, family, kind, config.num_hidden_layers)
+    new = new_modules(path, brought, family, kind, sizes_of(config).num_hidden_layers)
     _tell(path, brought, new)
     return Foundation(model.eval(), processor, new, dtype)
 
@@ -154,8 +154,8 @@ def _held(published: torch.dtype, wanted: ModelDtype) -> torch.dtype:
 
 def _untie(model: PreTrainedModel) -> None:
     """A checkpoint may bring a head that its configuration says is the embedding: it stays a head."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is not None and head.weight is not embedding.weight:
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from common.errors import ModelError
 from common.listing import first_few
 from common.model.adapter import heads_of, may_lack
-from common.model.families import Family
+from common.model.family import Family
 from common.records import TaskKind
 
 # Parameters that none of the tasks reads, and buffers that older versions saved.
@@ -56,7 +56,13 @@ def new_modules(path: str, brought: Brought, family: Family, kind: TaskKind, lay
     }
     if wanting:
         raise ModelError(_wanting(path, wanting, brought, layers))
-    left = sorted(n for n in brought.unexpected if _IN_LAYER.fullmatch(n) and not _NEVER_READ.fullmatch(n))
+    # A vision tower's checkpoint may hold another tower, too.
+    stack = "" if family.sizes is None else f"{family.encoder}."
+    left = sorted(
+        n
+        for n in brought.unexpected
+        if n.startswith(stack) and _IN_LAYER.fullmatch(n) and not _NEVER_READ.fullmatch(n)
+    )
     if left:
         raise ModelError(_left_over(path, left, layers))
     new = tuple(module for module in optional if brought.new(module))

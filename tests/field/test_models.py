@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BertForMaskedLM, BertModel
+from transformers import BertForMaskedLM, BertModel, CLIPModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from common.config.choices import ModelDtype
@@ -187,6 +187,20 @@ def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
     folder = write_family(tmp_path, "gpt2", CAUSAL)
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
     assert load(folder, CAUSAL).new_modules == ()
+
+
+def test_of_a_model_of_two_towers_the_one_for_images_is_taken(tmp_path: Path) -> None:
+    config = small_config("clip")
+    published = CLIPModel(config).eval()
+    published.save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    assert any(name.startswith("text_model.encoder.layers.0.") for name in published.state_dict())
+    loaded = load(tmp_path, IMAGES)
+    own = loaded.model.state_dict()
+    assert {name.partition(".")[0] for name in own} == {"vision_model", "classifier"}
+    towers = published.state_dict()
+    assert all(torch.equal(own[name], towers[name]) for name in own if not name.startswith("classifier"))
+    assert loaded.new_modules == ()
 
 
 def test_what_computes_in_float32_alone_is_held_so(tmp_path: Path) -> None:

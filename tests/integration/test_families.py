@@ -11,7 +11,7 @@ from peft import PeftModel
 from typer.testing import CliRunner
 
 from cli.main import app
-from common.model.families import FAMILIES
+from common.model.families import FAMILIES, sizes_of
 from common.model.ffn import ffns_of
 from common.model.tasks import auto_class
 from common.records import AdapterTargets, Phase, TaskKind
@@ -99,7 +99,7 @@ def _check_exports(finished: Federation, tmp_path: Path) -> None:
     assert difference < 1e-4
     assert (plain(**inputs).logits - untuned).abs().max() > 1e-3
     widths = {p.shape for n, p in plain.named_parameters() if FFN in p.shape}
-    assert widths and plain.config.num_hidden_layers == LAYERS
+    assert widths and sizes_of(plain.config).num_hidden_layers == LAYERS
 
 
 def _check_scores(finished: Federation, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import BertConfig, Dinov2Config, Dinov2ForImageClassification, T5Config
 
 from common.errors import ModelError, UnsupportedFamily
-from common.model.families import FAMILIES, family_named, family_of
+from common.model.families import FAMILIES, family_named, family_of, sizes_of
 from common.model.ffn import ffns_of, is_smooth, set_ffn_width
 from common.model.layers import encoder_of, layer_outputs, layer_prefix, layers_of, with_layers
 from tests.families import FFN, HIDDEN, LAYERS, small_config, small_inputs, small_model
@@ -19,6 +19,12 @@ def test_an_unknown_family_names_the_supported_ones() -> None:
         family_of(T5Config())
     assert all(name in str(refused.value) for name in FAMILIES)
     assert family_of(BertConfig()) is family_named("bert")
+
+
+@pytest.mark.parametrize(("model_type", "why"), [("albert", "share one set"), ("mixtral", "experts")])
+def test_a_family_that_is_built_otherwise_is_refused_with_the_reason(model_type: str, why: str) -> None:
+    with pytest.raises(UnsupportedFamily, match=f"'{model_type}' is not supported: .*{why}.*; supported are"):
+        family_named(model_type)
 
 
 def test_a_variant_that_keeps_its_ffn_elsewhere_is_unsupported() -> None:
@@ -138,7 +144,7 @@ def test_a_layers_names_begin_as_told(model_type: str) -> None:
 def test_a_configuration_with_fewer_layers_is_the_same_otherwise(model_type: str) -> None:
     config = small_config(model_type)
     fewer = with_layers(config, (0, 3))
-    assert (config.num_hidden_layers, fewer.num_hidden_layers) == (LAYERS, 2)
+    assert (sizes_of(config).num_hidden_layers, sizes_of(fewer).num_hidden_layers) == (LAYERS, 2)
     for name in ("layer_types", "no_rope_layers"):
         if kinds := getattr(config, name, None):
             assert getattr(fewer, name) == [kinds[0], kinds[3]]
@@ -150,5 +156,5 @@ def test_a_configuration_with_fewer_layers_is_the_same_otherwise(model_type: str
 def test_only_relu_has_exact_zeros(model_type: str) -> None:
     config = small_config(model_type)
     for name, smooth in (("gelu", True), ("silu", True), ("relu", False), ("relu2", False)):
-        setattr(config, family_of(config).activation, name)
+        setattr(sizes_of(config), family_of(config).activation, name)
         assert is_smooth(config) is smooth

@@ -17,7 +17,7 @@ from tests.conftest import LABELS
 from tests.families import small_config
 
 # Families whose configurations are not flat, or say more than their class declares.
-NESTED = ("gemma3_text", "deberta-v2")
+NESTED = ("gemma3_text", "deberta-v2", "clip")
 TASK = TaskSpec(TaskKind.TEXT_CLASSIFICATION, LABELS, 32, False)
 
 
@@ -73,6 +73,11 @@ def test_what_could_name_code_or_files_is_not_looked_at(key: str) -> None:
     ("text", "reason"),
     [
         ("", "not readable"),
+        (told("clip", vision_config=None), "has no vision_config"),
+        (told("clip", vision_config={"num_hidden_layers": 1025}), "out of bounds"),
+        (told("clip", vision_config={"hidden_size": 2**18}), "out of bounds"),
+        (told("clip", vision_config={"hidden_act": {"a": {}}}), "out of bounds"),
+        (told("clip", vision_config={"hidden_size": "32"}), "cannot be used"),
         ("[]", "not readable"),
         ("{}", "not readable"),
         ('{"model_type": "bert", "hidden_size": NaN}', "no number"),
@@ -108,6 +113,16 @@ def test_what_could_name_code_or_files_is_not_looked_at(key: str) -> None:
 def test_what_is_unreadable_or_out_of_bounds_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         read_config(text, TASK)
+
+
+def test_of_a_part_of_a_configuration_only_what_its_class_declares_is_looked_at() -> None:
+    inner = {"hidden_size": 8, "num_attention_heads": 2, "_attn_implementation": "elsewhere/kernels"}
+    text = told("clip", vision_config=inner, text_config={"hidden_size": 2**40})
+    config = read_config(text, TaskSpec(TaskKind.IMAGE_CLASSIFICATION, LABELS, 32, False))
+    assert config.vision_config.hidden_size == 8
+    assert config.text_config.hidden_size != 2**40
+    assert "elsewhere" not in json.dumps(config.to_dict(), default=str)
+    assert config.vision_config._attn_implementation != "elsewhere/kernels"
 
 
 def test_a_family_that_is_not_known_is_refused_by_name() -> None:

@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from common.config.choices import Saliency
 from common.data.batches import Batch
 from common.errors import DataError, Stopped
-from common.model.families import FAMILIES, family_of
+from common.model.families import FAMILIES, family_of, sizes_of
 from common.model.ffn import Ffn, Projection, ffns_of
 from common.model.layers import encoder_of, layer_outputs, tokens_of
 from coordinator.algorithms.activation_capture import attention_received
@@ -46,7 +46,7 @@ def state_of(model: PreTrainedModel) -> dict[str, object]:
 def activations(model: PreTrainedModel, batch: Batch) -> list[Tensor]:
     """Every layer's neurons at unpadded tokens [N, K], by the FFN's formula from its input."""
     ffns, seen = ffns_of(model), []
-    act = ACT2FN[getattr(model.config, family_of(model.config).activation)]
+    act = ACT2FN[getattr(sizes_of(model.config), family_of(model.config).activation)]
     hooks = [f.ins[0].site.register_forward_hook(lambda m, x, y: seen.append(x[0])) for f in ffns]
     with torch.no_grad():
         encoder_of(model)(**batch.inputs)
