@@ -134,7 +134,8 @@ def test_financial_sentences(root: Path) -> None:
         "positive.\nInput: $A, down\nAnswer: "
     )
     fpb = read_benchmark(BENCHMARKS["fpb"], root)
-    assert [q.answer for q in fpb] == [i % 3 for i in drawn(10)] and "sentiment this news expresses" in fpb[0].prompt
+    assert [q.answer for q in fpb] == [i % 3 for i in drawn(10)]
+    assert "sentiment this news expresses" in fpb[0].prompt
     fiqa = read_benchmark(BENCHMARKS["fiqa"], root)
     # A score of -0.1 is neutral already, one of 0.1 no longer; posts are tweets.
     wanted = [("negative", "news"), ("neutral", "tweet"), ("positive", "tweet")]
