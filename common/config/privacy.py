@@ -71,7 +71,7 @@ def require_summable(config: "RunConfig") -> None:
     privacy, rounds, aggregation = config.privacy, config.rounds, config.aggregation
     if not privacy.secure:
         return
-    drawn = rounds.sample or rounds.workers
+    drawn = rounds.sample + rounds.over_select if rounds.sample else rounds.workers
     if config.tls.certificate is None and not privacy.insecure_keys:
         raise ValueError(
             "privacy.secure needs [tls]: workers know each other by their certificates; to try it on one "
@@ -84,7 +84,7 @@ def require_summable(config: "RunConfig") -> None:
             f"rounds.minimum must be >= {needed} for privacy.secure with {drawn} workers of which "
             f"{colluding} may collude, got {rounds.minimum}"
         )
-    if max(drawn + rounds.over_select, drawn) > MOST_WORKERS:
+    if drawn > MOST_WORKERS:
         raise ValueError(f"privacy.secure takes {MOST_WORKERS} workers a round at most: set rounds.sample")
     if aggregation.rule is not AggregationRule.MEAN:
         raise ValueError(
