@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from common.config.choices import AggregationRule, LoraAveraging
-from common.config.section import Positive, Section
+from common.config.section import Section
 from common.secagg.context import default_colluding, threshold
+from common.secure_task import MOST_COUNTED
 
 if TYPE_CHECKING:
     from common.config.run import RunConfig
@@ -42,7 +43,7 @@ class PrivacySection(Section):
     which lose nothing to float32, and 64 otherwise."""
     weights: SumWeights = SumWeights.EXAMPLES
     """How much an update counts: by its worker's "examples", which nobody learns, or "equal"."""
-    most_examples: Positive = 65_536
+    most_examples: Annotated[int, Field(ge=1, le=MOST_COUNTED)] = 65_536
     """A worker with more examples weighs as if it had so many."""
     keys_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A worker that has brought no keys, or no shares, for so long is left out of the try."""

@@ -74,23 +74,17 @@ class SecureGathering(WorkerGathering):
 
     async def _select(self, number: int, failed: frozenset[str]) -> list[str]:
         """As ever; but what was masked for an earlier try is of no use in another."""
-        if self._interrupted(number) is not None:
-            drawn = self._store.interrupted_try(number)
-            assert drawn is not None
+        drawn = self._store.interrupted_try(number)
+        if drawn is not None and self._store.last_try(number) in self._store.secure.tries(number):
             return drawn
         for update in self._store.updates(number):
             self._store.forget_update(number, update.worker)
         return await super()._select(number, failed)
 
-    def _interrupted(self, number: int) -> int | None:
-        """The try at this round that another process was in the middle of."""
-        tries = self._store.secure.tries(number)
-        last = self._store.last_try(number)
-        return last if self._store.interrupted_try(number) is not None and last in tries else None
-
     def _open_try(self, number: int, selected: list[str]) -> int:
-        interrupted = self._interrupted(number)
-        return super()._open_try(number, selected) if interrupted is None else interrupted
+        """That in which another process was goes on."""
+        begun = self._store.interrupted_try(number) is not None
+        return self._store.last_try(number) if begun else super()._open_try(number, selected)
 
     def _minimum(self, selected: list[str]) -> int:
         return needed_of(self._run.config, len(selected))

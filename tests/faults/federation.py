@@ -111,6 +111,8 @@ class Federation:
     """By process, what is called in it before it begins."""
     processes: dict[str, ForkServerProcess] = field(default_factory=dict)
     kills: Counter[str] = field(default_factory=Counter)
+    gone: set[str] = field(default_factory=set)
+    """Processes that are not started again when they die."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -167,10 +169,10 @@ class Federation:
             each()
             for name, process in list(self.processes.items()):
                 code = process.exitcode
-                if code == -signal.SIGKILL:
+                if code == -signal.SIGKILL and name not in self.gone:
                     self.kills[name] += 1
                     self.start(name)
-                elif code not in (None, 0) and name not in forgive:
+                elif code not in (None, 0) and name not in self.gone.union(forgive):
                     raise AssertionError(f"{name} ended with {code}\n{self.logs()}")
             if all(p.exitcode is not None for name, p in self.processes.items() if name not in forgive):
                 return

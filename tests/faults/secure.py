@@ -1,7 +1,7 @@
 """A federation that sums masked updates, and what must hold at its end: the bits, and no secret left."""
 
 import json
-from collections.abc import Callable
+import sqlite3
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,8 @@ from common.records import Phase
 from tests.faults.federation import MORE_WORKERS, Federation
 
 THREE = MORE_WORKERS[:3]
+# Where public keys are noted, which may be found: by round and try.
+KEYS = "keys-by-try"
 
 # As the others', without what masks have nothing to do with. Of three workers of which one may collude all
 # must take every step, so that who comes first does not change which points are passed.
@@ -51,6 +53,11 @@ class SecureFederation(Federation):
     def arguments(self, name: str) -> list[str]:
         return [*super().arguments(name), *self.extra.get(name, [])]
 
+    def tries(self) -> int:
+        """How many times the first round was tried."""
+        with self.store() as store:
+            return store.last_try(1)
+
     def summed(self) -> "Summed":
         """How the run ended. Nothing that was acknowledged may be missing, and no secret be left."""
         with self.store() as store:
@@ -71,7 +78,8 @@ class SecureFederation(Federation):
                 assert set(decided["sharers"]) <= set(decided["roster"])
             files = {path.name for path in (self.run / "artifacts").glob("*/*")}
             assert files == {artifact.sha256 for artifact in store.artifacts.held()}
-            assert not store.artifacts.spooled(), "the spool is not empty"
+            left = {name for name in self.gone if store.artifacts.spooled(name)}
+            assert left or not store.artifacts.spooled(), "the spool is not empty"
             sums = [store.secure.sum_of(n) for n in rounds]
             return Summed(
                 latest[1].sha256,
@@ -81,13 +89,22 @@ class SecureFederation(Federation):
                 tuple(last.values()),
             )
 
+    def keys_by_try(self) -> dict[str, set[str]]:
+        """All public keys and commitments that workers brought, by round and try."""
+        found: dict[str, set[str]] = {}
+        for line in _lines(self.noted / KEYS):
+            at, _, key = line.partition(":")
+            found.setdefault(at, set()).add(key)
+        return found
+
     def left(self, *, without: tuple[str, ...] = ()) -> list[str]:
         """What is still to be found of secrets, of opened shares and of plain updates, and in which file.
 
         Not looked for in the folders of workers `without`, which were never told that the run is over.
         """
         searched = {"run": self.run} | {n: self.folder / n for n in self.workers if n not in without}
-        wanted = [(path.name, line.split(":")) for path in self.noted.iterdir() for line in _lines(path)]
+        notes = [path for path in self.noted.iterdir() if path.name != KEYS]
+        wanted = [(path.name, line.split(":")) for path in notes for line in _lines(path)]
         assert {what for _, (what, _) in wanted} >= {"secret", "delta", "opened"}, "nothing was noted"
         found = []
         for folder in searched.values():
@@ -113,7 +130,7 @@ class Summed:
 def note_secrets(folder: Path) -> None:
     """In a service's process: write down what must not be found later."""
     from common.secagg.keys import Secrets
-    from common.secagg.records import Opening
+    from common.secagg.records import Opening, PublicKeys
     from common.storage.tensors import TensorFile
     from coordinator.storage.secure import SecureTries
     from worker.outbox import Outbox
@@ -139,6 +156,10 @@ def note_secrets(folder: Path) -> None:
 
     def said(tries: SecureTries, number: int, attempt: int, step: str, worker: str, content: Any) -> None:
         say(tries, number, attempt, step, worker, content)
+        if isinstance(content, PublicKeys):
+            with (folder / KEYS).open("a") as file:
+                for key in (content.channel, content.mask, content.commitment):
+                    file.write(f"{number}.{attempt}:{key.hex()}\n")
         for part in content if isinstance(content, tuple) else ():
             assert isinstance(part, Opening)
             note("opened", "coordinator", part.share)
@@ -148,11 +169,12 @@ def note_secrets(folder: Path) -> None:
     SecureTries.say = said  # type: ignore[assignment]
 
 
-def waiting_at(name: str, *steps: str) -> None:
-    """In a worker's process: it stands still before it says any of these, until a file of the name is there.
+def waiting_at(folder: Path, until: Path, *calls: str) -> None:
+    """In a worker's process: it stands still before any of these calls, until the file is there.
 
-    `steps` are calls.
+    Secrets are noted as ever.
     """
+    note_secrets(folder)
     import asyncio
 
     from worker.client import CoordinatorClient
@@ -160,7 +182,7 @@ def waiting_at(name: str, *steps: str) -> None:
     call = CoordinatorClient._call
 
     async def held(client: Any, called: str, *arguments: Any) -> Any:
-        while called in steps and not Path(name).exists():
+        while called in calls and not until.exists():
             await asyncio.sleep(0.02)
         return await call(client, called, *arguments)
 
@@ -171,16 +193,8 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().split()
 
 
-def both(*habits: Callable[[], None]) -> None:
-    """Several habits of one process."""
-    for habit in habits:
-        habit()
-
-
 def frozen(federation: Federation, number: int = 1) -> dict[str, list[str]]:
     """What the coordinator has decided on in a round's last try, as its database says from outside."""
-    import sqlite3
-
     path = federation.run / "run.sqlite"
     if not path.exists():
         return {}
