@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -198,7 +199,7 @@ def frozen(federation: Federation, number: int = 1) -> dict[str, list[str]]:
     path = federation.run / "run.sqlite"
     if not path.exists():
         return {}
-    with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True) as db:
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
         query = "SELECT which, workers FROM secure_sets WHERE round = ? ORDER BY try"
         try:
             found = db.execute(query, (number,)).fetchall()
