@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# Of a worker's examples so many may count at most: losses times these, of 128 workers, stay within 64 bits.
+MOST_COUNTED = 2**19
+
 
 @dataclass(frozen=True)
 class SecureSpec:

@@ -12,10 +12,7 @@ from fedpft.v1 import federation_pb2
 from google.protobuf.message import Message
 from grpc import StatusCode, aio
 
-from common.errors import (
-    BadDigest,
-    RunFailed,
-)
+from common.errors import BadDigest, RunFailed, SecureRefused
 from common.observability import tracing
 from common.protocol import PROTOCOL_MIN
 from common.records import (
@@ -32,6 +29,7 @@ from common.records import (
 )
 from common.runtime.fault_points import Point, reach
 from common.secagg.news import Said, SecureNews
+from common.storage.tensors import header_of
 from common.transport import class_wire, score_wire, secure_wire, wire
 from common.transport.chunk_messages import (
     encoded_bytes,
@@ -43,6 +41,7 @@ from worker.calls import PersistentCalls
 from worker.connection import Endpoint
 from worker.metrics import Metrics
 from worker.retries import Outage, unstalled
+from worker.secure_policy import require_same_sums
 from worker.sent_log import SentLog
 
 log = logging.getLogger(__name__)
@@ -69,6 +68,8 @@ class CoordinatorClient(PersistentCalls):
         # Another process of this name draws another.
         self._joining = replace(joining, process=joining.process or secrets.token_hex(8))
         self._protocol = PROTOCOL_MIN
+        self._run: RunSpec | None = None
+        self._sealed = False
         self._joins = asyncio.Lock()
 
     async def join(self) -> JoinReply:
@@ -84,6 +85,9 @@ class CoordinatorClient(PersistentCalls):
         reply = wire.join_reply_from_pb(message)
         if self._run_id and reply.run.run_id != self._run_id:
             raise RunFailed("the coordinator serves another run now; start this worker again")
+        if self._run is not None:
+            require_same_sums(self._run, reply.run)
+        self._run = reply.run
         self._session, self._run_id, self._protocol = reply.session, reply.run.run_id, reply.protocol
         return reply
 
@@ -112,6 +116,7 @@ class CoordinatorClient(PersistentCalls):
 
         Raises DataError when the run does not know one of them, RunFailed.
         """
+        self._require_unsealed("the numbers of its classes")
         request = class_wire.class_counts_to_pb(told)
         async for message in self._followed("TellClasses", lambda: request):
             log.info("waiting: %s", message.waiting_for)
@@ -204,8 +209,11 @@ class CoordinatorClient(PersistentCalls):
     async def submit(self, header: UpdateHeader, path: Path) -> bool:
         """Deliver an update; returns whether it had been delivered before.
 
-        Raises StaleRound when its round is over, BadUpdate or BadMessage when the coordinator refuses it.
+        Raises StaleRound when its round is over, BadUpdate or BadMessage when the coordinator refuses it, and
+        SecureRefused for one without masks in a run that takes sums only.
         """
+        if self._sealed:
+            await asyncio.to_thread(_require_masked, header, path)
 
         async def send(outage: Outage) -> bool:
             named = wire.header_to_pb(replace(header, session=self._session))
@@ -249,6 +257,7 @@ class CoordinatorClient(PersistentCalls):
 
         Raises StaleRound when they are not waited for, BadScores or BadMessage when they are refused.
         """
+        self._require_unsealed("its scores")
 
         async def send(outage: Outage) -> bool:
             request = score_wire.scores_to_pb(replace(scores, session=self._session))
@@ -268,9 +277,15 @@ class CoordinatorClient(PersistentCalls):
 
         await self._persist(send)
 
-    def keep_numbers(self) -> None:
-        """From now on join without telling how many examples there are."""
+    def seal(self) -> None:
+        """From now on nothing goes out that is this worker's alone: no numbers of examples, no scores, and
+        updates with masks only, whoever asks."""
         self._joining = replace(self._joining, examples=0, validation=0)
+        self._sealed = True
+
+    def _require_unsealed(self, what: str) -> None:
+        if self._sealed:
+            raise SecureRefused(f"the run takes sums only: this worker does not tell {what}")
 
     async def leave(self, reason: str) -> None:
         """Say goodbye, if the coordinator still listens."""
@@ -279,3 +294,11 @@ class CoordinatorClient(PersistentCalls):
             await self._call("Leave", "control", request, _GOODBYE_SECONDS)
         except aio.AioRpcError as error:
             log.debug("leave: %s", domain_error(error))
+
+
+def _require_masked(header: UpdateHeader, path: Path) -> None:
+    """Blocking. Raises SecureRefused for an update that could be read: by its header, or its file's."""
+    told = header.examples or header.loss or header.seconds
+    plain = any(spec.dtype.is_floating_point for spec in header_of(path).values())
+    if told or plain or not header.context:
+        raise SecureRefused("the run takes sums only: this worker sends no update without masks")

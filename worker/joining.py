@@ -8,6 +8,8 @@ from common.records import JoinReply, RunSpec
 from worker.client import CoordinatorClient
 from worker.data import PrivateData
 from worker.local_model import Place
+from worker.secure_files import SecureFiles
+from worker.secure_policy import require_same_sums
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +30,25 @@ async def joined(name: str, coordinator: CoordinatorClient, data: PrivateData, p
     if (described := await coordinator.described()) is not None:
         # Before the number of examples is told to anybody who may not need it.
         place.secure.require(described)
+        _require_as_before(place, described)
         if described.secure is not None:
-            coordinator.keep_numbers()
+            coordinator.seal()
     elif place.secure.required:
         place.secure.require_known()
     while True:
         try:
-            return await coordinator.join()
+            reply = await coordinator.join()
+            if described is not None:
+                require_same_sums(described, reply.run)
+            elif reply.run.secure is not None:
+                place.secure.require_known()
+            return reply
         except ClassesWanted:
+            if described is not None and described.secure is not None:
+                raise NotAllowed(
+                    "the run takes sums only, and asks for the numbers of this worker's classes; they are "
+                    "not summed, so this worker does not tell them"
+                ) from None
             run = await coordinator.describe()
             data.require_form(run.task)
             if not place.tells_classes:
@@ -46,3 +59,16 @@ async def joined(name: str, coordinator: CoordinatorClient, data: PrivateData, p
             told = data.class_counts(name, run.task.kind)
             log.info("telling the coordinator the names and numbers of %d classes", len(told.counts))
             await coordinator.tell_classes(told)
+
+
+def _require_as_before(place: Place, run: RunSpec) -> None:
+    """Raises NotAllowed when this worker has been in masked sums of a run that takes plain updates now."""
+    folder = place.folder / "secure"
+    if run.secure is not None or not folder.exists():
+        return
+    history = SecureFiles(folder).history()
+    if history is not None and history.run_id == run.run_id:
+        raise NotAllowed(
+            "the run's coordinator would see this worker's updates, and took masked sums of them before; ask "
+            "the run's owner why privacy.secure is off, or join with another --folder"
+        )

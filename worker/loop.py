@@ -49,6 +49,7 @@ from worker.metrics import Metrics
 from worker.outbox import Outbox, question_of
 from worker.same_work import same_try, same_work
 from worker.secure import SecureDesk
+from worker.secure_policy import require_as_joined
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,8 @@ class Worker:
         except ExceptionGroup as failures:
             # One of them failed for good; the others were cancelled with it.
             raise failures.exceptions[0] from None
+        if stop.finished and self._contact.desk is not None:
+            self._contact.desk.finished()
         return stop
 
     async def _work(self, model: LocalModel) -> StopTask:
@@ -161,6 +164,7 @@ class Worker:
                         self._contact.hurry()
 
     async def _do(self, model: LocalModel, task: ModelTask) -> None:
+        require_as_joined(model.run, task)
         match task:
             case TrainTask():
                 await self._train(model, task)

@@ -19,6 +19,9 @@ class Outbox:
 
     def __init__(self, folder: Path) -> None:
         self._update, self._about = folder / UPDATE_FILE, folder / ABOUT_FILE
+        # What a process that died was writing.
+        for part in folder.glob(f".{UPDATE_FILE}.*.part"):
+            part.unlink(missing_ok=True)
 
     def keep(self, question: str, header: UpdateHeader, content: bytes) -> tuple[UpdateHeader, Path]:
         """Keep an update durably, in place of the last; returns its header with size and digest.

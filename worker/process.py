@@ -147,5 +147,7 @@ def _policy(options: WorkerOptions) -> SecurePolicy:
     if tls is None:
         return SecurePolicy(asked.required, asked.floor)
     pins = None if asked.peers is None else peers_file(asked.peers)
+    # Who names its peers wants nobody else to see its updates.
+    required = asked.required or pins is not None
     shown, verify = signing(tls.files), verifier(tls.files.authority, tls.files.revoked, pins)
-    return SecurePolicy(asked.required, asked.floor, shown.sign, shown.certificate, verify)
+    return SecurePolicy(required, asked.floor, shown.sign, shown.certificate, verify)

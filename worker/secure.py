@@ -4,7 +4,6 @@ Each step is on disk before anybody hears of it, and asked again it is answered 
 `common.secagg.member`'s and `history`'s; this decides nothing. Lives on the event loop.
 """
 
-import asyncio
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ log = logging.getLogger(__name__)
 
 # News of tries that this worker has not heard of yet: those of its next ones.
 _MOST_WAITING = 16
+_STEPS = {PublicKeys: "keys", ShareOffer: "shares", Endorsement: "endorsement", tuple: "openings"}
 
 
 class SecureDesk:
@@ -58,7 +58,7 @@ class SecureDesk:
         self._verify = policy.verify if signed else None
         self._certificate = policy.certificate if signed else b""
         self._files = SecureFiles(folder)
-        self._within = self._files.round() if self._files.secrets() is not None else None
+        self._within = self._found()
         self._context = digest(self._within) if self._within else b""
         self._waiting: list[SecureNews] = []
         self._said: set[type] = set()
@@ -66,6 +66,16 @@ class SecureDesk:
         self._survivors: tuple[str, ...] | None = None
         self.refused = ""
         """Why this worker has no part in the try any more."""
+
+    def _found(self) -> SecureRound | None:
+        """The try that an earlier process was in; of one that is damaged nothing can be used."""
+        try:
+            whole = None not in (self._files.secrets(), self._files.keys())
+            return self._files.round() if whole else None
+        except SecureRefused as error:
+            log.warning("%s", error)
+            self._files.clear()
+            return None
 
     # --- a try ---
 
@@ -103,7 +113,8 @@ class SecureDesk:
             self._files.forget_history()
             before = None
         following = history.begin(before, within)
-        if before is not None and following == before:
+        if before is not None and following == before and before.dealt:
+            # Those to whom it dealt shares of the lost ones could open what new ones hide.
             raise SecureRefused(
                 f"round {within.round}: this worker has lost the keys of try {within.attempt}; it sits it out"
             )
@@ -125,7 +136,8 @@ class SecureDesk:
 
         Raises SecureRefused, BadUpdate.
         """
-        within = self._require_try()
+        # This try's throughout: another may begin meanwhile.
+        within, context = self._require_try(), self._context
         assert self._run.secure is not None
         if (made := self._files.masked()) is not None:
             return made
@@ -143,12 +155,10 @@ class SecureDesk:
         )
         for name, tensor in tensors.items():
             for mask in streams:
-                masks.add(as_ring(tensor), mask, name, self._context)
+                masks.add(as_ring(tensor), mask, name, context)
         # From here on: whatever becomes of the file, no other is made for these sharers.
         self._files.remember(history.masking(self._require_history(), sharers))
-        told = replace(
-            header, examples=0, loss=0.0, seconds=0.0, attempt=within.attempt, context=self._context
-        )
+        told = replace(header, examples=0, loss=0.0, seconds=0.0, attempt=within.attempt, context=context)
         return self._files.keep_masked(told, lambda path: write_tensors(path, tensors))
 
     # --- news ---
@@ -171,7 +181,8 @@ class SecureDesk:
                     await self._open(endorsements)
                 case Ended(reason):
                     log.info("round %d: %s", news.round, reason)
-                    await asyncio.to_thread(self._forget)
+                    # In a thread it could come in the way of the next try, which begins meanwhile.
+                    self._forget(self._files.endorsement() is not None)
         except StaleRound as error:
             # It came too late, or had come before.
             log.debug("round %d: %s", news.round, error)
@@ -248,14 +259,22 @@ class SecureDesk:
         if type(content) in self._said:
             return
         within = self._require_try()
-        reach(Point.STEP, f"secure-{type(content).__name__}")
+        reach(Point.STEP, f"secure-{_STEPS[type(content)]}")
         await self._coordinator.say(Said("", within.round, within.attempt, self._context, content))
         self._said.add(type(content))
 
-    def _forget(self) -> None:
-        """The try is over: its secrets, and the plain update that was masked for it, go."""
+    def finished(self) -> None:
+        """The run is: nothing of it is of use any more."""
+        self._forget(summed=True)
+
+    def _forget(self, summed: bool) -> None:
+        """The try is over: its secrets go, and once it is `summed` the plain update that was masked for it.
+
+        Before that another try at the round asks for the same update.
+        """
         self._files.clear()
-        self._outbox.drop()
+        if summed:
+            self._outbox.drop()
         self._within, self._context = None, b""
 
     def _require_try(self) -> SecureRound:

@@ -58,8 +58,10 @@ class SecureFiles:
     # --- one try ---
 
     def clear(self) -> None:
-        """The secrets of the last try go, for good."""
+        """The secrets of the last try go, for good; they first: without them the rest opens nothing."""
         try:
+            (self._try / _SECRETS).unlink(missing_ok=True)
+            sync_folder(self._try)
             shutil.rmtree(self._try)
             self._try.mkdir(mode=0o700)
             sync_folder(self._folder)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from common.errors import NotAllowed
-from common.records import RunSpec
+from common.errors import CannotTrain, NotAllowed
+from common.records import EvaluateTask, ModelTask, RunSpec, TrainTask
 from common.secagg.records import LEAST_WORKERS, Signer, Verifier
 
 
@@ -43,8 +43,47 @@ class SecurePolicy:
             )
         if spec.signed and self.sign is None:
             raise NotAllowed("the run's workers know each other by certificates: give --tls")
+        if not spec.signed and self.verify is not None:
+            raise NotAllowed(
+                "the run's keys are not signed (privacy.insecure_keys), though this worker has a certificate "
+                "to sign with, so that its coordinator could read everything; ask the run's owner to leave "
+                "privacy.insecure_keys out"
+            )
         if self.required and not spec.signed:
             raise NotAllowed(
                 "the run's keys are not signed (privacy.insecure_keys), so that its coordinator could read "
                 "everything, and --require-secure forbids that"
             )
+
+
+def require_as_joined(run: RunSpec, task: ModelTask) -> None:
+    """Raises CannotTrain for a task that asks for more, or for other, than the run that was joined."""
+    told = f"round {task.round}: "
+    if run.secure is None:
+        if isinstance(task, TrainTask) and task.secure is not None:
+            raise CannotTrain(f"{told}the task sums masked updates, and the run does not")
+        return
+    if isinstance(task, EvaluateTask):
+        raise CannotTrain(f"{told}scores of this worker alone are asked for, and the run takes sums only")
+    if task.secure is None:
+        raise CannotTrain(
+            f"{told}an update without masks is asked for, and the run takes sums only; this worker sends none"
+        )
+
+
+def require_same_sums(before: RunSpec, now: RunSpec) -> None:
+    """Raises NotAllowed when a coordinator tells otherwise than before what it sees of updates."""
+    if before.secure != now.secure:
+        raise NotAllowed(
+            f"the coordinator takes {_seen(now)} now, and spoke of {_seen(before)} before; ask the run's "
+            "owner why [privacy] has changed"
+        )
+
+
+def _seen(run: RunSpec) -> str:
+    spec = run.secure
+    if spec is None:
+        return "updates as they are"
+    weighed = f"by up to {spec.most_examples} examples" if spec.by_examples else "alike"
+    keys = "signed" if spec.signed else "unsigned"
+    return f"sums of {spec.minimum} or more, weighed {weighed}, of {spec.bits} bits, by {keys} keys"

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from common.config.choices import AggregationRule, LoraAveraging
-from common.config.section import Positive, Section
+from common.config.section import Section
 from common.secagg.context import default_colluding, threshold
+from common.secure_task import MOST_COUNTED
 
 if TYPE_CHECKING:
     from common.config.run import RunConfig
@@ -42,7 +43,7 @@ class PrivacySection(Section):
     which lose nothing to float32, and 64 otherwise."""
     weights: SumWeights = SumWeights.EXAMPLES
     """How much an update counts: by its worker's "examples", which nobody learns, or "equal"."""
-    most_examples: Positive = 65_536
+    most_examples: Annotated[int, Field(ge=1, le=MOST_COUNTED)] = 65_536
     """A worker with more examples weighs as if it had so many."""
     keys_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A worker that has brought no keys, or no shares, for so long is left out of the try."""
@@ -71,7 +72,7 @@ def require_summable(config: "RunConfig") -> None:
     privacy, rounds, aggregation = config.privacy, config.rounds, config.aggregation
     if not privacy.secure:
         return
-    drawn = rounds.sample or rounds.workers
+    drawn = rounds.sample + rounds.over_select if rounds.sample else rounds.workers
     if config.tls.certificate is None and not privacy.insecure_keys:
         raise ValueError(
             "privacy.secure needs [tls]: workers know each other by their certificates; to try it on one "
@@ -84,7 +85,7 @@ def require_summable(config: "RunConfig") -> None:
             f"rounds.minimum must be >= {needed} for privacy.secure with {drawn} workers of which "
             f"{colluding} may collude, got {rounds.minimum}"
         )
-    if max(drawn + rounds.over_select, drawn) > MOST_WORKERS:
+    if drawn > MOST_WORKERS:
         raise ValueError(f"privacy.secure takes {MOST_WORKERS} workers a round at most: set rounds.sample")
     if aggregation.rule is not AggregationRule.MEAN:
         raise ValueError(

@@ -27,6 +27,7 @@ from common.storage.schema import Schema, TensorSpec
 from common.storage.tensor_header import in_file_order
 
 SCALARS = "scalars"
+_ZEROS, _TOKENS = ".zeros", ".tokens"
 # Of a loss: in steps of a millionth nat.
 _LOSS_STEPS = 2**20
 # What a loss is taken for at most, so that no sum leaves the ring.
@@ -160,7 +161,9 @@ def mean_tensors(
     for name in in_file_order(mean_schema(summed)):
         tensor = total[name]
         if name.startswith(APOZ):
-            if int(tensor.min()) < 0:
+            # Of a layer's neurons none was at rest at more tokens than there were.
+            most = total[name.removesuffix(_ZEROS) + _TOKENS] if name.endswith(_ZEROS) else tensor
+            if int(tensor.min()) < 0 or int(tensor.max()) > int(most.max()):
                 raise BadUpdate("the summed activation counts are none that workers can have")
             yield name, tensor
             continue

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from common.errors import BadMessage
 from common.secagg.news import Ended, Endorsements, Roster, Said, SecureNews, Sharers, Survivors
 from common.secagg.records import Endorsement, Kind, Opening, PublicKeys, ShareOffer
-from common.secure_task import SecureSpec, SecureTask
+from common.secure_task import MOST_COUNTED, SecureSpec, SecureTask
 from common.transport.texts import one_line, worker_name
 
 # As many as a round may have; a worker's shares for so many still fit into a message.
@@ -38,8 +38,10 @@ def spec_to_pb(spec: SecureSpec | None) -> types_pb2.SecureSpec | None:
 def spec_from_pb(m: types_pb2.SecureSpec) -> SecureSpec:
     if m.bits not in (32, 64):
         raise BadMessage(f"secure sums of {m.bits} bits are not known here; upgrade the worker")
-    if m.by_examples and not m.most_examples:
-        raise BadMessage("secure sums weighed by examples must say how many count at most")
+    if m.by_examples and not 1 <= m.most_examples <= MOST_COUNTED:
+        raise BadMessage(
+            f"secure sums weighed by examples count 1 to {MOST_COUNTED} of a worker, got {m.most_examples}"
+        )
     return SecureSpec(m.minimum, m.bits, m.by_examples, m.most_examples, m.signed)
 
 

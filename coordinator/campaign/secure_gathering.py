@@ -23,7 +23,7 @@ from coordinator.campaign.progress import RunProgress
 from coordinator.campaign.worker_gathering import WorkerGathering
 from coordinator.context import RunContext
 from coordinator.federation.inbox import Expected, Inbox
-from coordinator.federation.rounds import Cannot, RoundState
+from coordinator.federation.rounds import Abandoned, Cannot, RoundState
 from coordinator.federation.secure_exchange import SecureExchange
 from coordinator.federation.secure_phases import SecurePhase
 from coordinator.federation.sessions import Sessions
@@ -49,6 +49,8 @@ class SecureGathering(WorkerGathering):
         super().__init__(run, progress, sessions, inbox)
         self._exchange = exchange
         self._within: SecureRound | None = None
+        self._left_out: frozenset[str] = frozenset()
+        """Who has no part in the masks of the last try, and so left it short."""
 
     async def gather(self, models: Models, number: int, adapter: ArtifactRef) -> list[StoredUpdate]:
         """The mean of a round's updates, as if one worker had sent it.
@@ -62,7 +64,8 @@ class SecureGathering(WorkerGathering):
                 await super().gather(models, number, adapter)
             await self._sum(models, number, adapter)
         secure.forget_secrets(number)
-        self._exchange.end(f"round {number} is summed")
+        attempt, task = max(secure.tries(number).items())
+        self._exchange.over(number, attempt, task, f"round {number} is summed")
         accepted = self._store.accepted(number)
         assert accepted is not None
         return accepted
@@ -71,23 +74,17 @@ class SecureGathering(WorkerGathering):
 
     async def _select(self, number: int, failed: frozenset[str]) -> list[str]:
         """As ever; but what was masked for an earlier try is of no use in another."""
-        if self._interrupted(number) is not None:
-            drawn = self._store.interrupted_try(number)
-            assert drawn is not None
+        drawn = self._store.interrupted_try(number)
+        if drawn is not None and self._store.last_try(number) in self._store.secure.tries(number):
             return drawn
         for update in self._store.updates(number):
             self._store.forget_update(number, update.worker)
         return await super()._select(number, failed)
 
-    def _interrupted(self, number: int) -> int | None:
-        """The try at this round that another process was in the middle of."""
-        tries = self._store.secure.tries(number)
-        last = self._store.last_try(number)
-        return last if self._store.interrupted_try(number) is not None and last in tries else None
-
     def _open_try(self, number: int, selected: list[str]) -> int:
-        interrupted = self._interrupted(number)
-        return super()._open_try(number, selected) if interrupted is None else interrupted
+        """That in which another process was goes on."""
+        begun = self._store.interrupted_try(number) is not None
+        return self._store.last_try(number) if begun else super()._open_try(number, selected)
 
     def _minimum(self, selected: list[str]) -> int:
         return needed_of(self._run.config, len(selected))
@@ -111,11 +108,17 @@ class SecureGathering(WorkerGathering):
                 f"try {task.attempt} at round {task.round} was begun by another version of this software, "
                 "and cannot go on under this one; finish the round with that one, or begin anew"
             )
-        return replace(task, secure=secure), Expected(task.adapter, schema, context)
+        return replace(task, secure=secure), Expected(task.adapter, schema, context, self._senders)
+
+    def _senders(self) -> frozenset[str]:
+        state = self._exchange.state
+        due = state is not None and state.phase is SecurePhase.UPDATES
+        return state.sharers or frozenset() if due and state is not None else frozenset()
 
     async def _collect(self, number: int, attempt: int) -> RoundState:
         """Keys and shares, then the updates of those that brought both."""
         assert self._within is not None
+        self._left_out = frozenset()
         self._exchange.begin(self._within)
         agreeing = asyncio.create_task(self._agree(number))
         try:
@@ -139,14 +142,24 @@ class SecureGathering(WorkerGathering):
             exchange.look(gone)
         if state is None:
             return
-        part = state.sharers or frozenset()
-        for worker in sorted(drawn - part):
+        part = state.roster if state.sharers is None else state.sharers
+        self._left_out = drawn - (part or frozenset())
+        for worker in sorted(self._left_out):
             self._inbox.note(Cannot(worker, f"brought no keys or shares in time for round {number}"))
+        if state.phase is SecurePhase.SHORT:
+            self._inbox.note(Abandoned())
+
+    def _who_is_missing(self, state: RoundState) -> str:
+        """Where masks were not agreed on, none but those who had no part in them."""
+        if state.received or not self._left_out:
+            return super()._who_is_missing(state)
+        return super()._who_is_missing(replace(state, selected=self._left_out))
 
     def _closed(self, number: int, attempt: int, state: RoundState, accepted: frozenset[str] | None) -> None:
         super()._closed(number, attempt, state, accepted)
         if accepted is None:
-            self._exchange.end(f"try {attempt} at round {number} missed its minimum")
+            task = self._store.secure.tries(number)[attempt]
+            self._exchange.over(number, attempt, task, f"try {attempt} at round {number} missed its minimum")
 
     # --- the sum ---
 
@@ -170,7 +183,8 @@ class SecureGathering(WorkerGathering):
         except BadShare as error:
             raise RunFailed(
                 f"round {number}: {error}; the sum cannot be opened. Look at that worker; then "
-                f"`fedpft rewind {self._store.directory} --round {number - 1}` asks for this round again"
+                f"`fedpft rewind {self._store.directory} --round {number - 1}` asks for this round again, of "
+                "workers that are started with --forget-opening"
             ) from error
         updates = [u for u in self._store.updates(number) if u.worker in survivors]
         await summed(self._run, within, updates, masks)

@@ -165,13 +165,15 @@ class WorkerGathering(Gathering):
         attempt = self._open_try(number, selected)
         task, counted = self.train_task(models, number, adapter, attempt)
         task, expected = self._asked(task, selected, counted)
+        minimum = self._minimum(selected) if task.secure is None else task.secure.minimum
+        most = min(len(selected), rounds.sample) if rounds.sample and rounds.over_select else None
         closes_at = asyncio.get_running_loop().time() + rounds.deadline_seconds
         state = RoundState(
             number,
             frozenset(selected),
-            self._minimum(selected),
+            minimum,
             closes_at,
-            needed=min(len(selected), rounds.sample) if rounds.sample and rounds.over_select else None,
+            needed=None if most is None else max(most, minimum),
             grace=rounds.grace_seconds,
             received=frozenset(u.worker for u in self._store.updates(number)),
             attempt=attempt,

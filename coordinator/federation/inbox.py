@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,8 @@ class Expected:
     """Of the whole file: `delta.*`, and `apoz.*` when counts are asked for."""
     context: bytes | None = None
     """Set where it is masked: what it must be bound to. Then nothing of its values can be judged."""
+    senders: Callable[[], Collection[str]] = tuple
+    """Where it is masked: whose masks are agreed on. Another's would stay on the sum."""
 
 
 class Inbox:
@@ -142,14 +144,8 @@ class Inbox:
         self._require_open(state, worker)
         if header.adapter_sha256 != self._expected.adapter.sha256:
             raise BadUpdate("the update is the difference to another adapter than this round's")
-        if (context := self._expected.context) is not None and (
-            header.context != context or header.attempt != state.attempt
-        ):
-            raise StaleRound(
-                f"the update is masked for another try than {state.attempt} at round {state.number}"
-            )
-        if context is not None and (header.examples or header.loss or header.seconds):
-            raise BadUpdate("a masked update must not tell its examples, loss or seconds")
+        if self._expected.context is not None:
+            self._require_masked(worker, header, self._expected, state)
         if header.examples != examples:
             raise BadUpdate(f"the update names {header.examples} examples, the worker joined with {examples}")
         if not (math.isfinite(header.loss) and math.isfinite(header.seconds) and header.seconds >= 0):
@@ -161,6 +157,21 @@ class Inbox:
             # Its bytes need not come again to be refused; and who was cut off while sending may not know why.
             raise BadUpdate(reason)
         return True
+
+    def _require_masked(
+        self, worker: str, header: UpdateHeader, expected: Expected, state: RoundState
+    ) -> None:
+        if header.context != expected.context or header.attempt != state.attempt:
+            raise StaleRound(
+                f"the update is masked for another try than {state.attempt} at round {state.number}"
+            )
+        if worker not in expected.senders():
+            raise StaleRound(f"no masked update of {worker} is due: no masks are agreed on with it")
+        if header.examples or header.loss or header.seconds:
+            raise BadUpdate("a masked update must not tell its examples, loss or seconds")
+        if worker in state.received:
+            # The difference of two under the same masks is plain.
+            raise BadUpdate(f"another masked update of {worker} is here; a worker masks one only in a try")
 
     def _require_size(self, header: UpdateHeader, schema: Schema) -> None:
         values, least = content_bytes(schema), smallest_header_bytes(schema)

@@ -173,11 +173,18 @@ class Stalled:
 
 
 @dataclass(frozen=True)
+class Abandoned:
+    """No updates can come of this try any more."""
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed."""
 
 
-Event = Received | Refused | Cannot | Left | Lost | Returned | Restarted | Progressed | Stalled | Tick
+Event = (
+    Received | Refused | Cannot | Left | Lost | Returned | Restarted | Progressed | Stalled | Abandoned | Tick
+)
 
 
 class IllegalTransition(Exception):
@@ -199,6 +206,9 @@ def step(state: RoundState, event: Event, now: float) -> RoundState:
             raise IllegalTransition(f"{event} in round {state.number}, which is {state.phase}")
         case Tick():
             pass
+        case Abandoned():
+            short = state.phase is RoundPhase.OPEN
+            return replace(state, phase=RoundPhase.SHORT) if short else state
         case _ if event.worker in state.selected - state.received:
             state = _turned(state, event, now)
     needed = len(state.selected) if state.needed is None else state.needed

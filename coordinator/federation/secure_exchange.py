@@ -24,6 +24,7 @@ from common.secagg.records import (
     ShareOffer,
     Verifier,
 )
+from common.secure_task import SecureTask
 from coordinator.federation.secure_phases import Brought, Closed, Look, SecurePhase, SecureState, step
 from coordinator.storage import secure as tables
 from coordinator.storage.store import Store
@@ -75,7 +76,7 @@ class SecureExchange:
     def begin(self, within: SecureRound) -> None:
         """Open a try, or go on with one where an earlier process was."""
         number, attempt = within.round, within.attempt
-        self._within, self._context, self._ended = within, digest(within), None
+        self._within, self._context = within, digest(within)
         secure = self._store.secure
         self._keys, self._shares = secure.keys(number, attempt), secure.shares(number, attempt)
         self._endorsements = secure.endorsements(number, attempt)
@@ -109,11 +110,9 @@ class SecureExchange:
         """The round has closed with these workers' updates."""
         self._advance(Closed(frozenset(survivors)))
 
-    def end(self, reason: str) -> None:
-        """The try is over, for good: its workers may forget its secrets."""
-        if self._within is not None:
-            news = SecureNews(self._within.round, self._within.attempt, self._context, Ended(reason))
-            self._ended = frozenset(self._within.drawn), news
+    def over(self, number: int, attempt: int, task: SecureTask, reason: str) -> None:
+        """A try is over, for good: its workers may forget its secrets."""
+        self._ended = frozenset(task.drawn), SecureNews(number, attempt, task.context, Ended(reason))
         self.state = self._within = None
         self._forget()
         self._tell()
@@ -188,10 +187,11 @@ class SecureExchange:
     # --- what workers are told ---
 
     def news(self, worker: str) -> tuple[SecureNews, ...]:
-        """All that a worker must know of the try, oldest first."""
+        """All that a worker must know of the try and of the end of the last one, oldest first."""
         within, state = self._within, self.state
+        ended = (self._ended[1],) if self._ended is not None and worker in self._ended[0] else ()
         if within is None or state is None:
-            return (self._ended[1],) if self._ended is not None and worker in self._ended[0] else ()
+            return ended
         contents: list[Roster | Sharers | Survivors | Endorsements] = []
         if state.roster and worker in state.roster:
             contents.append(Roster(tuple(self._roster())))
@@ -202,7 +202,8 @@ class SecureExchange:
             if state.endorsers:
                 endorsed = tuple(self._endorsements[name] for name in sorted(state.endorsers))
                 contents.append(Endorsements(endorsed))
-        return tuple(SecureNews(within.round, within.attempt, self._context, content) for content in contents)
+        about = within.round, within.attempt, self._context
+        return (*ended, *(SecureNews(*about, content) for content in contents))
 
     def _sharers_for(self, worker: str, sharers: frozenset[str]) -> Sharers:
         offers = [self._shares[sender] for sender in sorted(sharers - {worker})]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from common.records import Activity, Progress
 from common.runtime.notifier import Notifier
 from coordinator.federation.rounds import (
+    Abandoned,
     Cannot,
     Event,
     Left,
@@ -57,7 +58,7 @@ class Turns:
             return
         self.state = step(self.state, event, _now())
         self._changed.notify()
-        if isinstance(event, Tick) or self.state.phase is not RoundPhase.OPEN:
+        if isinstance(event, Tick | Abandoned) or self.state.phase is not RoundPhase.OPEN:
             ended = self.state.outcomes(_now())
         else:
             found = self.state.over.get(event.worker)

@@ -65,7 +65,7 @@ def sum_up(
         raise RunFailed(
             f"round {within.round}: {error}; which worker cannot be told, for only the sum is seen. Ask the "
             f"workers to look at their data and devices; then `fedpft rewind {store.directory} --round "
-            f"{within.round - 1}` asks for this round again"
+            f"{within.round - 1}` asks for this round again, of workers started with --forget-opening"
         ) from error
     return file, StoredSum(file.sha256, len(updates), scalars.weight, scalars.loss, scalars.clipped)
 

@@ -134,6 +134,9 @@ CREATE TABLE IF NOT EXISTS events (
 
 _MISTAKES = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError)
 
+# So long a lock that another process holds is waited for.
+_BUSY_MILLISECONDS = 5000
+
 # Of whatever the query names.
 Row = tuple[Any, ...]
 
@@ -154,6 +157,8 @@ class Database:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
+            # What is deleted is overwritten: shares that workers opened, for one.
+            self._db.execute("PRAGMA secure_delete = ON")
             self._db.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise self._problem(error) from error
@@ -216,6 +221,19 @@ class Database:
         """A transaction of one statement."""
         with self.transaction(subject) as db:
             db.execute(statement, values)
+
+    def settle(self) -> None:
+        """Move what is in the log beside the file into it, so that what was deleted is nowhere any more.
+
+        Who reads meanwhile is not waited for: then it is for the next time, or for the end of the process.
+        """
+        try:
+            with self._lock:
+                self._db.execute("PRAGMA busy_timeout = 0")
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._db.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
+        except sqlite3.Error as error:
+            raise self._problem(error) from error
 
     def rows(self, query: str, *values: object) -> list[Row]:
         """What a query finds."""

@@ -129,10 +129,10 @@ class SecureTries:
     def forget_secrets(self, round_number: int) -> None:
         """Once the round's adapter is there: keys, shares and openings go; who endorsed what stays."""
         query = "SELECT count(*) FROM secure_said WHERE round = ? AND step IN (?, ?, ?)"
-        if not self._database.rows(query, round_number, *_SECRET)[0][0]:
-            return
-        statement = "DELETE FROM secure_said WHERE round = ? AND step IN (?, ?, ?)"
-        self._database.write("secure-forgotten", statement, round_number, *_SECRET)
+        if self._database.rows(query, round_number, *_SECRET)[0][0]:
+            statement = "DELETE FROM secure_said WHERE round = ? AND step IN (?, ?, ?)"
+            self._database.write("secure-forgotten", statement, round_number, *_SECRET)
+        self._database.settle()
 
 
 def _task(told: dict[str, object]) -> SecureTask:

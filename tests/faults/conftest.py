@@ -24,8 +24,8 @@ def make(tmp_path: Path, material: Material) -> Iterator[Make]:
     """Makes federations, and ends what is left of them."""
     made: list[Federation] = []
 
-    def one(name: str = "federation", **fields: Any) -> Federation:
-        made.append(Federation(tmp_path / name, material, **fields))
+    def one(name: str = "federation", kind: type[Federation] = Federation, **fields: Any) -> Federation:
+        made.append(kind(tmp_path / name, material, **fields))
         return made[-1]
 
     yield one

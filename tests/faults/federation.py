@@ -26,6 +26,8 @@ from tests.conftest import LABELS, write_table, write_tokenizer
 from tests.waiting import sizes, until
 
 WORKERS = ("worker-1", "worker-2")
+# Of runs of sums, where two would not do.
+MORE_WORKERS = (*WORKERS, "worker-3", "worker-4", "worker-5")
 
 # Everything that a run can do happens in these: both alignments, a server optimiser, gaps, the owner's scores
 # and the workers'. Adapter, updates and sub-FM are several chunks long.
@@ -87,7 +89,7 @@ class Material:
         write_tokenizer(folder / "model")
         write_table(folder / "public.csv", 24, 90, labelled=False)
         write_table(folder / "test.csv", 16, 91)
-        for number, name in enumerate(WORKERS, 1):
+        for number, name in enumerate(MORE_WORKERS, 1):
             write_table(folder / f"{name}.csv", 8 + 4 * number, number)
             write_table(folder / f"{name}-aside.csv", 4 + number, 50 + number)
         return cls(folder)
@@ -109,6 +111,8 @@ class Federation:
     """By process, what is called in it before it begins."""
     processes: dict[str, ForkServerProcess] = field(default_factory=dict)
     kills: Counter[str] = field(default_factory=Counter)
+    gone: set[str] = field(default_factory=set)
+    """Processes that are not started again when they die."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -137,17 +141,19 @@ class Federation:
         """Start the coordinator or a worker, with its next fault armed; its output goes to NAME.log."""
         fault = self.faults[name].pop(0) if self.faults.get(name) else ""
         environment = {VARIABLE: fault, TRACE_VARIABLE: str(trace or "")}
-        if name == "coordinator":
-            arguments = ["--config", str(self.folder / "run.toml")]
-        else:
-            arguments = ["--coordinator", self.routes.get(name, self.address), "--name", name]
-            arguments += ["--data", str(self.material.folder / f"{name}.csv"), "--threads", "1"]
-            arguments += ["--folder", str(self.folder / name), "--join-timeout", "60", "--keepalive", "1"]
-            arguments += ["--validation", str(self.material.folder / f"{name}-aside.csv")]
         service = "coordinator" if name == "coordinator" else "worker"
         log, habit = self.folder / f"{name}.log", self.habits.get(name)
-        self.processes[name] = services.start(service, arguments, log, environment, habit)
+        self.processes[name] = services.start(service, self.arguments(name), log, environment, habit)
         return self.processes[name]
+
+    def arguments(self, name: str) -> list[str]:
+        """What a process is started with."""
+        if name == "coordinator":
+            return ["--config", str(self.folder / "run.toml")]
+        arguments = ["--coordinator", self.routes.get(name, self.address), "--name", name]
+        arguments += ["--data", str(self.material.folder / f"{name}.csv"), "--threads", "1"]
+        arguments += ["--folder", str(self.folder / name), "--join-timeout", "60", "--keepalive", "1"]
+        return [*arguments, "--validation", str(self.material.folder / f"{name}-aside.csv")]
 
     def start_all(self) -> None:
         """Start everything."""
@@ -163,10 +169,10 @@ class Federation:
             each()
             for name, process in list(self.processes.items()):
                 code = process.exitcode
-                if code == -signal.SIGKILL:
+                if code == -signal.SIGKILL and name not in self.gone:
                     self.kills[name] += 1
                     self.start(name)
-                elif code not in (None, 0) and name not in forgive:
+                elif code not in (None, 0) and name not in self.gone.union(forgive):
                     raise AssertionError(f"{name} ended with {code}\n{self.logs()}")
             if all(p.exitcode is not None for name, p in self.processes.items() if name not in forgive):
                 return

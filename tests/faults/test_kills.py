@@ -1,6 +1,6 @@
 """Killed at any point of a run, a service comes back, and the run ends as if nothing had happened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import StrEnum
 
 import pytest
@@ -38,30 +38,45 @@ USUAL = {
 }
 
 
-def faults(points: type[StrEnum], again: list[tuple[StrEnum, int]]) -> list[object]:
+def faults(
+    points: type[StrEnum],
+    again: list[tuple[StrEnum, int]],
+    quick: Collection[str] = QUICK,
+    usual: Collection[str] = USUAL,
+) -> list[object]:
     """Each point killed once; some a second time, later; and those where power matters without it."""
     names = [*(f"{point}=kill" for point in points), *(f"{point}#{n}=kill" for point, n in again)]
     names += [f"{point}=power" for point in points if is_volatile(point)]
     names += [f"{point}#{n}=power" for point, n in again if is_volatile(point)]
-    return [pytest.param(name, marks=_marks(name)) for name in names]
+    return [pytest.param(name, marks=_marks(name, quick, usual)) for name in names]
 
 
-def _marks(fault: str) -> tuple[pytest.MarkDecorator, ...]:
-    if fault in QUICK:
+def _marks(fault: str, quick: Collection[str], usual: Collection[str]) -> tuple[pytest.MarkDecorator, ...]:
+    if fault in quick:
         return ()
-    return (pytest.mark.slow,) if fault in USUAL else (pytest.mark.faults,)
+    return (pytest.mark.slow,) if fault in usual else (pytest.mark.faults,)
+
+
+def note_fault(victim: str, told: str, fault: str, note: Callable[[str, object], None]) -> None:
+    """For the table at the end."""
+    note("fault", f"{victim} {told.partition('=')[2]}: {told.partition('/')[0]}")
+    note("point", fault.partition("=")[0])
+
+
+def struck(federation: Federation, victim: str) -> None:
+    """The fault must have."""
+    assert federation.kills == {victim: 1}, f"the fault did not strike: {federation.kills}"
 
 
 def end(federation: Federation, victim: str, fault: str, note: Callable[[str, object], None]) -> None:
     """See the run through; the fault must have struck."""
-    note("fault", f"{victim} {fault.partition('=')[2]}: {fault.partition('/')[0]}")
-    note("point", fault.partition("=")[0])
+    note_fault(victim, fault, fault, note)
     federation.faults[victim] = [fault]
     federation.start_all()
     # A worker that dies as it says goodbye may come back when the coordinator has gone home.
     late = ("Leave" in fault and victim != "coordinator") or "delivered" in fault
     federation.supervise(forgive=(victim,) if late else ())
-    assert federation.kills == {victim: 1}, f"the fault did not strike: {federation.kills}"
+    struck(federation, victim)
 
 
 @pytest.mark.parametrize("fault", faults(CoordinatorPoint, COORDINATOR_AGAIN))

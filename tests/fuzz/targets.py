@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from fedpft.v1 import federation_pb2
+from fedpft.v1 import federation_pb2, secure_pb2
 from google.protobuf.message import DecodeError
 
 from common.errors import BadMessage, BadScores, BadUpdate
@@ -35,8 +36,9 @@ from common.records import (
 )
 from common.storage.tensor_header import read_header
 from common.storage.tensors import TensorFile, to_bytes
-from common.transport import class_wire, score_wire, wire
+from common.transport import class_wire, score_wire, secure_wire, wire
 from common.transport.chunk_messages import decode_download, decode_submission
+from tests.common.secagg import secure_examples
 
 Target = Callable[[bytes], None]
 
@@ -63,6 +65,13 @@ def judge_scores(m: Any) -> None:
     except BadScores:
         return
 
+
+_SAID_IN = (
+    secure_pb2.OfferKeysRequest,
+    secure_pb2.OfferSharesRequest,
+    secure_pb2.EndorseSurvivorsRequest,
+    secure_pb2.OpenSharesRequest,
+)
 
 # Both directions: what a coordinator decodes from workers, and a worker from its coordinator.
 _DECODERS: list[tuple[Any, Callable[[Any], object], Any]] = [
@@ -110,6 +119,31 @@ _DECODERS: list[tuple[Any, Callable[[Any], object], Any]] = [
         score_wire.scores_to_pb(SubmittedScores("session", 1, "ab" * 32, _SCORES)),
     ),
     (federation_pb2.WatchTasksResponse, wire.task_from_pb, wire.task_to_pb(_EVALUATION)),
+    *(
+        (message, lambda m: secure_wire.said_from_pb(m, "w"), secure_wire.said_to_pb(said)[1])
+        for message, said in zip(_SAID_IN, secure_examples.SAID, strict=True)
+    ),
+    *(
+        (federation_pb2.WatchTasksResponse, wire.task_from_pb, secure_wire.news_to_pb(news))
+        for news in secure_examples.NEWS
+    ),
+    (
+        federation_pb2.WatchTasksResponse,
+        wire.task_from_pb,
+        wire.task_to_pb(replace(_TASK, secure=secure_examples.TASK)),
+    ),
+    (
+        federation_pb2.JoinResponse,
+        wire.join_reply_from_pb,
+        wire.join_reply_to_pb(JoinReply("token", 6, replace(_RUN, secure=secure_examples.SPEC), 5.0)),
+    ),
+    (
+        federation_pb2.OfferUpdateRequest,
+        lambda m: wire.header_from_pb(m.header),
+        federation_pb2.OfferUpdateRequest(
+            header=wire.header_to_pb(replace(_UPDATE, attempt=2, context=b"c" * 32))
+        ),
+    ),
     (
         federation_pb2.SubmitUpdateRequest,
         lambda m: wire.chunk_from_pb(m.chunk) if m.WhichOneof("part") == "chunk" else m.header,

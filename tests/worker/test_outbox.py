@@ -94,3 +94,11 @@ def test_what_is_dropped_is_gone(tmp_path: Path) -> None:
 
 def test_an_empty_outbox_holds_nothing(tmp_path: Path) -> None:
     assert Outbox(tmp_path / "not there").find(QUESTION) is None
+
+
+def test_what_a_process_that_died_was_writing_does_not_stay(tmp_path: Path) -> None:
+    """It may be a whole update, and nothing else would ever delete it."""
+    Outbox(tmp_path).keep(QUESTION, HEADER, b"update")
+    (tmp_path / ".update.safetensors.0123.part").write_bytes(b"half an up")
+    assert Outbox(tmp_path).find(QUESTION) is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["update.json", "update.safetensors"]

@@ -1,0 +1,105 @@
+"""Killed at any point of a run of sums, a service comes back: the same bits, one opening a round, no secret
+left."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.faults.conftest import Make
+from tests.faults.federation import Material
+from tests.faults.points import CoordinatorPoint, WorkerPoint
+from tests.faults.secure import SecureFederation, Summed
+from tests.faults.secure_points import (
+    SECURE_COORDINATOR_AGAIN,
+    SECURE_WORKER_AGAIN,
+    SecureCoordinatorPoint,
+    SecureWorkerPoint,
+)
+from tests.faults.test_kills import faults, note_fault, struck
+
+# In `make test`, too.
+QUICK = {"reply-received/OpenShares=kill"}
+# With those, in `make test-all`: on each side before and after what cannot be taken back.
+USUAL = {
+    "transaction-committed/secure-survivors=kill",
+    "step/secure-summed=kill",
+    "transaction-committed/secure-shares#3=kill",
+    "file-renamed/secure-secrets=power",
+    "folder-synced/secure-history=kill",
+    "folder-synced/masked.safetensors=kill",
+    "folder-synced/secure-endorsement=kill",
+}
+
+
+@pytest.fixture(scope="session")
+def undisturbed_sums(
+    tmp_path_factory: pytest.TempPathFactory, material: Material
+) -> Iterator[SecureFederation]:
+    """A run in which nothing happens, with all fault points that its processes passed in *.trace."""
+    federation = SecureFederation(tmp_path_factory.mktemp("undisturbed-sums") / "federation", material)
+    try:
+        for name in ("coordinator", *federation.workers):
+            federation.start(name, trace=federation.folder / f"{name}.trace")
+        federation.supervise()
+        yield federation
+    finally:
+        federation.end()
+
+
+@pytest.fixture(scope="session")
+def sums(undisturbed_sums: SecureFederation) -> Summed:
+    """How that run ended."""
+    return undisturbed_sums.summed()
+
+
+@pytest.fixture
+def make_secure(make: Make) -> Make:
+    return lambda *name, **fields: make(*name, kind=SecureFederation, **fields)
+
+
+def end(federation: SecureFederation, victim: str, fault: str, note: Callable[[str, object], None]) -> None:
+    note_fault(victim, f"sums, {fault}", fault, note)
+    federation.faults[victim] = [fault]
+    federation.start_all()
+    federation.supervise()
+    struck(federation, victim)
+
+
+@pytest.mark.parametrize("fault", faults(SecureCoordinatorPoint, SECURE_COORDINATOR_AGAIN, QUICK, USUAL))
+def test_a_killed_coordinator_goes_on_in_the_same_step(
+    fault: str, make_secure: Make, sums: Summed, record_property: Callable[[str, object], None]
+) -> None:
+    federation = make_secure()
+    end(federation, "coordinator", fault, record_property)
+    assert federation.summed() == sums
+    assert federation.left() == []
+
+
+@pytest.mark.parametrize("fault", faults(SecureWorkerPoint, SECURE_WORKER_AGAIN, QUICK, USUAL))
+def test_a_killed_worker_answers_from_its_disk(
+    fault: str, make_secure: Make, sums: Summed, record_property: Callable[[str, object], None]
+) -> None:
+    federation = make_secure()
+    end(federation, "worker-1", fault, record_property)
+    assert federation.summed() == sums
+    assert federation.left() == []
+
+
+@pytest.mark.slow
+def test_the_enums_name_every_point_that_only_a_run_of_sums_passes(
+    undisturbed_sums: SecureFederation,
+) -> None:
+    def passed(name: str) -> set[str]:
+        return set((undisturbed_sums.folder / f"{name}.trace").read_text().split())
+
+    assert passed("coordinator") - set(CoordinatorPoint) == set(SecureCoordinatorPoint)
+    workers = set().union(*map(passed, undisturbed_sums.workers))
+    assert workers - set(WorkerPoint) == set(SecureWorkerPoint)
+
+
+@pytest.mark.slow
+def test_nothing_secret_is_left_of_a_run_in_which_nothing_happens(
+    undisturbed_sums: SecureFederation, sums: Summed
+) -> None:
+    assert sums.tries == (1, 1)
+    assert undisturbed_sums.left() == []
