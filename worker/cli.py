@@ -103,7 +103,8 @@ def worker(
         Path | None,
         typer.Option(
             help="TOML file with the fingerprints of the other workers' keys, as `fedpft certs fingerprint` "
-            "prints them: share masks with no others, whatever the authority issues. Implies --require-secure."
+            "prints them: share masks with no others, whatever the authority issues. Implies "
+            "--require-secure."
         ),
     ] = None,
     forget_opening: Annotated[

@@ -90,11 +90,7 @@ class SecureDesk:
             raise SecureRefused(
                 f"round {task.round}: the coordinator takes the task for another than it sent to this worker"
             )
-        if within.minimum < max(self._run.secure.minimum, self._policy.floor):
-            raise SecureRefused(
-                f"round {task.round}: a sum of {within.minimum} workers is asked for; the run spoke of "
-                f"{self._run.secure.minimum}, this worker's owner of {self._policy.floor} at least"
-            )
+        self._policy.require_try(self._run, within)
         self.refused = ""
         if context != self._context:
             self._take_part(within)

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from common.errors import CannotTrain, NotAllowed
+from common.errors import CannotTrain, NotAllowed, SecureRefused
 from common.records import EvaluateTask, ModelTask, RunSpec, TrainTask
-from common.secagg.records import LEAST_WORKERS, Signer, Verifier
+from common.secagg.context import default_colluding
+from common.secagg.records import LEAST_WORKERS, SecureRound, Signer, Verifier
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,23 @@ class SecurePolicy:
             raise NotAllowed(
                 "the run's keys are not signed (privacy.insecure_keys), so that its coordinator could read "
                 "everything, and --require-secure forbids that"
+            )
+
+    def require_try(self, run: RunSpec, within: SecureRound) -> None:
+        """Raises SecureRefused for a try that falls short of what the run spoke of, or this owner asks
+        for."""
+        told = f"round {within.round}: "
+        least = max(self.floor, run.secure.minimum if run.secure else 0)
+        if within.minimum < least:
+            raise SecureRefused(
+                f"{told}a sum of {within.minimum} workers is asked for; the run and this worker's owner "
+                f"spoke of {least} at least"
+            )
+        wanted = default_colluding(len(within.drawn))
+        if self.required and within.colluding < wanted:
+            raise SecureRefused(
+                f"{told}only {within.colluding} of {len(within.drawn)} workers may be in league with the "
+                f"coordinator, and --require-secure wants {wanted}; ask the run's owner for privacy.colluding"
             )
 
 
