@@ -200,7 +200,7 @@ REFUSED: dict[str, tuple[int, str, Callable[[Parties], Content], type[Exception]
             *opened_by(p, "w000")[1:],
         ),
         BadShare,
-        "the other is asked for",
+        "of the secret asked for",
     ),
     "a share that was not dealt": (
         9,
