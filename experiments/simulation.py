@@ -246,7 +246,8 @@ class ClientGathering(Gathering):
                 tensors = ring_tensors(update.delta, update.counts, weight, loss, within)
                 examples, loss = 0, 0.0
             artifact = store.artifacts.add_tensors(ArtifactKind.UPDATE, tensors)
-            received = StoredUpdate(name, artifact.sha256, examples, loss, 0.0)
+            targets = update.targets if spec.asks_targets else 0
+            received = StoredUpdate(name, artifact.sha256, examples, loss, 0.0, targets)
             store.commit_update(number, received, artifact.size)
         return cannot
 

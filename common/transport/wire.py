@@ -120,6 +120,7 @@ def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
         seed=r.seed,
         asks_classes=r.asks_classes,
         secure=secure_wire.spec_to_pb(r.secure),
+        asks_targets=r.asks_targets,
     )
 
 
@@ -142,6 +143,7 @@ def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
         seed=m.seed,
         asks_classes=m.asks_classes,
         secure=secure_wire.spec_from_pb(m.secure) if m.HasField("secure") else None,
+        asks_targets=m.asks_targets,
     )
 
 
@@ -278,6 +280,7 @@ def header_to_pb(h: UpdateHeader) -> federation_pb2.UpdateHeader:
         seconds=h.seconds,
         attempt=h.attempt,
         context=h.context,
+        targets=h.targets,
     )
 
 
@@ -294,4 +297,5 @@ def header_from_pb(m: federation_pb2.UpdateHeader) -> UpdateHeader:
         m.seconds,
         m.attempt,
         m.context,
+        m.targets,
     )

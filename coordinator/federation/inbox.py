@@ -49,6 +49,8 @@ class Expected:
     """Of the whole file: `delta.*`, and `apoz.*` when counts are asked for."""
     context: bytes | None = None
     """Set where it is masked: what it must be bound to. Then nothing of its values can be judged."""
+    targets: bool = False
+    """Whether it is to name its target tokens."""
 
 
 class Inbox:
@@ -152,6 +154,12 @@ class Inbox:
             raise BadUpdate("a masked update must not tell its examples, loss or seconds")
         if header.examples != examples:
             raise BadUpdate(f"the update names {header.examples} examples, the worker joined with {examples}")
+        most = self._limits.target_tokens
+        if self._asks_targets and not 1 <= header.targets <= most:
+            raise BadUpdate(
+                f"an update of this run must name 1 to {most} target tokens (limits.target_tokens), "
+                f"got {header.targets}"
+            )
         if not (math.isfinite(header.loss) and math.isfinite(header.seconds) and header.seconds >= 0):
             figures = f"{header.loss} and {header.seconds}"
             raise BadUpdate(f"the update's loss and seconds must be finite, got {figures}")
@@ -161,6 +169,10 @@ class Inbox:
             # Its bytes need not come again to be refused; and who was cut off while sending may not know why.
             raise BadUpdate(reason)
         return True
+
+    @property
+    def _asks_targets(self) -> bool:
+        return self._expected is not None and self._expected.targets
 
     def _require_size(self, header: UpdateHeader, schema: Schema) -> None:
         values, least = content_bytes(schema), smallest_header_bytes(schema)
@@ -277,7 +289,8 @@ class Inbox:
         except StaleRound:
             self._store.artifacts.discard(header.sha256)
             raise
-        update = StoredUpdate(worker, header.sha256, header.examples, header.loss, header.seconds)
+        figures = header.examples, header.loss, header.seconds, header.targets if self._asks_targets else 0
+        update = StoredUpdate(worker, header.sha256, *figures)
         self._store.commit_update(header.round, update, header.size)
         self.note(Received(worker))
 

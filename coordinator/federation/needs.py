@@ -10,6 +10,7 @@ from common.protocol import (
     PROTOCOL_MIN,
     SECURE_SINCE,
     SGD_SINCE,
+    TARGETS_SINCE,
 )
 from common.records import JoinRequest, LocalOptimizer, RunSpec
 from common.task_forms import FORMS
@@ -38,6 +39,12 @@ def require_protocol(run: RunSpec, newest: int) -> None:
             "this run's workers learn the answers of conversations alone, which {} does not know",
         ),
         (run.secure is not None, SECURE_SINCE, "this run sums masked updates, which {} does not know"),
+        (
+            run.asks_targets,
+            TARGETS_SINCE,
+            "this run weighs workers by their target tokens, which {} does not tell "
+            '(its owner may set aggregation.weights = "examples")',
+        ),
         (weighs, CLASSES_SINCE, "this run asks for workers' classes, which {} does not know"),
     )
     for asked, since, told in needs:

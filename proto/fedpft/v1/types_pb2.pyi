@@ -522,12 +522,15 @@ class RunSpec(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     ASKS_CLASSES_FIELD_NUMBER: _builtins.int
     SECURE_FIELD_NUMBER: _builtins.int
+    ASKS_TARGETS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id, chosen by the coordinator."""
     seed: _builtins.int
     """Seed of the run; a worker derives its own from it, its name and the round."""
     asks_classes: _builtins.bool
     """Whether workers are to tell their classes before they may join (protocol 5)."""
+    asks_targets: _builtins.bool
+    """Whether UpdateHeader.targets is to be named: what updates are weighed by (protocol 6)."""
     @_builtins.property
     def task(self) -> Global___TaskSpec:
         """The learning task."""
@@ -554,10 +557,11 @@ class RunSpec(_message.Message):
         seed: _builtins.int = ...,
         asks_classes: _builtins.bool = ...,
         secure: Global___SecureSpec | None = ...,
+        asks_targets: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "secure", b"secure", "task", b"task", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asks_classes", b"asks_classes", "run_id", b"run_id", "secure", b"secure", "seed", b"seed", "task", b"task", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asks_classes", b"asks_classes", "asks_targets", b"asks_targets", "run_id", b"run_id", "secure", b"secure", "seed", b"seed", "task", b"task", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
