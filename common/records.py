@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from common.quantization import Quantization
 from common.secure_task import SecureSpec, SecureTask
 
 
@@ -188,12 +189,11 @@ class RunSpec:
     adapter: AdapterSpec
     training: TrainingSpec
     seed: int
-    asks_classes: bool = (
-        False  # Before workers may join they tell their classes; none may be known until then.
-    )
+    asks_classes: bool = False  # Before workers may join they tell their classes; labels may be none then.
     secure: SecureSpec | None = None
     """Set: the coordinator gets sums over workers alone."""
     asks_targets: bool = False  # Whether an update is to name its target tokens, which it is weighed by.
+    quantization: Quantization = Quantization.NONE  # Of the sub-FM's frozen weights.
 
 
 @dataclass(frozen=True)

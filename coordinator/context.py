@@ -143,6 +143,7 @@ def run_spec(
         config.asks_classes and classes is None,
         secure_spec(config),
         config.weighs_tokens,
+        config.sub_fm.quantization,
     )
 
 

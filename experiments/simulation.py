@@ -20,6 +20,7 @@ from common.errors import CannotTrain, RunFailed
 from common.listing import first_workers
 from common.model.ring_update import ring_schema, ring_tensors, secure_round, weight_of
 from common.model.scores import score_sums
+from common.model.submodel import Held
 from common.model.update import update_tensors
 from common.records import ArtifactKind, ArtifactRef, ClassCounts, Phase, ScoreSums, StopTask
 from common.run_status import Evaluation
@@ -265,7 +266,7 @@ class ClientGathering(Gathering):
             tuple(models.tensors(patch) for patch in reference.patches),
             spec.adapter,
             self._run.config.compute.threads,
-            reference.new_modules,
+            Held(spec.quantization, reference.new_modules),
         )
 
     def _dataset(self, models: Models, name: str) -> Dataset:

@@ -18,6 +18,7 @@ from common.config.choices import (
     UpdateWeights,
 )
 from common.config.section import Positive, Rate, Section, Sent, Share
+from common.quantization import Quantization
 from common.records import AdapterTargets, LocalOptimizer
 
 
@@ -40,6 +41,10 @@ class SubModelSection(Section):
     """This many first layers stay whole."""
     keep_last: int = Field(default=1, ge=0)
     """This many last layers stay whole."""
+    quantization: Quantization = Quantization.NONE
+    """"int8": what workers download and hold of the sub-FM's frozen weights is a byte each (maps, table of
+    tokens, a language model's head), computed with in model.dtype; what is tuned is float32 as ever. Half of
+    bfloat16's bytes for a slower step; wants workers of protocol 6. "none": as model.dtype says."""
 
 
 class Distillation(Section):

@@ -33,6 +33,7 @@ from common.config.privacy import PrivacySection, require_summable
 from common.config.section import Section
 from common.config.service import AdmissionSection, ComputeSection, LimitsSection, ServerSection, TlsSection
 from common.config.task import DataSection, ModelSection, RunSection, TaskSection
+from common.quantization import Quantization
 from common.records import AdapterTargets, TaskKind
 from common.task_forms import BEST_BY, FORMS
 
@@ -143,6 +144,12 @@ class RunConfig(Section):
         if self.training.class_weights is not ClassWeights.NONE and not FORMS[self.task.kind].named:
             raise ValueError(
                 f'training.class_weights must be "none" for {self.task.kind}, which has no classes'
+            )
+        exact_or_full = exact or self.adapter.targets.neurons
+        if self.sub_fm.quantization is not Quantization.NONE and exact_or_full:
+            raise ValueError(
+                'sub_fm.quantization must be "none" for aggregation.lora = "exact" and where adapter.targets '
+                f'names neurons: both change the sub-FM\'s weights; got "{self.sub_fm.quantization}"'
             )
         of_tokens = self.aggregation.weights is UpdateWeights.TARGET_TOKENS
         if of_tokens and self.task.kind is not TaskKind.CAUSAL_LM:

@@ -9,6 +9,7 @@ from fedpft.v1 import federation_pb2, types_pb2
 
 from common.errors import BadMessage
 from common.observability.tracing import well_formed
+from common.quantization import Quantization
 from common.records import (
     Activity,
     AdapterSpec,
@@ -121,6 +122,7 @@ def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
         asks_classes=r.asks_classes,
         secure=secure_wire.spec_to_pb(r.secure),
         asks_targets=r.asks_targets,
+        quantization=types_pb2.Quantization.Value(f"QUANTIZATION_{r.quantization.name}"),
     )
 
 
@@ -144,6 +146,8 @@ def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
         asks_classes=m.asks_classes,
         secure=secure_wire.spec_from_pb(m.secure) if m.HasField("secure") else None,
         asks_targets=m.asks_targets,
+        # 0: of a coordinator from before there was a choice.
+        quantization=enum_from_pb(Quantization, types_pb2.Quantization, "QUANTIZATION_", m.quantization or 1),
     )
 
 

@@ -109,6 +109,16 @@ async def test_a_worker_of_before_does_not_join_a_run_of_conversations(newest: i
     require_protocol(plain, 1)
 
 
+def test_a_sub_fm_in_int8_needs_protocol_6(tmp_path: Path) -> None:
+    asking = context(Store(tmp_path), {"sub_fm.quantization": "int8"}).spec
+    with pytest.raises(ProtocolMismatch) as caught:
+        require_protocol(asking, 5)
+    assert str(caught.value) == (
+        "this run's sub-FM is sent as int8, which protocol 5 does not know: upgrade the worker"
+    )
+    require_protocol(asking, 6)
+
+
 def test_a_language_models_workers_are_to_tell_their_target_tokens(tmp_path: Path) -> None:
     language = {"task.kind": "causal-lm", "task.labels": ()}
     by_default = context(Store(tmp_path / "tokens"), language).spec
