@@ -2,7 +2,7 @@
 
     python -m benchmarks.large_model [--int8] [--layers N] [--hidden N] [--ffn N] [--dtype D] [--json FILE]
 
-The real services, and a LLaMA with random weights, by default of 1.17 billion parameters (22 layers, hidden
+The real services, and a LLaMA with random weights, by default of 1.09 billion parameters (22 layers, hidden
 size 2,048, 5,632 FFN neurons), with SmolLM2's tokenizer, written in shards. Batches are small (64 tokens), so
 that what is measured is what does not depend on them. Of coordinator and worker, by phase: the most anonymous
 memory, which nothing but the process can give back, and the most resident, mapped files' pages in it. Takes
