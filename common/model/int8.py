@@ -11,6 +11,7 @@ column coarse: a power of two for each evens them out beforehand. Of tables of t
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -207,6 +208,21 @@ def _blocks(
         else:
             weight = values_of(own, scale, axis, None if spread is None else spread[rows])
         yield rows, weight.T if transposed else weight
+
+
+@contextmanager
+def plain_if_small(module: nn.Module) -> Iterator[None]:
+    """While open, a module with an int8 weight of a block at most has the plain one: a language model's head,
+    called with a few rows after the other, makes its values once. The bits are the same."""
+    if not isinstance(module, Int8) or not module.rests or module.weight.numel() > _BLOCK:
+        yield
+        return
+    held = module.weight
+    module.weight = nn.Parameter(module.values, requires_grad=False)
+    try:
+        yield
+    finally:
+        module.weight = held
 
 
 # --- in a model ---
