@@ -60,7 +60,7 @@ class Updates:
 
     def loaded(self, count: int) -> tuple[dict[str, Tensor], list[Update]]:
         """The adapter and so many updates, in memory."""
-        whole = (Update(u.worker, u.examples, _copied(u.delta)) for u in self.first(count))
+        whole = (Update(u.worker, u.weight, _copied(u.delta)) for u in self.first(count))
         return _copied(self.start), list(whole)
 
     def each(self, count: int) -> list[TensorFile]:

@@ -1,8 +1,8 @@
 """Memory of a run on a large language model, from the FM's loading to the first round's end.
 
-    python -m benchmarks.large_model [--layers N] [--hidden N] [--ffn N] [--dtype DTYPE] [--json FILE]
+    python -m benchmarks.large_model [--int8] [--layers N] [--hidden N] [--ffn N] [--dtype D] [--json FILE]
 
-The real services, and a LLaMA with random weights, by default of 1.17 billion parameters (22 layers, hidden
+The real services, and a LLaMA with random weights, by default of 1.09 billion parameters (22 layers, hidden
 size 2,048, 5,632 FFN neurons), with SmolLM2's tokenizer, written in shards. Batches are small (64 tokens), so
 that what is measured is what does not depend on them. Of coordinator and worker, by phase: the most anonymous
 memory, which nothing but the process can give back, and the most resident, mapped files' pages in it. Takes
@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=2048, help="[2048]")
     parser.add_argument("--ffn", type=int, default=5632, help="[5632]")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="[bfloat16]")
+    parser.add_argument("--int8", action="store_true", help='with sub_fm.quantization = "int8"')
     options = parser.parse_args()
     settings = {
         "task.kind": "causal-lm",
@@ -160,6 +161,7 @@ def main() -> None:
         "server.listen": "127.0.0.1:0",
         "compute.threads": 1,
         "model.dtype": options.dtype,
+        "sub_fm.quantization": "int8" if options.int8 else "none",
     }
     folder = Path(tempfile.mkdtemp(prefix="fedpft-large-"))
     try:

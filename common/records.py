@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from common.quantization import Quantization
 from common.secure_task import SecureSpec, SecureTask
 
 
@@ -174,10 +175,8 @@ class TrainingSpec:
     optimizer: LocalOptimizer = LocalOptimizer.ADAMW
     momentum: float = 0.0
     class_weights: tuple[float, ...] = ()
-    tokens_per_step: int = 0
-    """Of a batch so many tokens are computed with at a time, at most; 0: all. Changes no result."""
-    checkpointing: bool = False
-    """Whether activations are computed again for the gradient, instead of kept. Changes no result."""
+    tokens_per_step: int = 0  # Of a batch computed with at a time, at most; 0: all. Changes no result.
+    checkpointing: bool = False  # Activations computed again for the gradient; changes no result.
     neuron_learning_rate: float = 0.0
 
 
@@ -190,10 +189,11 @@ class RunSpec:
     adapter: AdapterSpec
     training: TrainingSpec
     seed: int
-    asks_classes: bool = False
-    """Whether workers are to tell their classes before they may join; its labels may be none until then."""
+    asks_classes: bool = False  # Before workers may join they tell their classes; labels may be none then.
     secure: SecureSpec | None = None
     """Set: the coordinator gets sums over workers alone."""
+    asks_targets: bool = False  # Whether an update is to name its target tokens, which it is weighed by.
+    quantization: Quantization = Quantization.NONE  # Of the sub-FM's frozen weights.
 
 
 @dataclass(frozen=True)
@@ -319,9 +319,9 @@ class UpdateHeader:
     examples: int
     loss: float
     seconds: float
-    attempt: int = 0
-    """Of a masked update, for which the three before are 0: the try at the round, and its context."""
+    attempt: int = 0  # Of a masked update, for which the three before are 0: the try, and its context.
     context: bytes = b""
+    targets: int = 0  # Next tokens that a pass over its data learns; 0 where the run does not ask.
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass
 from functools import cached_property
 
-from common.config.choices import ClassWeights, LoraAveraging, ModelDtype
+from common.config.choices import ClassWeights, LoraAveraging, ModelDtype, UpdateWeights
 from common.config.privacy import LEAST_WORKERS, SumWeights
 from common.config.run import RunConfig
 from common.records import (
@@ -75,7 +75,8 @@ def settled(config: RunConfig, store: Store) -> RunConfig:
     """The configuration with what was left open and has been settled since.
 
     That are labels that workers were asked for, and what "auto" held the models in when the sub-FM was
-    published: versions before `model.dtype` took float32 whatever the checkpoint.
+    published: versions before `model.dtype` took float32 whatever the checkpoint. And a run whose first
+    updates did not name their target tokens goes on by examples, as an earlier version began it.
     """
     if config.task.asks and (classes := store.classes.get()) is not None:
         config = config.with_labels(classes.labels)
@@ -83,6 +84,9 @@ def settled(config: RunConfig, store: Store) -> RunConfig:
         told = json.loads(published[0].config_json).get("dtype")
         held = ModelDtype(told) if told in list(ModelDtype) else ModelDtype.FLOAT32
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": held})})
+    if config.weighs_tokens and store.targets.lacking():
+        by_examples = config.aggregation.model_copy(update={"weights": UpdateWeights.EXAMPLES})
+        config = config.model_copy(update={"aggregation": by_examples})
     return config
 
 
@@ -138,6 +142,8 @@ def run_spec(
         config.run.seed,
         config.asks_classes and classes is None,
         secure_spec(config),
+        config.weighs_tokens,
+        config.sub_fm.quantization,
     )
 
 

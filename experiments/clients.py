@@ -14,7 +14,7 @@ from common.errors import CannotTrain
 from common.model.adapter import Adapted
 from common.model.apoz import ZeroCounter
 from common.model.ffn import ffns_of
-from common.model.submodel import apply_patch, build
+from common.model.submodel import AS_IT_IS, Held, apply_patch, build
 from common.model.wire_config import read_config
 from common.records import AdapterSpec, TaskSpec, TrainingSpec, ZeroRule
 from worker.train import LocalUpdate, fine_tune
@@ -56,15 +56,15 @@ class SubModel:
     patches: tuple[Mapping[str, Tensor], ...]
     adapter: AdapterSpec
     threads: int | None
-    new_modules: tuple[str, ...] = ()
+    held: Held = AS_IT_IS
 
     def adapted(self) -> Adapted:
         """The module with an adapter, made as a worker makes it, on the CPU."""
         config = read_config(self.config_json, self.task)
         # Where the weights come from, they may be shared and read-only.
         weights = {name: tensor.clone() for name, tensor in self.weights.items()}
-        module = build(config, self.task.kind, self.ffn_widths, weights)
-        adapted = Adapted(module, self.task.kind, self.adapter, new=self.new_modules)
+        module = build(config, self.task.kind, self.ffn_widths, weights, held=self.held)
+        adapted = Adapted(module, self.task.kind, self.adapter, new=self.held.new_modules)
         for patch in self.patches:
             apply_patch(ffns_of(adapted.base), patch)
         return adapted

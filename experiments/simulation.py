@@ -20,6 +20,7 @@ from common.errors import CannotTrain, RunFailed
 from common.listing import first_workers
 from common.model.ring_update import ring_schema, ring_tensors, secure_round, weight_of
 from common.model.scores import score_sums
+from common.model.submodel import Held
 from common.model.update import update_tensors
 from common.records import ArtifactKind, ArtifactRef, ClassCounts, Phase, ScoreSums, StopTask
 from common.run_status import Evaluation
@@ -246,7 +247,8 @@ class ClientGathering(Gathering):
                 tensors = ring_tensors(update.delta, update.counts, weight, loss, within)
                 examples, loss = 0, 0.0
             artifact = store.artifacts.add_tensors(ArtifactKind.UPDATE, tensors)
-            received = StoredUpdate(name, artifact.sha256, examples, loss, 0.0)
+            targets = update.targets if spec.asks_targets else 0
+            received = StoredUpdate(name, artifact.sha256, examples, loss, 0.0, targets)
             store.commit_update(number, received, artifact.size)
         return cannot
 
@@ -264,7 +266,7 @@ class ClientGathering(Gathering):
             tuple(models.tensors(patch) for patch in reference.patches),
             spec.adapter,
             self._run.config.compute.threads,
-            reference.new_modules,
+            Held(spec.quantization, reference.new_modules),
         )
 
     def _dataset(self, models: Models, name: str) -> Dataset:

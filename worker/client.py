@@ -298,7 +298,7 @@ class CoordinatorClient(PersistentCalls):
 
 def _require_masked(header: UpdateHeader, path: Path) -> None:
     """Blocking. Raises SecureRefused for an update that could be read: by its header, or its file's."""
-    told = header.examples or header.loss or header.seconds
+    told = header.examples or header.loss or header.seconds or header.targets
     plain = any(spec.dtype.is_floating_point for spec in header_of(path).values())
     if told or plain or not header.context:
         raise SecureRefused("the run takes sums only: this worker sends no update without masks")

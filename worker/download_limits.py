@@ -11,7 +11,7 @@ from common.errors import BadMessage, ModelError
 from common.model.adapter import PEFT_PREFIX, Adapted
 from common.model.families import sizes_of
 from common.model.ffn import Projection, ffns_of
-from common.model.submodel import empty, tied_names
+from common.model.submodel import Held, empty, tied_names
 from common.model.wire_config import MOST, MOST_CLASSES, MOST_LAYERS, read_config
 from common.records import ArtifactKind, ArtifactRef, ModelTask, RunSpec, SubModelRef
 from common.storage.schema import Schema, content_bytes, schema_of
@@ -52,9 +52,12 @@ def limits_of(run: RunSpec, wanted: SubModelRef) -> Limits:
         raise ModelError(f"FFN widths and LoRA's rank must be 1 to {MOST}")
     try:
         with torch.device("meta"):
-            model = empty(config, run.task.kind, wanted.ffn_widths, buffers=True)
+            held = Held(run.quantization, wanted.new_modules)
+            model = empty(config, run.task.kind, wanted.ffn_widths, held, buffers=True)
             weights, tied = schema_of(model.state_dict()), tied_names(model)
-            ffn = sum(p.nbytes for f in ffns_of(model) for p in f.neuron_parameters())
+            ffns = ffns_of(model)
+            ffn = sum(p.nbytes for f in ffns for p in f.neuron_parameters())
+            ffn += sum(t.nbytes for f in ffns for m in (*f.ins, f.out) for t in m.module.buffers())
             adapted = Adapted(model, run.task.kind, run.adapter, new=wanted.new_modules)
     except ModelError:
         raise

@@ -13,7 +13,7 @@ from common.errors import CannotTrain, ModelError
 from common.model.adapter import Adapted
 from common.model.apoz import ZeroCounter
 from common.model.ffn import ffns_of
-from common.model.submodel import apply_patch, build
+from common.model.submodel import Held, apply_patch, build
 from common.model.wire_config import read_config
 from common.records import ArtifactRef, ModelTask, RunSpec, ScoreSums, SubModelRef, TrainTask
 from common.runtime import seeds
@@ -93,7 +93,8 @@ class LocalModel:
             config = read_config(wanted.config_json, task)
             self._require_weights(header_of(files[wanted.base.sha256]), wanted)
             weights = TensorFile.foreign(files[wanted.base.sha256]).load()
-            module = build(config, task.kind, wanted.ffn_widths, weights, self._place.device)
+            held = Held(self.run.quantization, wanted.new_modules)
+            module = build(config, task.kind, wanted.ffn_widths, weights, self._place.device, held)
             self._adapted = Adapted(module, task.kind, self.run.adapter, new=wanted.new_modules)
             contents = {ref.kind: files[ref.sha256].read_bytes() for ref in wanted.processor}
             processor = write_processor(self._place.folder / "processor", contents, task.kind)

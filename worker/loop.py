@@ -259,6 +259,7 @@ class Worker:
             examples=len(self._data),
             loss=update.loss,
             seconds=seconds,
+            targets=update.targets if model.run.asks_targets else 0,
         )
         return await asyncio.to_thread(self._outbox.keep, question, header, to_bytes(tensors))
 

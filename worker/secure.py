@@ -154,7 +154,8 @@ class SecureDesk:
                 masks.add(as_ring(tensor), mask, name, context)
         # From here on: whatever becomes of the file, no other is made for these sharers.
         self._files.remember(history.masking(self._require_history(), sharers))
-        told = replace(header, examples=0, loss=0.0, seconds=0.0, attempt=within.attempt, context=context)
+        bare = replace(header, examples=0, loss=0.0, seconds=0.0, targets=0)
+        told = replace(bare, attempt=within.attempt, context=context)
         return self._files.keep_masked(told, lambda path: write_tensors(path, tensors))
 
     # --- news ---

@@ -27,12 +27,14 @@ class Diverged(CannotTrain):
 
 @dataclass(frozen=True)
 class LocalUpdate:
-    """What a round's training gives: the adapter's change, its mean loss in nats, zero counts."""
+    """What a round's training gives: the adapter's change, its mean loss in nats, zero counts; of a language
+    model the target tokens of a pass over the data, else 0."""
 
     delta: dict[str, Tensor]
     loss: float
     steps: int
     counts: dict[int, ZeroCounts]
+    targets: int = 0
 
 
 def fine_tune(
@@ -66,7 +68,7 @@ def fine_tune(
     ]
     optimizer = _optimizer([group for group in groups if group["params"]], spec)
     per_epoch = -(-len(data) // spec.batch_size)
-    steps, step, total = per_epoch * spec.epochs, 0, 0.0
+    steps, step, total, targets = per_epoch * spec.epochs, 0, 0.0, 0
     counter = counter or ZeroCounter({})
     weights = torch.tensor(spec.class_weights, device=device) if spec.class_weights else None
     anchors = [p.detach().clone() for p in tuned.all] if spec.proximal else []
@@ -90,6 +92,7 @@ def fine_tune(
                     value += loss.item()
                 torch.nn.utils.clip_grad_norm_(tuned.all, spec.max_gradient_norm)
                 optimizer.step()
+                targets += _targets(padded, adapted.kind)
                 step += 1
                 total += value
                 if not math.isfinite(value):
@@ -101,7 +104,7 @@ def fine_tune(
     if spoilt := [name for name in sorted(delta) if not delta[name].isfinite().all()]:
         raise _diverged(f"after {steps} steps {len(spoilt)} of {len(delta)} tensors are not finite")
     adapted.load(plus(start, delta))
-    return LocalUpdate(delta, total / step, step, counter.counts)
+    return LocalUpdate(delta, total / step, step, counter.counts, targets // spec.epochs)
 
 
 def _optimizer(groups: list[dict[str, Any]], spec: TrainingSpec) -> torch.optim.Optimizer:
@@ -153,6 +156,13 @@ def _parts(
         return
     own = [tasks.weight_of(part.labels, kind, weights) for part in parts if part.labels is not None]
     yield from ((part, one / max(sum(own), 1e-30)) for part, one in zip(parts, own, strict=True))
+
+
+def _targets(batch: Batch, kind: TaskKind) -> int:
+    """How many next tokens a language model learns from a batch."""
+    if kind is not TaskKind.CAUSAL_LM or batch.labels is None:
+        return 0
+    return int(tasks.weight_of(batch.labels, kind))
 
 
 def _passes(data: Dataset, spec: TrainingSpec, seed: int) -> Iterator[Batch]:

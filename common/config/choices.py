@@ -68,6 +68,14 @@ class ClassWeights(StrEnum):
     BALANCED = "balanced"
 
 
+class UpdateWeights(StrEnum):
+    """What the mean weighs a worker's change by; "auto": as it fits the kind of task."""
+
+    AUTO = "auto"
+    EXAMPLES = "examples"
+    TARGET_TOKENS = "target-tokens"
+
+
 class ServerOptimizer(StrEnum):
     """How the one change is applied: as it is, or as FedAvgM, FedAdam, FedYogi do."""
 

@@ -15,8 +15,10 @@ from common.config.choices import (
     NeuronChoice,
     Saliency,
     ServerOptimizer,
+    UpdateWeights,
 )
 from common.config.section import Positive, Rate, Section, Sent, Share
+from common.quantization import Quantization
 from common.records import AdapterTargets, LocalOptimizer
 
 
@@ -39,6 +41,10 @@ class SubModelSection(Section):
     """This many first layers stay whole."""
     keep_last: int = Field(default=1, ge=0)
     """This many last layers stay whole."""
+    quantization: Quantization = Quantization.NONE
+    """"int8": what workers download and hold of the sub-FM's frozen weights is a byte each (maps, table of
+    tokens, a language model's head), computed with in model.dtype; what is tuned is float32 as ever. Half of
+    bfloat16's bytes for a slower step; wants workers of protocol 6. "none": as model.dtype says."""
 
 
 class Distillation(Section):
@@ -172,6 +178,10 @@ class AggregationSection(Section):
     rule: AggregationRule = AggregationRule.MEAN
     """"mean" (FedAvg); "ties", where workers pull in opposite directions (TIES-merging: trim, elect a sign,
     average those that agree); against bad workers "median", "trimmed-mean", "krum", "multi-krum"."""
+    weights: UpdateWeights = UpdateWeights.AUTO
+    """What "mean" and "ties" weigh a worker by: its number of "examples"; of a language model its
+    "target-tokens", those that a pass over its data learns, which wants workers of protocol 6. "auto": tokens
+    for causal-lm, examples for all else."""
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of every tensor of a worker's change that "ties" keeps: its largest entries."""
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from common.config.choices import AggregationRule, LoraAveraging
+from common.config.choices import AggregationRule, LoraAveraging, UpdateWeights
 from common.config.section import Section
 from common.secagg.context import default_colluding, threshold
 from common.secure_task import MOST_COUNTED
@@ -91,6 +91,11 @@ def require_summable(config: "RunConfig") -> None:
         raise ValueError(
             f'aggregation.rule must be "mean" for privacy.secure, got "{aggregation.rule}": no single update '
             "is seen that could be judged"
+        )
+    if aggregation.weights is UpdateWeights.TARGET_TOKENS:
+        raise ValueError(
+            'aggregation.weights must not be "target-tokens" for privacy.secure: privacy.weights says what '
+            "counts in the sum"
         )
     if aggregation.norm_limit is not None:
         raise ValueError(

@@ -15,6 +15,7 @@ from common.config.choices import (
     LoraAveraging,
     Saliency,
     ServerOptimizer,
+    UpdateWeights,
 )
 from common.config.method import (
     AdapterSection,
@@ -32,6 +33,7 @@ from common.config.privacy import PrivacySection, require_summable
 from common.config.section import Section
 from common.config.service import AdmissionSection, ComputeSection, LimitsSection, ServerSection, TlsSection
 from common.config.task import DataSection, ModelSection, RunSection, TaskSection
+from common.quantization import Quantization
 from common.records import AdapterTargets, TaskKind
 from common.task_forms import BEST_BY, FORMS
 
@@ -143,6 +145,18 @@ class RunConfig(Section):
             raise ValueError(
                 f'training.class_weights must be "none" for {self.task.kind}, which has no classes'
             )
+        exact_or_full = exact or self.adapter.targets.neurons
+        if self.sub_fm.quantization is not Quantization.NONE and exact_or_full:
+            raise ValueError(
+                'sub_fm.quantization must be "none" for aggregation.lora = "exact" and where adapter.targets '
+                f'names neurons: both change the sub-FM\'s weights; got "{self.sub_fm.quantization}"'
+            )
+        of_tokens = self.aggregation.weights is UpdateWeights.TARGET_TOKENS
+        if of_tokens and self.task.kind is not TaskKind.CAUSAL_LM:
+            raise ValueError(
+                f'aggregation.weights must be "examples" or "auto" for {self.task.kind}, which has no target '
+                f'tokens, got "{self.aggregation.weights}"'
+            )
         self._check_exact_averaging()
         self._check_robust_rule()
         self._check_best()
@@ -192,6 +206,14 @@ class RunConfig(Section):
                 'aggregation.lora = "exact" with adapter.targets = "attention+ffn" '
                 "leaves no room for realignment; set realignment.every = 0 and leave out realignment.drift"
             )
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether updates are weighed by their target tokens, not by examples."""
+        by = self.aggregation.weights
+        # What is summed in secret has weights of its own.
+        seen = not self.privacy.secure
+        return seen and by is not UpdateWeights.EXAMPLES and self.task.kind is TaskKind.CAUSAL_LM
 
     @property
     def asks_classes(self) -> bool:

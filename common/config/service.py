@@ -82,6 +82,8 @@ class LimitsSection(Section):
 
     examples: Positive = 10_000_000
     """Most examples that a worker may name: with the mean, its weight."""
+    target_tokens: Positive = 10_000_000_000
+    """Most target tokens that a worker may name: of a language model, its weight."""
     workers: Positive = 10_000
     """Most names under which workers may join."""
     updates_per_round: Positive = 3

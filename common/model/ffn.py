@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from common.errors import UnsupportedFamily
 from common.model.families import family_of, sizes_of
 from common.model.family import Family
+from common.model.int8 import Int8
 from common.model.layers import layers_of
 
 
@@ -37,11 +38,19 @@ class Projection:
 
     @property
     def weight(self) -> Tensor:
-        """[out, in]; writing into it writes into the model."""
-        weight: Tensor = self.module.weight
-        return self._own(self.stored(weight))
+        """[out, in]; writing into it writes into the model, unless that holds it as int8."""
+        module = self.module
+        weight: Tensor = module.values if isinstance(module, Int8) else module.weight
+        return self.own(self.stored(weight))
 
-    def _own(self, rows: Tensor) -> Tensor:
+    @property
+    def held(self) -> dict[str, Tensor]:
+        """What the model holds of the weight, to be written into: [out, in]; of int8 with its scales."""
+        module = self.module
+        found = {"weight": self.own(self.stored(module.weight))}
+        return found | {"scale": self.own(module.scale)} if isinstance(module, Int8) else found
+
+    def own(self, rows: Tensor) -> Tensor:
         """This map's, of rows that are the module's."""
         return rows if self.parts == 1 else rows.chunk(self.parts)[self.part]
 
@@ -58,13 +67,13 @@ class Projection:
         """The weight's gradient, [out, in], likewise."""
         gradient = self.module.weight.grad
         assert isinstance(gradient, Tensor)
-        return self._own(self.stored(gradient))
+        return self.own(self.stored(gradient))
 
     @property
     def bias(self) -> Tensor | None:
         """[out], where the family has one; writing into it writes into the model."""
         bias: Tensor | None = self.module.bias
-        return None if bias is None else self._own(bias)
+        return None if bias is None else self.own(bias)
 
     @property
     def bias_gradient(self) -> Tensor | None:
@@ -73,7 +82,7 @@ class Projection:
         if bias is None:
             return None
         assert bias.grad is not None
-        return self._own(bias.grad)
+        return self.own(bias.grad)
 
     def parameters(self) -> list[nn.Parameter]:
         """Weight and bias of the module, without an adapter's."""

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from common.model import tasks
 from common.model.families import without_cache
+from common.model.int8 import plain_if_small
 from common.model.tasks import IGNORED
 from common.records import TaskKind
 
@@ -46,9 +47,10 @@ def loss(
     if not len(targets):
         return hidden.sum() * 0.0
     tuned = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    total: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, targets, head, _finish(model), *tuned
-    )
+    with plain_if_small(head):
+        total: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
+            hidden, targets, head, _finish(model), *tuned
+        )
     return total / len(targets)
 
 
@@ -62,10 +64,11 @@ def tally(
         return *tasks.tally(scores, labels, kind), scores
     hidden, targets, head = _next_tokens(model, inputs, labels)
     right, total, finish = 0, 0.0, _finish(model)
-    for part, wanted in _parts(hidden, targets, head):
-        found = finish(head(part)).float()
-        right += int((found.argmax(-1) == wanted).sum())
-        total += float(nn.functional.cross_entropy(found, wanted, reduction="sum"))
+    with plain_if_small(head):
+        for part, wanted in _parts(hidden, targets, head):
+            found = finish(head(part)).float()
+            right += int((found.argmax(-1) == wanted).sum())
+            total += float(nn.functional.cross_entropy(found, wanted, reduction="sum"))
     return right, total, len(targets), None
 
 

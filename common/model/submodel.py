@@ -1,18 +1,21 @@
 """A plan → a sub-FM: the FM's layers with fewer FFN neurons, built without the FM."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from common.errors import BadUpdate, ModelError
 from common.model.families import family_of
 from common.model.ffn import Ffn, set_ffn_width
+from common.model.int8 import Int8, hold_as_int8, rounded, scale_of, tie_scales, values_of
 from common.model.layers import layers_of
 from common.model.tasks import from_config
+from common.quantization import Quantization
 from common.records import TaskKind
 
 
@@ -50,12 +53,24 @@ class SubModelPlan:
         return cls(tuple(LayerPlan(s, tensors.get(f"neurons.{i}")) for i, s in enumerate(sources)))
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a sub-FM's frozen weights are held in, and the modules that are new, tuned, and so stay plain."""
+
+    quantization: Quantization = Quantization.NONE
+    new_modules: tuple[str, ...] = ()
+
+
+AS_IT_IS = Held()
+
+
 def build(
     config: PretrainedConfig,
     kind: TaskKind,
     ffn_widths: Sequence[int],
     weights: Mapping[str, Tensor],
     device: torch.device | None = None,
+    held: Held = AS_IT_IS,
 ) -> PreTrainedModel:
     """A sub-FM in eval mode, whose parameters are `weights` themselves, not copies, if on `device`.
 
@@ -63,7 +78,7 @@ def build(
     that the model ties to others need not be there. Raises ModelError when the family cannot do the
     task, or widths or weights do not fit the configuration.
     """
-    model = empty(config, kind, ffn_widths)
+    model = empty(config, kind, ffn_widths, held)
     tied = tied_names(model)
     own = {name: tensor.to(device) for name, tensor in weights.items() if name not in tied}
     try:
@@ -74,6 +89,7 @@ def build(
     if odd := sorted({*missing, *unexpected} - tied):
         raise ModelError(f"the weights do not fit the sub-FM: {odd[0]} is on one side only")
     model.tie_weights()
+    tie_scales(model)
     if device is not None:
         # Buffers that no file holds, such as rotary frequencies.
         model.to(device)  # type: ignore[arg-type]  # mistyped in transformers 5
@@ -82,7 +98,11 @@ def build(
 
 
 def empty(
-    config: PretrainedConfig, kind: TaskKind, ffn_widths: Sequence[int], buffers: bool = False
+    config: PretrainedConfig,
+    kind: TaskKind,
+    ffn_widths: Sequence[int],
+    held: Held = AS_IT_IS,
+    buffers: bool = False,
 ) -> PreTrainedModel:
     """A sub-FM without values: parameters on the meta device, and `buffers` as well if asked for.
 
@@ -95,6 +115,8 @@ def empty(
             raise ModelError(f"{len(ffn_widths)} FFN widths given for {len(layers)} layers")
         for layer, width in zip(layers, ffn_widths, strict=True):
             set_ffn_width(layer, family_of(config), width)
+    if held.quantization is Quantization.INT8:
+        hold_as_int8(model, kind, held.new_modules)
     return model
 
 
@@ -102,7 +124,8 @@ def tied_names(model: PreTrainedModel) -> set[str]:
     """Names in the state dict that are another parameter: a language model's head, say."""
     if not getattr(model.config, "tie_word_embeddings", False):
         return set()
-    return set(model._tied_weights_keys or {}) & model.state_dict().keys()
+    tied = set(model._tied_weights_keys or {})
+    return (tied | {scale_of(name) for name in tied}) & model.state_dict().keys()
 
 
 def own_weights(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -115,7 +138,8 @@ def own_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def make_patch(ffns: Sequence[Ffn], neurons: Mapping[int, Tensor]) -> dict[str, Tensor]:
-    """Per layer in `neurons` (int64 [N]): indices, in rows [N, d], in biases [N], out columns [d, N]."""
+    """Per layer in `neurons` (int64 [N]): indices, in rows [N, d], in biases [N], out columns [d, N]; of int8
+    with their scales [N]."""
     patch: dict[str, Tensor] = {}
     for layer, index in neurons.items():
         patch[f"{layer}.neurons"] = index
@@ -156,14 +180,57 @@ def apply_patch(ffns: Sequence[Ffn], patch: Mapping[str, Tensor]) -> None:
             values.index_copy_(axis, index.to(values.device), new.to(values))
 
 
+def plain_patch(ffns: Sequence[Ffn], patch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values that a patch for these FFNs brings, where they are held as int8, too."""
+    plain = {}
+    for name, tensor in patch.items():
+        stem, _, part = name.rpartition(".")
+        if part != "weight" or tensor.dtype is not torch.int8:
+            plain[name] = tensor
+            continue
+        layer, side = int(stem.partition(".")[0]), stem.partition(".")[2]
+        out = ffns[layer].out.module
+        spread = out.spread if side == "out" and isinstance(out, Int8) else None
+        plain[name] = values_of(tensor, patch[f"{stem}.scale"], _neuron_axis(f"{side}.weight"), spread)
+    return plain
+
+
+@contextmanager
+def in_full(ffns: Sequence[Ffn], neurons: Mapping[int, Tensor]) -> Iterator[None]:
+    """While open, FFN maps that are held as int8 have plain weights, in the layers of `neurons`, so that they
+    can be trained. Then they are int8 again, of these neurons (int64 [N]) rounded anew; after an error as
+    they were.
+    """
+    maps = [(p, index) for layer, index in neurons.items() for p in (*ffns[layer].ins, ffns[layer].out)]
+    held = {m: m.weight for m in (projection.module for projection, _ in maps) if isinstance(m, Int8)}
+    for module in held:
+        module.weight = nn.Parameter(module.values, requires_grad=False)
+    trained: dict[nn.Module, Tensor] = {}
+    try:
+        yield
+        trained = {module: module.weight.detach() for module in held}
+    finally:
+        for module, weight in held.items():
+            module.weight = weight
+    for projection, index in maps:
+        inner = projection.module
+        if isinstance(inner, Int8):
+            weight, axis = projection.own(projection.stored(trained[inner])), 0 if inner.spread is None else 1
+            chosen = index.to(weight.device)
+            steps, scale = rounded(weight.index_select(axis, chosen), axis, inner.spread)
+            projection.held["weight"].index_copy_(axis, chosen, steps)
+            projection.held["scale"].index_copy_(0, chosen, scale)
+
+
 def _parts(ffn: Ffn) -> dict[str, Tensor]:
     """What belongs to single neurons, in nn.Linear's layout."""
     parts: dict[str, Tensor] = {}
-    for i, projection in enumerate(ffn.ins):
-        parts[f"in.{i}.weight"] = projection.weight
-        if projection.bias is not None:
-            parts[f"in.{i}.bias"] = projection.bias
-    return parts | {"out.weight": ffn.out.weight}
+    maps = {f"in.{i}": projection for i, projection in enumerate(ffn.ins)} | {"out": ffn.out}
+    for name, projection in maps.items():
+        parts |= {f"{name}.{part}": tensor for part, tensor in projection.held.items()}
+        if projection.bias is not None and projection is not ffn.out:
+            parts[f"{name}.bias"] = projection.bias
+    return parts
 
 
 def _neuron_axis(part: str) -> int:

@@ -9,6 +9,7 @@ from fedpft.v1 import federation_pb2, types_pb2
 
 from common.errors import BadMessage
 from common.observability.tracing import well_formed
+from common.quantization import Quantization
 from common.records import (
     Activity,
     AdapterSpec,
@@ -120,6 +121,8 @@ def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
         seed=r.seed,
         asks_classes=r.asks_classes,
         secure=secure_wire.spec_to_pb(r.secure),
+        asks_targets=r.asks_targets,
+        quantization=types_pb2.Quantization.Value(f"QUANTIZATION_{r.quantization.name}"),
     )
 
 
@@ -142,6 +145,9 @@ def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
         seed=m.seed,
         asks_classes=m.asks_classes,
         secure=secure_wire.spec_from_pb(m.secure) if m.HasField("secure") else None,
+        asks_targets=m.asks_targets,
+        # 0: of a coordinator from before there was a choice.
+        quantization=enum_from_pb(Quantization, types_pb2.Quantization, "QUANTIZATION_", m.quantization or 1),
     )
 
 
@@ -278,6 +284,7 @@ def header_to_pb(h: UpdateHeader) -> federation_pb2.UpdateHeader:
         seconds=h.seconds,
         attempt=h.attempt,
         context=h.context,
+        targets=h.targets,
     )
 
 
@@ -294,4 +301,5 @@ def header_from_pb(m: federation_pb2.UpdateHeader) -> UpdateHeader:
         m.seconds,
         m.attempt,
         m.context,
+        m.targets,
     )

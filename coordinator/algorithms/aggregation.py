@@ -23,14 +23,15 @@ _STATE = (MOMENTUM, VARIANCE)
 
 @dataclass(frozen=True)
 class Update:
-    """A worker's change to the adapter, and its weight: the number of examples trained on, at least 1.
+    """A worker's change to the adapter, and its weight, at least 1: the number of examples trained on, or
+    of target tokens.
 
     `delta` may hold fewer tensors than the adapter (a frozen A, residuals); all of a round's updates
     hold the same ones. A round has one update per worker.
     """
 
     worker: str
-    examples: int
+    weight: int
     delta: Mapping[str, Tensor]
 
 
@@ -203,9 +204,9 @@ def _step(
 def exact(start: Mapping[str, Tensor], updates: Sequence[Update], scale: float) -> dict[str, Tensor]:
     """The next adapter when the product of LoRA's factors is averaged: FedEx-LoRA.
 
-    Every tensor is averaged by examples, as with Settings(). What the product of the averaged factors
-    lacks is kept beside them: see `residuals`, which says how it is named and what `scale` is. `start`
-    holds the residuals of the rounds before, the updates hold none. Raises as `combine` does.
+    Every tensor is averaged by the updates' weights, as with Settings(). What the product of the averaged
+    factors lacks is kept beside them: see `residuals`, which says how it is named and what `scale` is.
+    `start` holds the residuals of the rounds before, the updates hold none. Raises as `combine` does.
     """
     ordered = _in_order(updates)
     following, _ = aggregate(start, ordered, {}, Settings())
@@ -230,9 +231,9 @@ def _in_order(updates: Sequence[Update]) -> list[Update]:
 
 
 def _shares(updates: Sequence[Update]) -> list[float]:
-    """Each update's weight in the mean: its examples by everyone's."""
-    total = sum(u.examples for u in updates)
-    return [u.examples / total for u in updates]
+    """Each update's weight in the mean, by everyone's together."""
+    total = sum(u.weight for u in updates)
+    return [u.weight / total for u in updates]
 
 
 def _mean_of(updates: Sequence[Update], weights: Sequence[float]) -> Callable[[str], Tensor]:

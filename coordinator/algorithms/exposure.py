@@ -5,6 +5,7 @@ Pure: models and tensors in, counts and findings out.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from common.model.families import family_of, sizes_of
 from common.model.family import Family
 from common.model.ffn import Projection, ffns_of
+from common.model.int8 import Channels, as_rounded
 from common.model.layers import layer_prefix, layers_of
 from common.model.submodel import SubModelPlan, own_weights
 from coordinator.algorithms.compression import cut
@@ -62,11 +64,15 @@ class Withheld:
 
 
 def exposures(
-    fm: PreTrainedModel, plan: SubModelPlan, served: Sequence[Mapping[str, Tensor]]
+    fm: PreTrainedModel,
+    plan: SubModelPlan,
+    served: Sequence[Mapping[str, Tensor]],
+    rounded: Mapping[str, Channels] = MappingProxyType({}),
 ) -> list[Exposure]:
     """By layer of the FM and kind. `served` are the sub-FM's weights: first as cut and aligned, then after
-    each patch. A value counts as served as it is if any of them has the FM's own."""
-    kept = cut(fm, plan)
+    each patch. A value counts as served as it is if any of them has the FM's own; of the sub-FM's modules
+    that are `rounded` to int8 (by path) the FM's own, so rounded."""
+    kept = as_rounded(cut(fm, plan), rounded)
     same = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in kept.items()}
     for weights in served:
         for name, own in same.items():
@@ -182,6 +188,8 @@ def holds_plan(plan: SubModelPlan, tensors: Mapping[str, Tensor]) -> str | None:
             continue
         flat = tensor.flatten().to(torch.int64)
         for neurons in lists:
+            if len(neurons) != len(flat):
+                continue
             # Kept ones that happen to be the first are told by the width alone.
             telling = not torch.equal(neurons, torch.arange(len(neurons)))
             if telling and torch.equal(flat.sort().values, neurons):

@@ -1,7 +1,7 @@
 """TIES-merging of the workers' changes: trim, elect a sign, average those that agree. Tensors in, tensor out.
 
 Source: Yadav et al. 2023 (arXiv 2306.01708), section 4; there a few whole models are merged, here the round's
-changes, tensor by tensor, and each with its examples as weight.
+changes, tensor by tensor, and each with its worker's weight.
 """
 
 import math

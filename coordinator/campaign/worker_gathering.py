@@ -218,7 +218,9 @@ class WorkerGathering(Gathering):
     ) -> tuple[TrainTask, Expected]:
         """The task as workers get it, and what their updates must be."""
         schema = TensorFile(self._store.artifacts.path(task.adapter.sha256)).schema()
-        return task, Expected(task.adapter, update_schema(schema, self._run.spec.adapter, counted))
+        spec = self._run.spec
+        asked = update_schema(schema, spec.adapter, counted)
+        return task, Expected(task.adapter, asked, targets=spec.asks_targets)
 
     async def _collect(self, number: int, attempt: int) -> RoundState:
         """Until the open round closes."""

@@ -51,6 +51,8 @@ class Expected:
     """Set where it is masked: what it must be bound to. Then nothing of its values can be judged."""
     senders: Callable[[], Collection[str]] = tuple
     """Where it is masked: whose masks are agreed on. Another's would stay on the sum."""
+    targets: bool = False
+    """Whether it is to name its target tokens."""
 
 
 class Inbox:
@@ -148,6 +150,12 @@ class Inbox:
             self._require_masked(worker, header, self._expected, state)
         if header.examples != examples:
             raise BadUpdate(f"the update names {header.examples} examples, the worker joined with {examples}")
+        most = self._limits.target_tokens
+        if self._asks_targets and not 1 <= header.targets <= most:
+            raise BadUpdate(
+                f"an update of this run must name 1 to {most} target tokens (limits.target_tokens), "
+                f"got {header.targets}"
+            )
         if not (math.isfinite(header.loss) and math.isfinite(header.seconds) and header.seconds >= 0):
             figures = f"{header.loss} and {header.seconds}"
             raise BadUpdate(f"the update's loss and seconds must be finite, got {figures}")
@@ -167,11 +175,15 @@ class Inbox:
             )
         if worker not in expected.senders():
             raise StaleRound(f"no masked update of {worker} is due: no masks are agreed on with it")
-        if header.examples or header.loss or header.seconds:
-            raise BadUpdate("a masked update must not tell its examples, loss or seconds")
+        if header.examples or header.loss or header.seconds or header.targets:
+            raise BadUpdate("a masked update must not tell its examples, loss, seconds or tokens")
         if worker in state.received:
             # The difference of two under the same masks is plain.
             raise BadUpdate(f"another masked update of {worker} is here; a worker masks one only in a try")
+
+    @property
+    def _asks_targets(self) -> bool:
+        return self._expected is not None and self._expected.targets
 
     def _require_size(self, header: UpdateHeader, schema: Schema) -> None:
         values, least = content_bytes(schema), smallest_header_bytes(schema)
@@ -288,7 +300,8 @@ class Inbox:
         except StaleRound:
             self._store.artifacts.discard(header.sha256)
             raise
-        update = StoredUpdate(worker, header.sha256, header.examples, header.loss, header.seconds)
+        figures = header.examples, header.loss, header.seconds, header.targets if self._asks_targets else 0
+        update = StoredUpdate(worker, header.sha256, *figures)
         self._store.commit_update(header.round, update, header.size)
         self.note(Received(worker))
 

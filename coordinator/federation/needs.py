@@ -4,13 +4,16 @@ from common.errors import ProtocolMismatch
 from common.protocol import (
     CLASSES_SINCE,
     CONVERSATIONS_SINCE,
+    INT8_SINCE,
     LABELS_FILE_SINCE,
     NEURONS_SINCE,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
     SECURE_SINCE,
     SGD_SINCE,
+    TARGETS_SINCE,
 )
+from common.quantization import Quantization
 from common.records import JoinRequest, LocalOptimizer, RunSpec
 from common.task_forms import FORMS
 
@@ -38,6 +41,17 @@ def require_protocol(run: RunSpec, newest: int) -> None:
             "this run's workers learn the answers of conversations alone, which {} does not know",
         ),
         (run.secure is not None, SECURE_SINCE, "this run sums masked updates, which {} does not know"),
+        (
+            run.asks_targets,
+            TARGETS_SINCE,
+            "this run weighs workers by their target tokens, which {} does not tell "
+            '(its owner may set aggregation.weights = "examples")',
+        ),
+        (
+            run.quantization is Quantization.INT8,
+            INT8_SINCE,
+            "this run's sub-FM is sent as int8, which {} does not know",
+        ),
         (weighs, CLASSES_SINCE, "this run asks for workers' classes, which {} does not know"),
     )
     for asked, since, told in needs:

@@ -18,9 +18,9 @@ from common.data.processors import processor_files
 from common.model.adapter import Adapted
 from common.model.checkpointing import checkpointing
 from common.model.ffn import ffns_of, is_smooth
-from common.model.layers import layers_of
 from common.model.passes import logits
-from common.model.submodel import SubModelPlan, apply_patch, build, own_weights
+from common.model.submodel import Held, SubModelPlan, apply_patch, build, in_full
+from common.quantization import Quantization
 from common.records import ArtifactKind, ArtifactRef, SubModelRef, TaskKind, ZeroRule
 from common.run_status import Evaluation, GradientGap, ModelFacts
 from common.runtime import seeds
@@ -41,6 +41,7 @@ from coordinator.modelling.correcting import CORRECTION_FILE, Corrected, Correct
 from coordinator.modelling.data import read_source
 from coordinator.modelling.evaluation import perplexity, score
 from coordinator.modelling.foundation import foundation_of, wire_config
+from coordinator.modelling.publishing import facts_of, write_weights
 from coordinator.storage.alignments import StoredPatch
 from coordinator.storage.store import Store, StoredUpdate
 
@@ -93,8 +94,9 @@ class Models:
 
     @property
     def _whole(self) -> bool:
-        """Whether the sub-FM is the FM."""
-        return self._config.sub_fm.construction is Construction.FULL
+        """Whether the sub-FM is the FM, value by value."""
+        whole = self._config.sub_fm.construction is Construction.FULL
+        return whole and self._config.sub_fm.quantization is Quantization.NONE
 
     @property
     def _controlled(self) -> bool:
@@ -147,7 +149,8 @@ class Models:
     ) -> tuple[SubModelRef, ArtifactRef, ModelFacts]:
         """Write the sub-FM's artifacts. Raises ModelError for one that an alignment has spoilt."""
         check_sub_model(sub_fm, self._config, self._tried)
-        base = self._store.artifacts.add_tensors(ArtifactKind.SUB_MODEL, weights := own_weights(sub_fm))
+        held = Held(self._config.sub_fm.quantization, self._new)
+        base = write_weights(self._store, sub_fm, self._kind, held)
         files = processor_files(self._processor, self._kind)
         reference = SubModelRef(
             wire_config(sub_fm.config),
@@ -157,15 +160,9 @@ class Models:
             tuple(self._store.artifacts.add(kind, content) for kind, content in files.items()),
             self._new,
         )
-        probe = Adapted(self._module(reference, plan, weights), self._kind, self._spec, new=self._new)
-        facts = ModelFacts(
-            fm_parameters=_parameters(self._fm),
-            sub_fm_parameters=sum(w.numel() for w in weights.values()),
-            fm_layer_parameters=_parameters(*layers_of(self._fm)),
-            sub_fm_layer_parameters=_parameters(*layers_of(sub_fm)),
-            adapter_parameters=sum(t.numel() for t in probe.tensors().values()),
-            fm_bytes=sum(p.numel() * p.element_size() for p in self._fm.parameters()),
-        )
+        module = self._module(reference, plan, self.tensors(base))
+        probe = Adapted(module, self._kind, self._spec, new=self._new).tensors()
+        facts = facts_of(self._fm, sub_fm, sum(t.numel() for t in probe.values()))
         plan_file = self._store.artifacts.add_tensors(ArtifactKind.PLAN, plan.to_tensors())
         return reference, plan_file, facts
 
@@ -174,7 +171,8 @@ class Models:
     ) -> PreTrainedModel:
         """The sub-FM as workers make it."""
         config = compression.config_of(self._fm, plan)
-        module = build(config, self._kind, reference.ffn_widths, weights, self._device)
+        held = Held(self._config.sub_fm.quantization, reference.new_modules)
+        module = build(config, self._kind, reference.ffn_widths, weights, self._device, held)
         for patch in reference.patches:
             apply_patch(ffns_of(module), TensorFile(self._store.artifacts.path(patch.sha256)))
         return module
@@ -273,15 +271,16 @@ class Models:
         self._plug()
         student = self._tuned_sub_fm.base
         before = self._builder.hidden_error(self._plan, student)
-        distillation.distil(
-            self._fm,
-            student,
-            self._plan.compressed,
-            self._builder.batches(settings.batch_size, "realignment", round_number),
-            distillation_settings(settings, settings.steps),
-            neurons=neurons,
-            on_step=lambda step, steps, loss: on_progress(step, steps),
-        )
+        with in_full(ffns_of(student), neurons):
+            distillation.distil(
+                self._fm,
+                student,
+                self._plan.compressed,
+                self._builder.batches(settings.batch_size, "realignment", round_number),
+                distillation_settings(settings, settings.steps),
+                neurons=neurons,
+                on_step=lambda step, steps, loss: on_progress(step, steps),
+            )
         after = self._builder.hidden_error(self._plan, student)
         return round_files.write_patch(self._store, ffns_of(student), neurons), before, after
 
@@ -344,7 +343,3 @@ class Models:
 
     def _file(self, artifact: ArtifactRef) -> TensorFile:
         return round_files.opened(self._store, artifact)
-
-
-def _parameters(*modules: torch.nn.Module) -> int:
-    return sum(p.numel() for module in modules for p in module.parameters())

@@ -38,7 +38,14 @@ def aggregate(
     """
     files = len(updates) + 1
     start = opened(store, adapter, files)
-    changes = [Update(u.worker, u.examples, Prefixed(opened(store, u, files), DELTA)) for u in updates]
+    changes = [
+        Update(
+            u.worker,
+            u.targets if config.weighs_tokens else u.examples,
+            Prefixed(opened(store, u, files), DELTA),
+        )
+        for u in updates
+    ]
     a = config.aggregation
     if a.lora is LoraAveraging.EXACT:
         spec = adapter_spec(config)

@@ -1,14 +1,17 @@
 """What of the FM a run has shown to its workers: every artifact that was served, compared with the FM."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from common.errors import StoreError
-from common.model.ffn import ffns_of
-from common.model.submodel import SubModelPlan, apply_patch, build, own_weights
+from common.model.ffn import Ffn, ffns_of
+from common.model.int8 import Channels, channels_of, from_int8
+from common.model.submodel import Held, SubModelPlan, apply_patch, build, own_weights, plain_patch
+from common.quantization import Quantization
 from common.records import ArtifactKind, ArtifactRef, SubModelRef
 from common.run_status import Evaluation
 from common.storage.tensors import TensorFile
@@ -83,16 +86,21 @@ def audit_run(directory: Path, model: str | None = None) -> OwnerAudit:
         fm = foundation_of(config).model
         plan = SubModelPlan.from_tensors(_tensors(store, plan_ref))
         versions = []
+        held = Held(config.sub_fm.quantization, reference.new_modules)
         module = build(
             compression.config_of(fm, plan),
             config.task.kind,
             reference.ffn_widths,
             dict(_tensors(store, reference.base)),
+            held=held,
         )
-        versions.append({name: t.clone() for name, t in own_weights(module).items()})
+        int8 = held.quantization is Quantization.INT8
+        channels = channels_of(module, config.task.kind, held.new_modules) if int8 else {}
+        versions.append(from_int8(own_weights(module), channels))
         for patch in reference.patches:
             apply_patch(ffns_of(module), _tensors(store, patch))
-            versions.append({name: t.clone() for name, t in own_weights(module).items()})
+            versions.append(from_int8(own_weights(module), channels))
+        plain = partial(_plain, ffns=ffns_of(module), channels=channels)
         secret = exposure.withheld(fm, plan)
         served = store.artifacts.served()
         evaluations = store.evaluations()
@@ -101,9 +109,9 @@ def audit_run(directory: Path, model: str | None = None) -> OwnerAudit:
             run_id=store.run_id(),
             construction=config.sub_fm.construction,
             withheld_vectors=len(secret.names),
-            exposures=tuple(exposure.exposures(fm, plan, versions)),
+            exposures=tuple(exposure.exposures(fm, plan, versions, channels)),
             looked=tuple(
-                _look(store, artifact, artifact.sha256 in served, secret, plan)
+                _look(store, artifact, artifact.sha256 in served, secret, plan, plain)
                 for artifact in _open_to_workers(store, reference, served)
             ),
             evaluations=tuple(e for e in evaluations if e.round == last),
@@ -123,7 +131,14 @@ def _open_to_workers(
     return [found[sha256] for sha256 in sorted(found, key=lambda s: (found[s].kind, s))]
 
 
-def _look(store: Store, artifact: ArtifactRef, served: bool, secret: Withheld, plan: SubModelPlan) -> Looked:
+def _look(
+    store: Store,
+    artifact: ArtifactRef,
+    served: bool,
+    secret: Withheld,
+    plan: SubModelPlan,
+    plain: Callable[[ArtifactKind, Mapping[str, Tensor]], Mapping[str, Tensor]],
+) -> Looked:
     if artifact.kind not in PUBLISHED:
         problem = f"a {artifact.kind} must never leave the coordinator"
         return Looked(artifact, served, "no tensors", problem=problem)
@@ -132,10 +147,25 @@ def _look(store: Store, artifact: ArtifactRef, served: bool, secret: Withheld, p
     if not store.artifacts.path(artifact.sha256).exists():
         return Looked(artifact, served, "deleted since")
     tensors = _tensors(store, artifact)
-    findings = tuple(exposure.find(secret, tensors))
+    findings = tuple(exposure.find(secret, plain(artifact.kind, tensors)))
     told = exposure.holds_plan(plan, tensors)
     problem = f"tensor {told} tells which neurons were kept" if told else ""
     return Looked(artifact, served, "compared", findings, problem)
+
+
+def _plain(
+    kind: ArtifactKind,
+    tensors: Mapping[str, Tensor],
+    ffns: Sequence[Ffn],
+    channels: Mapping[str, Channels],
+) -> Mapping[str, Tensor]:
+    """What an artifact's int8 stands for, in the sub-FM with these FFNs."""
+    match kind:
+        case ArtifactKind.SUB_MODEL:
+            return from_int8(tensors, channels)
+        case ArtifactKind.NEURON_PATCH:
+            return plain_patch(ffns, tensors)
+    return tensors
 
 
 def _tensors(store: Store, artifact: ArtifactRef) -> Mapping[str, Tensor]:

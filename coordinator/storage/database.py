@@ -93,6 +93,10 @@ CREATE TABLE IF NOT EXISTS secure_sums (
     round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES artifacts, workers INTEGER NOT NULL,
     examples INTEGER NOT NULL, loss REAL NOT NULL, clipped INTEGER NOT NULL
 );
+-- Target tokens of those that were asked for them.
+CREATE TABLE IF NOT EXISTS update_targets (
+    round INTEGER NOT NULL, worker TEXT NOT NULL, targets INTEGER NOT NULL, PRIMARY KEY (round, worker)
+);
 CREATE TABLE IF NOT EXISTS evaluations (
     round INTEGER NOT NULL, model TEXT NOT NULL, accuracy REAL NOT NULL, loss REAL NOT NULL,
     PRIMARY KEY (round, model)

@@ -23,6 +23,7 @@ _BY_ROUND = (
     "secure_said",
     "secure_sets",
     "secure_sums",
+    "update_targets",
 )
 
 

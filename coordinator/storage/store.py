@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from coordinator.storage.differences import differences
 from coordinator.storage.events import Events
 from coordinator.storage.secure import SecureTries
 from coordinator.storage.traffic_table import TrafficTable
+from coordinator.storage.update_targets import UpdateTargets
 from coordinator.storage.validations import Validations
 
 # In place of a worker's name, which it cannot be: what masked updates came to.
@@ -34,6 +35,7 @@ class StoredUpdate:
     examples: int
     loss: float
     seconds: float
+    targets: int = 0  # Target tokens: its weight, where the run asks for them.
 
 
 class Store:
@@ -50,6 +52,7 @@ class Store:
         self.artifacts = Artifacts(directory, self.database)
         self.events = Events(self.database)
         self.traffic = TrafficTable(self.database)
+        self.targets = UpdateTargets(self.database)
         self.classes = ClassCountsTable(self.database)
         self.corrections = Corrections(self.database, self.artifacts)
         self.alignments = Alignments(self.database, self.artifacts)
@@ -262,10 +265,12 @@ class Store:
     def commit_update(self, round_number: int, update: StoredUpdate, size: int) -> None:
         """Record a placed file as a worker's update; afterwards it may be acknowledged."""
         now = time.time()
-        row = (round_number, *astuple(update), now)
+        row = (round_number, *astuple(update)[:-1], now)
         with self.database.transaction("update") as db:
             self.artifacts.enter(db, ArtifactRef(ArtifactKind.UPDATE, update.sha256, size))
             db.execute("INSERT OR REPLACE INTO updates VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            if update.targets:
+                self.targets.enter(db, round_number, update.worker, update.targets)
 
     def forget_update(self, round_number: int, worker: str) -> None:
         """Drop a record whose file is damaged, so that the worker is asked again."""
@@ -274,11 +279,10 @@ class Store:
 
     def updates(self, round_number: int) -> list[StoredUpdate]:
         """The updates received for a round, by worker's name."""
-        rows = self._rows(
-            "SELECT worker, sha256, examples, loss, seconds FROM updates WHERE round = ? ORDER BY worker",
-            round_number,
-        )
-        return [StoredUpdate(*row) for row in rows]
+        figures = "worker, sha256, examples, loss, seconds"
+        rows = self._rows(f"SELECT {figures} FROM updates WHERE round = ? ORDER BY worker", round_number)
+        targets = self.targets.of_round(round_number)
+        return [replace(StoredUpdate(*row), targets=targets.get(row[0], 0)) for row in rows]
 
     # --- gaps, scores, workers ---
 

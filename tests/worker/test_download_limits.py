@@ -12,7 +12,9 @@ from common.errors import BadMessage, FedPftError, ModelError
 from common.model.adapter import PEFT_PREFIX, RESIDUAL, Adapted
 from common.model.families import FAMILIES
 from common.model.ffn import ffns_of
-from common.model.submodel import make_patch, own_weights
+from common.model.int8 import channels_of, each_as_int8, schema_as_int8
+from common.model.submodel import Held, build, make_patch, own_weights
+from common.quantization import Quantization
 from common.records import (
     AdapterSpec,
     AdapterTargets,
@@ -98,6 +100,22 @@ def test_the_limits_are_what_a_real_model_has_and_a_header(model_type: str, targ
         inner = adapted.base.get_submodule(path)
         adapter[stem + RESIDUAL] = inner.base_layer.weight.detach().clone()  # type: ignore[union-attr]
     assert limits.adapter - room <= len(to_bytes(adapter)) <= limits.adapter
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "vit"])
+def test_the_limits_of_int8_are_what_is_published_so(model_type: str) -> None:
+    kind = FAMILIES[model_type].tasks[-1]
+    model = small_model(model_type, kind)
+    held, weights = channels_of(model, kind), own_weights(model)
+    run = replace(run_of(kind), quantization=Quantization.INT8)
+    limits = limits_of(run, wanted(model_type))
+    assert limits.weights == schema_as_int8(weights, held)
+    base = dict(each_as_int8(weights, held, limits.weights))
+    assert limits.base - MAX_HEADER_BYTES <= len(to_bytes(base)) <= limits.base
+    built = build(model.config, kind, (FFN,) * LAYERS, base, held=Held(Quantization.INT8))
+    patch = to_bytes(make_patch(ffns_of(built), {i: torch.arange(FFN) for i in range(LAYERS)}))
+    assert limits.patch - MAX_HEADER_BYTES <= len(patch) <= limits.patch
+    assert limits.adapter == limits_of(run_of(kind), wanted(model_type)).adapter
 
 
 def judged(named: TrainTask, most: int = 10**9) -> None:

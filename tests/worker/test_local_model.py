@@ -13,7 +13,9 @@ from common.data.processors import load_processor, processor_files
 from common.errors import BadUpdate, DataError, ModelError, UnsupportedFamily
 from common.model.adapter import plus
 from common.model.ffn import ffns_of
+from common.model.int8 import channels_of, each_as_int8, schema_as_int8
 from common.model.submodel import build, make_patch, own_weights
+from common.quantization import Quantization
 from common.records import (
     AdapterTargets,
     ArtifactKind,
@@ -340,3 +342,63 @@ def test_a_label_that_the_run_does_not_know_is_told(
     run = replace(local.run, task=replace(TASK, labels=("animals", "traffic")))
     with pytest.raises(DataError, match="the run knows: animals, traffic"):
         another(local, run=run).equip(base, artifacts.files)
+
+
+def as_int8(artifacts: Artifacts, base: SubModelRef, folder: Path, **changes: Tensor) -> SubModelRef:
+    """The same sub-FM, published as int8; with `changes`, spoilt."""
+    held, weights = (
+        channels_of(load_model(folder), TEXT),
+        TensorFile(artifacts.files[base.base.sha256]).load(),
+    )
+    tensors = dict(each_as_int8(weights, held, schema_as_int8(weights, held))) | changes
+    return replace(base, base=artifacts.add_tensors(ArtifactKind.SUB_MODEL, tensors))
+
+
+def test_int8_is_held_as_it_came_and_trained_on(
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts, model_folder: Path
+) -> None:
+    run = replace(local.run, quantization=Quantization.INT8)
+    one = another(local, run=run)
+    one.equip(as_int8(artifacts, base, model_folder), artifacts.files)
+    assert one._adapted is not None
+    frozen = [p for p in one._adapted.model.parameters() if not p.requires_grad and p.dim() == 2]
+    assert sum(p.dtype is torch.int8 for p in frozen) == 4 * 6 + 1
+    update = train(one, artifacts, base)
+    assert {tensor.dtype for tensor in update.delta.values()} == {torch.float32}
+    local.equip(base, artifacts.files)
+    plain = train(local, artifacts, base)
+    assert update.loss == pytest.approx(plain.loss, rel=0.02) and update.loss != plain.loss
+
+
+PATH = "bert.encoder.layer.1.output.dense"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({f"{PATH}.weight": torch.zeros(32, 64)}, rf"{PATH}\.weight must be torch\.int8 \[32, 64\], got"),
+        ({f"{PATH}.scale": torch.zeros(32)}, rf"{PATH}\.scale must be torch\.float32 \[64\], got"),
+        ({f"{PATH}.spread": torch.zeros(32, dtype=torch.float64)}, rf"{PATH}\.spread must be torch\.float32"),
+        ({"classifier.scale": torch.zeros(2)}, r"classifier\.scale is not expected"),
+    ],
+)
+def test_int8_that_is_not_what_the_model_wants_is_refused(
+    local: LocalModel,
+    base: SubModelRef,
+    artifacts: Artifacts,
+    model_folder: Path,
+    changes: dict[str, Tensor],
+    reason: str,
+) -> None:
+    one = another(local, run=replace(local.run, quantization=Quantization.INT8))
+    with pytest.raises(BadUpdate, match=reason):
+        one.equip(as_int8(artifacts, base, model_folder, **changes), artifacts.files)
+
+
+def test_int8_in_a_run_that_does_not_announce_it_is_refused_and_the_other_way_round(
+    local: LocalModel, base: SubModelRef, artifacts: Artifacts, model_folder: Path
+) -> None:
+    with pytest.raises(BadUpdate, match="is not expected"):
+        local.equip(as_int8(artifacts, base, model_folder), artifacts.files)
+    with pytest.raises(BadUpdate, match="is missing"):
+        another(local, run=replace(local.run, quantization=Quantization.INT8)).equip(base, artifacts.files)

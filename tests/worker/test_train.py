@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.data.batches import Dataset, TextDataset
+from common.data.batches import CausalDataset, Dataset, TextDataset
 from common.data.encoding import encode
 from common.data.examples import Columns, read_examples
 from common.data.processors import load_processor
@@ -72,6 +72,29 @@ def base_weights(adapted: Adapted) -> dict[str, Tensor]:
     state = adapted.base.state_dict()
     held = (".lora_", ".residual.", "classifier")
     return copies({n: t for n, t in state.items() if not any(part in n for part in held)})
+
+
+def test_of_a_language_model_the_target_tokens_of_a_pass_are_told(texts: TextDataset) -> None:
+    """Of row i all tokens but the first, and but the padding, have one before them."""
+    adapted = Adapted(
+        small_model("gpt2", TaskKind.CAUSAL_LM, vocabulary=len(VOCABULARY)), TaskKind.CAUSAL_LM, LORA
+    )
+    rows = [{key: row[key] for key in ("input_ids", "attention_mask")} for row in texts.rows]
+    expected = sum(len(row["input_ids"]) - 1 for row in rows)
+    for epochs in (1, 2):
+        told = fine_tune(
+            adapted,
+            adapted.tensors(),
+            CausalDataset(rows, texts.tokenizer),
+            replace(SPEC, epochs=epochs, tokens_per_step=20),
+            factor=1.0,
+            seed=1,
+        )
+        assert told.targets == expected
+
+
+def test_a_classifier_has_no_target_tokens(fresh: Fresh, texts: TextDataset) -> None:
+    assert tune(fresh(HEAD_ONLY), texts).targets == 0
 
 
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf])

@@ -669,6 +669,7 @@ class UpdateHeader(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     """From Join."""
     round: _builtins.int
@@ -680,7 +681,7 @@ class UpdateHeader(_message.Message):
     sha256: _builtins.str
     """SHA-256 of the update's safetensors file, hexadecimal."""
     examples: _builtins.int
-    """Examples trained on: the update's weight."""
+    """Examples trained on: the update's weight, unless `targets` is."""
     loss: _builtins.float
     """Mean training loss of the round, in nats. Not finite: the update is refused."""
     seconds: _builtins.float
@@ -689,6 +690,10 @@ class UpdateHeader(_message.Message):
     """Of a masked update: the try (protocol 6)."""
     context: _builtins.bytes
     """Of a masked update: the try's context (protocol 6)."""
+    targets: _builtins.int
+    """Of a language model, where RunSpec.asks_targets says so: tokens that a pass over the private data learns
+    to tell from those before them. The update's weight then (protocol 6).
+    """
     def __init__(
         self,
         *,
@@ -702,10 +707,11 @@ class UpdateHeader(_message.Message):
         seconds: _builtins.float = ...,
         attempt: _builtins.int = ...,
         context: _builtins.bytes = ...,
+        targets: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "attempt", b"attempt", "context", b"context", "examples", b"examples", "loss", b"loss", "round", b"round", "seconds", b"seconds", "session", b"session", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "attempt", b"attempt", "context", b"context", "examples", b"examples", "loss", b"loss", "round", b"round", "seconds", b"seconds", "session", b"session", "sha256", b"sha256", "size", b"size", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -167,6 +167,34 @@ LOCAL_OPTIMIZER_SGD: LocalOptimizer.ValueType  # 2
 """Stochastic gradient descent (protocol 5)."""
 Global___LocalOptimizer: _TypeAlias = LocalOptimizer  # noqa: Y015
 
+class _Quantization:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _QuantizationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Quantization.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    QUANTIZATION_UNSPECIFIED: _Quantization.ValueType  # 0
+    """As they are: of a coordinator from before protocol 6."""
+    QUANTIZATION_NONE: _Quantization.ValueType  # 1
+    """As they are."""
+    QUANTIZATION_INT8: _Quantization.ValueType  # 2
+    """int8, and beside each PATH.weight a PATH.scale for its channels: outputs, of FFN maps neurons, of tables
+    tokens; of the map out of the FFN a PATH.spread for its outputs (protocol 6). Patches hold scales likewise.
+    """
+
+class Quantization(_Quantization, metaclass=_QuantizationEnumTypeWrapper):
+    """What the sub-FM's frozen weights are sent in, and held in by workers."""
+
+QUANTIZATION_UNSPECIFIED: Quantization.ValueType  # 0
+"""As they are: of a coordinator from before protocol 6."""
+QUANTIZATION_NONE: Quantization.ValueType  # 1
+"""As they are."""
+QUANTIZATION_INT8: Quantization.ValueType  # 2
+"""int8, and beside each PATH.weight a PATH.scale for its channels: outputs, of FFN maps neurons, of tables
+tokens; of the map out of the FFN a PATH.spread for its outputs (protocol 6). Patches hold scales likewise.
+"""
+Global___Quantization: _TypeAlias = Quantization  # noqa: Y015
+
 class _ZeroRule:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -522,12 +550,18 @@ class RunSpec(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     ASKS_CLASSES_FIELD_NUMBER: _builtins.int
     SECURE_FIELD_NUMBER: _builtins.int
+    ASKS_TARGETS_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id, chosen by the coordinator."""
     seed: _builtins.int
     """Seed of the run; a worker derives its own from it, its name and the round."""
     asks_classes: _builtins.bool
     """Whether workers are to tell their classes before they may join (protocol 5)."""
+    asks_targets: _builtins.bool
+    """Whether UpdateHeader.targets is to be named: what updates are weighed by (protocol 6)."""
+    quantization: Global___Quantization.ValueType
+    """Of the sub-FM's frozen weights."""
     @_builtins.property
     def task(self) -> Global___TaskSpec:
         """The learning task."""
@@ -554,10 +588,12 @@ class RunSpec(_message.Message):
         seed: _builtins.int = ...,
         asks_classes: _builtins.bool = ...,
         secure: Global___SecureSpec | None = ...,
+        asks_targets: _builtins.bool = ...,
+        quantization: Global___Quantization.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "secure", b"secure", "task", b"task", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asks_classes", b"asks_classes", "run_id", b"run_id", "secure", b"secure", "seed", b"seed", "task", b"task", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asks_classes", b"asks_classes", "asks_targets", b"asks_targets", "quantization", b"quantization", "run_id", b"run_id", "secure", b"secure", "seed", b"seed", "task", b"task", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

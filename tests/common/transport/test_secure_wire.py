@@ -14,6 +14,7 @@ from common.secagg.news import Ended, Endorsements, Roster, Said, SecureNews, Sh
 from common.secagg.records import MOST_WORKERS, Endorsement, Kind, Opening, PublicKeys, ShareOffer
 from common.secure_task import MOST_COUNTED, SecureSpec, SecureTask
 from common.transport import secure_wire, wire
+from common.transport.texts import one_line
 from tests.common.secagg import secure_examples
 
 NAMES = [f"w{i}" for i in range(6)]
@@ -47,7 +48,7 @@ told = st.one_of(
     sharers(),
     st.builds(Survivors, sorted_names),
     st.builds(Endorsements, endorsements),
-    st.builds(Ended, st.text("abc ", max_size=30).map(str.strip)),
+    st.builds(Ended, st.text("abc ", max_size=30).map(one_line)),
 )
 news = st.builds(SecureNews, numbers, numbers, digests, told)
 

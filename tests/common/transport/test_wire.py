@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import BadMessage, ConfigError
+from common.quantization import Quantization
 from common.records import (
     Activity,
     AdapterSpec,
@@ -51,6 +52,7 @@ from common.run_status import (
     Validation,
     WorkerStatus,
 )
+from common.secure_task import SecureSpec
 from common.transport import admin_wire, score_wire, wire
 from coordinator.storage.store import Store
 from tests.contexts import context
@@ -95,6 +97,15 @@ spec = st.builds(
         number,
     ),
     u64,
+    st.booleans(),
+    st.one_of(
+        st.none(),
+        st.builds(
+            SecureSpec, u32, st.sampled_from((32, 64)), st.booleans(), st.integers(1, 2**20), st.booleans()
+        ),
+    ),
+    st.booleans(),
+    st.sampled_from(Quantization),
 )
 progress = st.builds(Progress, st.sampled_from(Activity), u32, u32, u32, number, name, u32)
 task = st.one_of(
@@ -280,6 +291,16 @@ def test_an_enum_value_not_known_here_is_a_bad_message(
 ) -> None:
     with pytest.raises(BadMessage, match=f"{told} {number} is not known"):
         convert(number)
+
+
+def test_a_coordinator_from_before_int8_sends_plain_weights_and_a_later_one_may_know_more() -> None:
+    message = types_pb2.RunSpec(
+        task=GOOD_TASK, adapter=types_pb2.AdapterSpec(targets=types_pb2.ADAPTER_TARGETS_ATTENTION)
+    )
+    assert wire.run_spec_from_pb(message).quantization is Quantization.NONE
+    message.quantization = 99  # type: ignore[assignment]
+    with pytest.raises(BadMessage, match="Quantization 99 is not known; upgrade this side"):
+        wire.run_spec_from_pb(message)
 
 
 @pytest.mark.parametrize("bad", ["", ".", "..", "-a", "a/b", "a b", "a\n", "ä", "a" * 65, "a\\b", "a\0"])

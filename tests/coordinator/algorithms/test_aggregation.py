@@ -129,7 +129,7 @@ def test_workers_that_agree_get_what_they_agree_on(settings: Settings, examples:
 
 @pytest.mark.parametrize("settings", ROBUST, ids=name_of)
 def test_robust_rules_give_every_worker_the_same_weight(settings: Settings) -> None:
-    claimed = [replace(update, examples=10**i) for i, update in enumerate(UPDATES)]
+    claimed = [replace(update, weight=10**i) for i, update in enumerate(UPDATES)]
     assert same_bits(combine(claimed, settings), combine(UPDATES, settings))
 
 
@@ -148,7 +148,7 @@ def test_one_bad_worker_of_five_moves_no_robust_rule_beyond_the_honest(
 ) -> None:
     updates = numbers(*honest[:place], outlier, *honest[place:])
     # However many examples it claims.
-    updates[place] = replace(updates[place], examples=10**9)
+    updates[place] = replace(updates[place], weight=10**9)
     slack = 1e-6
     assert min(honest) - slack <= combined(updates, settings) <= max(honest) + slack
 

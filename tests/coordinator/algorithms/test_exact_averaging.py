@@ -35,11 +35,9 @@ def weight(adapter: Mapping[str, Tensor]) -> Tensor:
 
 def average(start: dict[str, Tensor], updates: Sequence[Update]) -> Tensor:
     """The mean of what the workers' own adapters add to the frozen weight, by examples."""
-    total = sum(u.examples for u in updates)
+    total = sum(u.weight for u in updates)
     tuned = [start | plus({name: start[name] for name in u.delta}, u.delta) for u in updates]
-    return sum(
-        (u.examples / total * weight(t) for u, t in zip(updates, tuned, strict=True)), torch.tensor(0.0)
-    )
+    return sum((u.weight / total * weight(t) for u, t in zip(updates, tuned, strict=True)), torch.tensor(0.0))
 
 
 START = random_tensors(0)
@@ -79,15 +77,15 @@ def test_the_layers_output_is_the_mean_of_the_workers_outputs() -> None:
             result: Tensor = layer(inputs)
             return result
 
-    total = sum(u.examples for u in UPDATES)
-    outputs = [u.examples / total * output(weight(plus(START, u.delta))) for u in UPDATES]
+    total = sum(u.weight for u in UPDATES)
+    outputs = [u.weight / total * output(weight(plus(START, u.delta))) for u in UPDATES]
     result = output(weight(exact(START, UPDATES, SCALE)))
     assert torch.allclose(result, torch.stack(outputs).sum(dim=0), atol=1e-4)
 
 
 def test_the_residual_gathers_what_every_round_lacks() -> None:
     first = exact(START, UPDATES, SCALE)
-    later = [Update(u.worker, u.examples, random_tensors(50 + i)) for i, u in enumerate(UPDATES)]
+    later = [Update(u.worker, u.weight, random_tensors(50 + i)) for i, u in enumerate(UPDATES)]
     second = exact(first, later, SCALE)
     # The workers of the second round trained on top of the first round's residual.
     assert torch.allclose(weight(second), average(first, later), rtol=0, atol=1e-4)
@@ -111,7 +109,7 @@ def test_one_update_leaves_nothing_to_make_good() -> None:
 
 
 def test_a_frozen_factor_leaves_next_to_nothing_to_make_good() -> None:
-    updates = [Update(u.worker, u.examples, {n: t for n, t in u.delta.items() if n != A}) for u in UPDATES]
+    updates = [Update(u.worker, u.weight, {n: t for n, t in u.delta.items() if n != A}) for u in UPDATES]
     adapter = exact(START, updates, SCALE)
     assert torch.equal(adapter[A], START[A])
     # With one A the products' mean is the means' product, but for rounding.
@@ -122,7 +120,7 @@ def test_a_frozen_factor_leaves_next_to_nothing_to_make_good() -> None:
 @pytest.mark.parametrize("residual", [{}, {RESIDUAL: torch.full((OUT, IN), 0.1)}], ids=["without", "with"])
 def test_what_no_update_holds_stays_as_it_is_to_the_bit(residual: dict[str, Tensor]) -> None:
     start = START | residual
-    updates = [Update(u.worker, u.examples, {HEAD: u.delta[HEAD]}) for u in UPDATES]
+    updates = [Update(u.worker, u.weight, {HEAD: u.delta[HEAD]}) for u in UPDATES]
     adapter = exact(start, updates, SCALE)
     assert adapter.keys() == start.keys()
     assert all(torch.equal(adapter[name], start[name]) == (name != HEAD) for name in start)
@@ -132,7 +130,7 @@ def test_every_pair_has_its_own_residual() -> None:
     def doubled(tensors: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
         return dict(tensors) | {n.replace("query", "value"): factor * t for n, t in tensors.items()}
 
-    updates = [Update(u.worker, u.examples, doubled(u.delta, 2.0)) for u in UPDATES]
+    updates = [Update(u.worker, u.weight, doubled(u.delta, 2.0)) for u in UPDATES]
     adapter = exact(doubled(START, 2.0), updates, SCALE)
     # Twice both factors: four times the product.
     assert torch.allclose(adapter[RESIDUAL.replace("query", "value")], 4 * adapter[RESIDUAL], atol=1e-4)

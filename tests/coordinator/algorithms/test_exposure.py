@@ -10,8 +10,10 @@ from transformers import PreTrainedModel
 
 from common.model.families import FAMILIES
 from common.model.ffn import ffns_of
+from common.model.int8 import as_rounded, channels_of
 from common.model.layers import layers_of
-from common.model.submodel import LayerPlan, SubModelPlan, own_weights
+from common.model.submodel import LayerPlan, SubModelPlan, build, own_weights
+from common.records import TaskKind
 from coordinator.algorithms import compression, exposure
 from coordinator.algorithms.saliency import l2_norm
 from tests.families import small_model
@@ -100,6 +102,30 @@ def test_what_an_alignment_changed_counts_as_aligned(bert: PreTrainedModel) -> N
     assert (changed.layer, changed.kind) == (1, "FFN")
     # A value that was served as it is before an alignment stays shown.
     assert not any(e.aligned for e in exposure.exposures(bert, plan, [weights, aligned]))
+
+
+def test_of_int8_the_fms_own_values_count_as_such_and_planted_ones_are_found() -> None:
+    fm = small_model("llama", TaskKind.CAUSAL_LM)
+    plan = pruned(fm)
+    weights = compression.cut(fm, plan)
+    module = build(
+        compression.config_of(fm, plan), TaskKind.CAUSAL_LM, compression.ffn_widths(fm, plan), weights
+    )
+    held = channels_of(module, TaskKind.CAUSAL_LM)
+    served = as_rounded(weights, held)
+    assert not any(e.aligned for e in exposure.exposures(fm, plan, [served], held))
+    assert any(e.aligned for e in exposure.exposures(fm, plan, [served]))
+    secret = exposure.withheld(fm, plan)
+    assert exposure.find(secret, served) == []
+    layer = plan.compressed[0]
+    neurons = plan.layers[layer].neurons
+    assert neurons is not None
+    cut = next(i for i in range(ffns_of(fm)[layer].width) if i not in neurons.tolist())
+    name = f"model.layers.{layer}.mlp.down_proj.weight"
+    weights[name] = weights[name].clone()
+    weights[name][:, 2] = ffns_of(fm)[plan.layers[layer].source].out.weight[:, cut].detach()
+    (finding,) = exposure.find(secret, as_rounded(weights, held))
+    assert (finding.tensor, finding.row) == (name, 2)
 
 
 def test_a_dropped_layer_is_withheld_as_a_whole(bert: PreTrainedModel) -> None:

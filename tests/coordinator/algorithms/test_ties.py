@@ -52,7 +52,7 @@ def test_it_is_the_formula(seed: int, workers: int, density: float) -> None:
     change = combine(given, Settings(AggregationRule.TIES, density=density))
     for name in ("a", "b"):
         rows = [u.delta[name].flatten().tolist() for u in given]
-        expected = by_hand(rows, [u.examples for u in given], density)
+        expected = by_hand(rows, [u.weight for u in given], density)
         assert change[name].flatten().tolist() == pytest.approx(expected, abs=1e-6)
         assert change[name].shape == given[0].delta[name].shape
 

@@ -105,4 +105,30 @@ async def test_a_worker_of_before_does_not_join_a_run_of_conversations(newest: i
     finally:
         await worker.close()
         await serving.stop()
-    require_protocol(replace(run.spec, task=replace(run.spec.task, conversations=False)), 1)
+    plain = replace(run.spec, task=replace(run.spec.task, conversations=False), asks_targets=False)
+    require_protocol(plain, 1)
+
+
+def test_a_sub_fm_in_int8_needs_protocol_6(tmp_path: Path) -> None:
+    asking = context(Store(tmp_path), {"sub_fm.quantization": "int8"}).spec
+    with pytest.raises(ProtocolMismatch) as caught:
+        require_protocol(asking, 5)
+    assert str(caught.value) == (
+        "this run's sub-FM is sent as int8, which protocol 5 does not know: upgrade the worker"
+    )
+    require_protocol(asking, 6)
+
+
+def test_a_language_models_workers_are_to_tell_their_target_tokens(tmp_path: Path) -> None:
+    language = {"task.kind": "causal-lm", "task.labels": ()}
+    by_default = context(Store(tmp_path / "tokens"), language).spec
+    assert by_default.asks_targets
+    require_protocol(by_default, 6)
+    with pytest.raises(ProtocolMismatch) as caught:
+        require_protocol(by_default, 5)
+    assert str(caught.value) == (
+        "this run weighs workers by their target tokens, which protocol 5 does not tell (its owner may set "
+        'aggregation.weights = "examples"): upgrade the worker'
+    )
+    by_examples = language | {"aggregation.weights": "examples"}
+    require_protocol(context(Store(tmp_path / "examples"), by_examples).spec, 1)

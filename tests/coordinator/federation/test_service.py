@@ -121,6 +121,26 @@ async def test_an_update_is_on_disk_when_its_receipt_comes(served: Served, tmp_p
     assert served.inbox.state is not None and served.inbox.state.received == {"w"}
 
 
+@pytest.mark.parametrize("targets", [0, 10**10 + 1])
+async def test_an_update_that_is_weighed_by_its_target_tokens_names_them(
+    served: Served, tmp_path: Path, targets: int
+) -> None:
+    expected = served.inbox._expected
+    assert expected is not None
+    served.inbox._expected = replace(expected, targets=True)
+    header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
+    with pytest.raises(BadUpdate, match=rf"must name 1 to 10000000000 target tokens .*, got {targets}"):
+        await served.worker.submit(replace(header, targets=targets), path)
+    await served.worker.submit(replace(header, targets=12), path)
+    assert [u.targets for u in served.store.updates(1)] == [12]
+
+
+async def test_target_tokens_that_nobody_asked_for_do_not_count(served: Served, tmp_path: Path) -> None:
+    header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
+    await served.worker.submit(replace(header, targets=12), path)
+    assert [u.targets for u in served.store.updates(1)] == [0]
+
+
 async def test_delivering_an_update_twice_is_harmless(served: Served, tmp_path: Path) -> None:
     header, path = served.update(tmp_path, {"delta.x": torch.ones(4)})
     assert await served.worker.submit(header, path) is False

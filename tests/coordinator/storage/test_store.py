@@ -141,6 +141,30 @@ def test_an_updates_artifact_and_record_come_in_one_transaction(store: Store) ->
         store.artifacts.get("e" * 64)
 
 
+def test_target_tokens_are_kept_with_their_updates_and_missed_where_none_came(store: Store) -> None:
+    assert not store.targets.lacking()
+    for letter, targets in (("f", 7), ("e", 9)):
+        store.commit_update(1, StoredUpdate("w", letter * 64, 5, 0.1, 2.0, targets), size=9)
+    assert [u.targets for u in store.updates(1)] == [9]
+    assert not store.targets.lacking()
+    store.commit_update(2, StoredUpdate("w", "d" * 64, 5, 0.1, 2.0), size=9)
+    assert [u.targets for u in store.updates(2)] == [0]
+    assert store.targets.lacking()
+
+
+def test_a_store_of_before_target_tokens_is_read_and_goes_on(store: Store) -> None:
+    store.commit_update(1, StoredUpdate("w", "f" * 64, 5, 0.1, 2.0), size=9)
+    store.database.write("a test", "DROP TABLE update_targets")
+    store.close()
+    looked = Store.existing(store.directory)
+    assert [(u.worker, u.targets) for u in looked.updates(1)] == [("w", 0)] and looked.targets.lacking()
+    looked.close()
+    again = Store(store.directory)
+    again.commit_update(2, StoredUpdate("w", "e" * 64, 5, 0.1, 2.0, 7), size=9)
+    assert [u.targets for u in again.updates(2)] == [7]
+    again.close()
+
+
 def test_a_directory_without_a_run_is_an_error_and_stays_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no run"):
         Store.existing(tmp_path)
