@@ -52,7 +52,7 @@ from common.run_status import (
     Validation,
     WorkerStatus,
 )
-from common.secure_task import SecureSpec
+from common.secure_task import MOST_COUNTED, SecureSpec
 from common.transport import admin_wire, score_wire, wire
 from coordinator.storage.store import Store
 from tests.contexts import context
@@ -73,6 +73,9 @@ def several(items: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]
 
 ref = st.builds(ArtifactRef, st.sampled_from(SENT), digest, u64)
 sub_model = st.builds(SubModelRef, text, several(u32), ref, several(ref), several(ref), several(text))
+secure_spec = st.builds(
+    SecureSpec, u32, st.sampled_from((32, 64)), st.booleans(), st.integers(1, MOST_COUNTED), st.booleans()
+)
 spec = st.builds(
     RunSpec,
     text,
