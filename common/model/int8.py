@@ -244,14 +244,22 @@ def channels_of(model: PreTrainedModel, kind: TaskKind, new: Sequence[str] = ())
             out = path == family.ffn_out
             found[prefix + path] = Channels(1 - outputs if out else outputs, even=out)
     paths = {module: path for path, module in model.named_modules()}
-    table = model.get_input_embeddings()
+    table = _table_of(model)
     # A table of another class does more than to look up: it stays as it is, and so does what is tied to it.
-    if held := _can_be(table):
+    if held := table is not None and _can_be(table):
         found[paths[table]] = Channels(0)
     tied = getattr(model.config, "tie_word_embeddings", False)
     if kind is TaskKind.CAUSAL_LM and _LM_HEAD not in new and (held or not tied):
         found[paths[model.get_output_embeddings()]] = Channels(0)
     return found
+
+
+def _table_of(model: PreTrainedModel) -> nn.Module | None:
+    """The table of tokens; None of images."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
 
 
 def _can_be(module: nn.Module | None) -> bool:
@@ -336,6 +344,6 @@ def scale_of(name: str) -> str:
 
 def tie_scales(model: PreTrainedModel) -> None:
     """A head whose weight is the table of tokens has its scales, too."""
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    table, head = _table_of(model), model.get_output_embeddings()
     if isinstance(table, Int8) and isinstance(head, Int8) and head.weight is table.weight:
         head.scale = table.scale

@@ -237,7 +237,7 @@ def trained_in_full(model: PreTrainedModel, neurons: Mapping[int, Tensor]) -> No
             ffns[layer].out.weight[:, index] -= 0.5
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "glm4"])
 def test_a_patch_brings_the_rounded_neurons_and_leaves_the_others(model_type: str) -> None:
     model = small_model(model_type, CAUSAL)
     here, before = both(model, CAUSAL)
