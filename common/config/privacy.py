@@ -67,13 +67,16 @@ class PrivacySection(Section):
         return max(threshold(drawn, self.colluding_of(drawn)), LEAST_WORKERS)
 
 
-def require_summable(config: "RunConfig") -> None:
-    """Raise ValueError unless the run can do with sums alone, if it is to."""
+def require_summable(config: "RunConfig", stored: bool = False) -> None:
+    """Raise ValueError unless the run can do with sums alone, if it is to.
+
+    What is `stored` of a run does not say by which certificates workers are let in.
+    """
     privacy, rounds, aggregation = config.privacy, config.rounds, config.aggregation
     if not privacy.secure:
         return
     drawn = rounds.sample + rounds.over_select if rounds.sample else rounds.workers
-    if config.tls.certificate is None and not privacy.insecure_keys:
+    if config.tls.certificate is None and not (privacy.insecure_keys or stored):
         raise ValueError(
             "privacy.secure needs [tls]: workers know each other by their certificates; to try it on one "
             "machine set privacy.insecure_keys = true"

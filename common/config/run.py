@@ -4,7 +4,7 @@ import math
 from enum import StrEnum
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import ValidationInfo, model_validator
 
 from common.config.choices import (
     AggregationRule,
@@ -43,6 +43,10 @@ OF_LANGUAGE_MODELS: dict[str, dict[str, StrEnum]] = {
     "sub_fm": {"saliency": Saliency.ACTIVATION},
     "alignment": {"method": AlignmentMethod.CLOSED_FORM},
 }
+
+
+# Of a configuration that was checked before it was stored, and that lacks how workers are let in.
+_STORED = {"stored": True}
 
 
 class RunConfig(Section):
@@ -104,7 +108,7 @@ class RunConfig(Section):
         return filled
 
     @model_validator(mode="after")
-    def _consistent(self) -> "RunConfig":
+    def _consistent(self, info: ValidationInfo) -> "RunConfig":
         if self.aligns and self.data.public is None:
             raise ValueError(
                 "data.public.path (or preset) must be set for an alignment; or do without: "
@@ -160,7 +164,7 @@ class RunConfig(Section):
         self._check_exact_averaging()
         self._check_robust_rule()
         self._check_best()
-        require_summable(self)
+        require_summable(self, stored=info.context is _STORED)
         return self
 
     def _check_best(self) -> None:
@@ -206,6 +210,14 @@ class RunConfig(Section):
                 'aggregation.lora = "exact" with adapter.targets = "attention+ffn" '
                 "leaves no room for realignment; set realignment.every = 0 and leave out realignment.drift"
             )
+
+    @classmethod
+    def of_stored(cls, text: str) -> "RunConfig":
+        """A run's own configuration, as its directory holds it: without the service around it.
+
+        Raises ValidationError.
+        """
+        return cls.model_validate_json(text, context=_STORED)
 
     @property
     def weighs_tokens(self) -> bool:

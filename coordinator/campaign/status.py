@@ -114,7 +114,7 @@ def open_run(directory: Path, model: str | None = None) -> tuple[Store, RunConfi
     Raises StoreError when the directory holds no run.
     """
     store = Store.existing(directory)
-    config = RunConfig.model_validate_json(store.config())
+    config = RunConfig.of_stored(store.config())
     if model is not None:
         config = config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
     return store, settled(config, store)
