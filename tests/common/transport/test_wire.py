@@ -103,9 +103,7 @@ spec = st.builds(
     st.booleans(),
     st.one_of(
         st.none(),
-        st.builds(
-            SecureSpec, u32, st.sampled_from((32, 64)), st.booleans(), st.integers(1, 2**20), st.booleans()
-        ),
+        secure_spec,
     ),
     st.booleans(),
     st.sampled_from(Quantization),
