@@ -57,8 +57,8 @@ def document(folder: Path) -> Document:
         if broken
         else [
             f"No bound is broken: in sums of {CLAIMED_WORKERS} or more no attack tells a worker's labels "
-            f"better than the sum's mean does, and with {CLAIMED_EXAMPLES} or more examples a worker none has "
-            f"a lower end of its AUC's interval above {NEAR_CHANCE:g}."
+            f"better than the sum's mean does, and with {CLAIMED_EXAMPLES} or more examples a worker none "
+            f"has a lower end of its AUC's interval above {NEAR_CHANCE:g}."
         ]
     )
     scale = fixed["scale"]
@@ -228,8 +228,8 @@ def _worth(findings: Findings) -> list[Section]:
     }
     text = (
         "Offsite-tuning's criterion (arXiv 2302.04870) for what protects the FM's owner: what a worker holds "
-        "in the end, the tuned sub-FM, must be worth less than the FM with the adapter in it. The margin's 95 % "
-        f"interval is {low:+.1f} to {high:+.1f} points.",
+        "in the end, the tuned sub-FM, must be worth less than the FM with the adapter in it. The margin's "
+        f"95 % interval is {low:+.1f} to {high:+.1f} points.",
         *(f"{'Met' if holds else 'Not met'}: {what}." for what, holds in met.items()),
         "This is measured, not claimed: no bound hangs on it. The other rows are offsite-tuning's own.",
     )
