@@ -40,7 +40,7 @@ class View:
         return self.workers > 1
 
 
-PLAIN = View("plain", "plain: each update", 1)
+PLAIN = View("plain", "each update", 1)
 VIEWS = MappingProxyType(
     {view.name: view for view in (PLAIN, *(View(f"sum-{n}", f"sum of {n}", n) for n in (3, 5, 10)))}
 )

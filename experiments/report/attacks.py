@@ -81,7 +81,7 @@ def _memberships(findings: Findings) -> list[Section]:
         return []
     rows: list[tuple[Cell, ...]] = [
         (
-            f"{m.size}: {VIEWS[m.view].title}",
+            f"{m.size}, {VIEWS[m.view].title}",
             _HOW[m.attack],
             m.members,
             m.others,
@@ -96,7 +96,7 @@ def _memberships(findings: Findings) -> list[Section]:
         for m in found
     ]
     columns = (
-        Column("examples a worker: what is seen"),
+        Column("examples a worker, what is seen"),
         Column("attack"),
         Column("members"),
         Column("others"),
@@ -151,15 +151,15 @@ def _labels(findings: Findings) -> list[Section]:
             f"{VIEWS[label.view].title}, {_HOW[label.attack]}",
             label.workers,
             label.distance.value,
-            label.distance.half,
+            label.distance.half if label.looks > 1 else None,
             label.uniform,
             label.by_mean,
             label.gain.value,
-            label.gain.low,
+            label.gain.low if label.looks > 1 else None,
             label.correlation,
             label.largest_right,
             label.to_mean,
-            "claimed" if claimed(label.view) else "",
+            "claimed" if label.judged else "",
         )
         for label in found
     ]

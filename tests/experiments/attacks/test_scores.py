@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from experiments.attacks.scores import auc, estimate, hits_at, onto_simplex, total_variation
+from experiments.attacks.scores import Estimate, Floats, auc, estimate, hits_at, onto_simplex, total_variation
 
 SCORES = st.lists(st.integers(-4, 4), min_size=1, max_size=30)
 
@@ -38,11 +38,15 @@ def test_scores_that_are_none_are_refused(members: list[float]) -> None:
 @pytest.mark.slow
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     random, covered, runs = np.random.default_rng(5), 0, 60
+    # 40 workers of 3 examples; what a worker has in common counts.
+    workers = np.repeat(range(40), 3).tolist()
+
+    def found(values: Floats, seed: int) -> Estimate:
+        return estimate(lambda i: float(values[i].mean()), workers, seed)
+
     for run in range(runs):
-        # 40 workers of 3 examples; what a worker has in common counts.
-        values = np.repeat(random.normal(size=40), 3) + 0.1 * random.normal(size=120)
-        found = estimate(lambda i, v=values: float(v[i].mean()), np.repeat(range(40), 3).tolist(), run)
-        covered += found.low <= 0.0 <= found.high
+        one = found(np.repeat(random.normal(size=40), 3) + 0.1 * random.normal(size=120), run)
+        covered += one.low <= 0.0 <= one.high
     assert 0.85 <= covered / runs <= 1.0
 
 
