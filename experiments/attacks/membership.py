@@ -20,6 +20,8 @@ from experiments.attacks.views import Opened
 
 GRADIENT, LOSS = "gradient", "loss"
 ATTACKS = (GRADIENT, LOSS)
+# A text's loss is compared for so many other looks: more cost a pass each, and say little more.
+COMPARED = 4
 _BATCH = 64
 
 
@@ -56,20 +58,34 @@ def gradient_scores(adapted: Adapted, texts: Dataset, looks: Sequence[Opened]) -
 
 
 def loss_scores(
-    adapted: Adapted, start: Mapping[str, Tensor], texts: Dataset, looks: Sequence[Opened]
+    adapted: Adapted, start: Mapping[str, Tensor], candidates: Candidates, looks: Sequence[Opened]
 ) -> NDArray[np.float64]:
-    """By how many nats the change lowers a text's loss, float64 [texts, looks]."""
-    before = _losses(adapted, start, texts)
-    after = [_losses(adapted, plus(start, look.delta), texts) for look in looks]
-    return np.stack([before - losses for losses in after], axis=1)
+    """By how many nats the change lowers a text's loss, float64 [texts, looks].
+
+    For the text's own look and the `COMPARED` looks after it, around the end; NaN for others, and for
+    texts that are in no look.
+    """
+    before = _losses(adapted, start, candidates.data, range(len(candidates.data)))
+    scores = np.full((len(candidates.data), len(looks)), np.nan)
+    rows, own = own_look(candidates, looks)
+    for i, look in enumerate(looks):
+        chosen = rows[(i - own) % len(looks) <= COMPARED]
+        after = _losses(adapted, plus(start, look.delta), candidates.data, chosen.tolist())
+        scores[chosen, i] = before[chosen] - after
+    return scores
 
 
-def calibrated(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each score less the mean of the text's scores for the other looks; [texts, looks], 2 looks at least."""
-    looks = scores.shape[1]
-    if looks < 2:
+def calibrated(scores: NDArray[np.float64], own: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Each text's score for its `own` look less the mean for those others that have one; [texts].
+
+    `scores` is [texts, looks], NaN where there is none. Raises ValueError when there is no other look.
+    """
+    rows = np.arange(len(scores))
+    others = scores.copy()
+    others[rows, own] = np.nan
+    if np.isnan(others).all(1).any():
         raise ValueError("there must be another look to compare with")
-    return np.asarray(scores - (scores.sum(1, keepdims=True) - scores) / (looks - 1))
+    return np.asarray(scores[rows, own] - np.nanmean(others, axis=1))
 
 
 def own_look(candidates: Candidates, looks: Sequence[Opened]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -79,12 +95,14 @@ def own_look(candidates: Candidates, looks: Sequence[Opened]) -> tuple[NDArray[n
     return np.array(rows), np.array([place[candidates.workers[i]] for i in rows])
 
 
-def _losses(adapted: Adapted, adapter: Mapping[str, Tensor], texts: Dataset) -> NDArray[np.float64]:
+def _losses(
+    adapted: Adapted, adapter: Mapping[str, Tensor], texts: Dataset, rows: Sequence[int]
+) -> NDArray[np.float64]:
     adapted.load(adapter)
     found = []
     with torch.no_grad():
-        for first in range(0, len(texts), _BATCH):
-            batch = texts.batch(range(first, min(first + _BATCH, len(texts))))
+        for first in range(0, len(rows), _BATCH):
+            batch = texts.batch(rows[first : first + _BATCH])
             assert batch.labels is not None
             scores = passes.logits(adapted.model, batch.inputs).float()
             found.append(cross_entropy(scores, batch.labels, reduction="none"))

@@ -46,7 +46,9 @@ class Scale:
 
 
 FULL = Scale()
-QUICK = replace(FULL, seeds=2, tuned_rounds=4, tuned_test=1500, settings={"alignment.steps": 50})
+QUICK = replace(
+    FULL, seeds=2, tuned_rounds=4, tuned_train=1000, tuned_test=1500, settings={"alignment.steps": 50}
+)
 
 
 def scaled(

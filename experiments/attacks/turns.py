@@ -174,20 +174,20 @@ def _judged(
     together = [look for several in looks.values() for look in several]
     adapted = seen.sub_model.adapted()
     adapted.load(seen.start)
-    on_progress("judging by gradients", 0, 2)
-    by_attack = {membership.GRADIENT: membership.gradient_scores(adapted, candidates.data, together)}
-    on_progress("judging by losses", 1, 2)
-    by_attack[membership.LOSS] = membership.loss_scores(adapted, seen.start, candidates.data, together)
-    found, first = {}, 0
+    on_progress("judging by gradients", 0, 1)
+    by_gradient = membership.gradient_scores(adapted, candidates.data, together)
+    found: dict[str, Any] = {}
+    first = 0
     for view, several in looks.items():
         rows, own = membership.own_look(candidates, several)
         columns = slice(first, first := first + len(several))
+        on_progress("judging by losses", len(found), len(looks))
+        by_loss = membership.loss_scores(adapted, seen.start, candidates, several)
         found[view] = {
             "workers": [candidates.workers[i] for i in rows],
             "member": [candidates.member[i] for i in rows],
-        } | {
-            name: membership.calibrated(scores[:, columns])[rows, own].tolist()
-            for name, scores in by_attack.items()
+            membership.GRADIENT: membership.calibrated(by_gradient[rows, columns], own).tolist(),
+            membership.LOSS: membership.calibrated(by_loss[rows], own).tolist(),
         }
     return found
 

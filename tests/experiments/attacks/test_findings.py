@@ -101,7 +101,8 @@ def test_shares_are_learnt_from_shadows() -> None:
 
 
 def test_scores_are_compared_with_the_other_looks() -> None:
-    scores = np.array([[3.0, 1.0, 2.0], [5.0, 5.0, 5.0]])
-    assert membership.calibrated(scores).tolist() == [[1.5, -1.5, 0.0], [0.0, 0.0, 0.0]]
+    # What was not looked at, NaN, does not count.
+    scores = np.array([[3.0, 1.0, 2.0], [5.0, np.nan, 4.0]])
+    assert membership.calibrated(scores, np.array([0, 2])).tolist() == [1.5, -1.0]
     with pytest.raises(ValueError, match="another look"):
-        membership.calibrated(scores[:, :1])
+        membership.calibrated(scores[:, :1], np.array([0, 0]))
