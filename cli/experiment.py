@@ -11,7 +11,7 @@ import typer
 from common.errors import ConfigError
 from common.observability.console import plain_errors
 from common.records import TaskKind
-from experiments.catalogue import EXPERIMENTS
+from experiments.catalogue import ATTACKS, EXPERIMENTS
 
 if TYPE_CHECKING:
     from experiments.ray_clients import RayClients
@@ -25,9 +25,10 @@ class Engine(StrEnum):
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(help="One of " + ", ".join(EXPERIMENTS) + ".")],
+    name: Annotated[str, typer.Argument(help="One of " + ", ".join([*EXPERIMENTS, ATTACKS]) + ".")],
     quick: Annotated[
-        bool, typer.Option("--quick", help="A smaller form: 10 minutes on 2 cores (compare: 25).")
+        bool,
+        typer.Option("--quick", help="A smaller form: 10 minutes on 2 cores (compare: 25, attacks: 20)."),
     ] = False,
     model: Annotated[
         str | None,
@@ -104,8 +105,9 @@ def experiment(
     not done again.
     """
     with plain_errors():
-        if name not in EXPERIMENTS:
-            raise ConfigError(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}")
+        if name not in (*EXPERIMENTS, ATTACKS):
+            there = ", ".join([*EXPERIMENTS, ATTACKS])
+            raise ConfigError(f"there is no experiment {name!r}; there are: {there}")
         from experiments.report.files import require_packages, write_document
 
         # Before the runs, not after them.
@@ -122,7 +124,36 @@ def experiment(
         from experiments.sources import Source
         from experiments.tuned import settings_of
 
-        chosen, console = EXPERIMENTS[name], Console()
+        console, source = (
+            Console(),
+            Source(data, data_root, Columns(text_column, pair_column, label_column), task),
+        )
+        default = Path("runs") / "experiments" / (f"{name}-quick" if quick else name)
+        settled = parse_settings(settings or [])
+        at_once = parallel or max(1, (os.cpu_count() or 1) // threads)
+        if name == ATTACKS:
+            from cli.attacks import attack
+            from experiments.attacks.scale import AttackSetup, scaled
+
+            unused = {
+                "--sample": sample,
+                "--split": splits,
+                "--only": variants,
+                "--trials": trials,
+                "--tuned": tuned,
+                "--keep-runs": keep_runs,
+                "--engine": engine is not Engine.LOCAL,
+            }
+            if odd := [option for option, value in unused.items() if value]:
+                raise ConfigError(f"{name} takes no {odd[0]}: it compares what is seen, not variants")
+            size = scaled(
+                quick, first_seed, seeds=seeds, clients=clients, rounds=rounds, train=train, test=test
+            )
+            data_sets = () if data == "tweets" else (source, source)
+            at = model or str(packaged_model())
+            attack(AttackSetup(folder or default, at, size, settled, threads, *data_sets), at_once, console)
+            return
+        chosen = EXPERIMENTS[name]
         known = [v.name for v in chosen.variants]
         if unknown := [v for v in variants or () if v not in known]:
             raise ConfigError(f"{name} has no variant {unknown[0]!r}; it has: {', '.join(known)}")
@@ -142,9 +173,6 @@ def experiment(
         scale = replace(scale, **{key: value for key, value in given.items() if value is not None})
         if scale.sample > scale.clients:
             raise ConfigError(f"--sample {scale.sample} is more than there are clients: {scale.clients}")
-        default = Path("runs") / "experiments" / (f"{name}-quick" if quick else name)
-        columns = Columns(text_column, pair_column, label_column)
-        source = Source(data, data_root, columns, task)
         wanted = Wanted(
             experiment=chosen,
             quick=quick,
@@ -153,8 +181,8 @@ def experiment(
             source=source,
             scale=scale,
             variants=tuple(v for v in known if v in (variants or chosen.chosen(quick))),
-            settings=parse_settings(settings or []),
-            parallel=parallel or max(1, (os.cpu_count() or 1) // threads),
+            settings=settled,
+            parallel=at_once,
             threads=threads,
             engine=engine,
             keep_runs=keep_runs,

@@ -9,6 +9,8 @@ from experiments.tuned import HEAD_ONLY as HEAD_ONLY
 from experiments.tuned import Settings
 
 CORRECTED = "corrected"
+# Compares no variants: experiments/attacks.
+ATTACKS = "attacks"
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def run_cell(
         drawn = numpy.random.default_rng(seeds.derive(cell.seed, "validation"))
         data = held_out(data, setup.validation, drawn)
     config = parse_config(_settings(setup, cell, data, place / "run") | settings, "the experiment")
-    config, hidden_error, building = _with_built(config, setup.sub_fms, on_progress)
+    config, hidden_error, building = with_built(config, setup.sub_fms, on_progress)
     labels = Columns(pair="pair" if config.task.pairs else None)
     clients = {path.stem: read_examples(path, labels, config.task.kind) for path in data.workers}
     figures: dict[str, Any]
@@ -153,7 +153,7 @@ def _settings(setup: ExperimentSetup, cell: Cell, data: SplitData, run: Path) ->
     } | setup.settings
 
 
-def _with_built(
+def with_built(
     config: RunConfig, sub_fms: Path, on_progress: OnProgress
 ) -> tuple[RunConfig, tuple[float, float] | None, float]:
     """The configuration with its sub-FM built ahead, once for all cells that share it.

@@ -180,13 +180,13 @@ def _begin(wanted: Wanted, setup: ExperimentSetup) -> None:
         "command": "fedpft " + shlex.join(sys.argv[1:]),
         "engine": wanted.engine,
         "begun": before.get("begun", datetime.now(UTC).isoformat(timespec="seconds")),
-        "machine": _machine(),
+        "machine": machine(),
         "versions": {name: version(name) for name in ("fedpft", "torch", "transformers", "peft")},
     }
     write_atomically(file, json.dumps(about, indent=1).encode())
 
 
-def _machine() -> str:
+def machine() -> str:
     """Processors, their number, and the system: what a figure's repetition depends on."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")

@@ -62,13 +62,14 @@ def simulate(
     *,
     score_every: int | None = None,
     score_sub_fm: bool = False,
+    score_before: bool = False,
     trained_by: Clients | None = None,
     validation: Mapping[str, Examples] | None = None,
 ) -> Simulated:
     """Run `config` on these clients' data, by name; a run that broke off goes on, a finished one is not run.
 
     Both models are scored after the last round, after every `score_every`-th the FM with the adapter
-    plugged in; with `score_sub_fm` also the sub-FM.
+    plugged in; with `score_sub_fm` also the sub-FM, with `score_before` both before the first round.
     `trained_by` says where the clients are trained: None, in this process. `validation` is what clients
     keep aside, by name: scored after the rounds that config.validation names.
 
@@ -88,7 +89,7 @@ def simulate(
         if config.rounds.patience is not None and not config.validation.every:
             # The owner's scores decide when it ends.
             score_every = 1
-        scoring = Scoring(before=False, every=score_every, sub_fm=score_sub_fm)
+        scoring = Scoring(before=score_before, every=score_every, sub_fm=score_sub_fm)
         campaign = Campaign(run, progress, gathering, scoring)
         _run_at_once(campaign.run())
         return Simulated(store.evaluations(), campaign.seconds)

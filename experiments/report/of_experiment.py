@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from common.errors import DataError
-from experiments.catalogue import EXPERIMENTS
+from experiments.catalogue import ATTACKS, EXPERIMENTS
 from experiments.experiment import EXPERIMENT_FILE
-from experiments.report import alignments, comparison, costs, gaps, ratios, salience, tuning
+from experiments.report import alignments, attacks, comparison, costs, gaps, ratios, salience, tuning
 from experiments.report.document import Document, Section
 from experiments.report.results import Results
 
@@ -28,6 +28,8 @@ def document(folder: Path) -> Document:
     """A report of what is done so far. Raises DataError when the folder holds no experiment."""
     try:
         about = json.loads((folder / EXPERIMENT_FILE).read_text())
+        if about["fixed"]["experiment"] == ATTACKS:
+            return attacks.document(folder)
         experiment = EXPERIMENTS[about["fixed"]["experiment"]]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder} holds no experiment: {EXPERIMENT_FILE} cannot be read: {error}") from error

@@ -32,5 +32,5 @@ def test_a_run_of_sums_with_certificates_is_read_again_without_them(tmp_path: Pa
 
 def test_what_is_not_stored_must_say_by_what_workers_know_each_other(tmp_path: Path) -> None:
     without = {key: value for key, value in SETTINGS.items() if not key.startswith("tls.")}
-    with pytest.raises(ConfigError, match="privacy.secure needs"):
+    with pytest.raises(ConfigError, match=r"privacy\.secure needs"):
         parse_config(without | {"run.directory": tmp_path}, "a test")
