@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ _NAMES = {"fm": "tuned FM", "corrected": "corrected FM", "sub_fm": "sub-FM alone
 
 if TYPE_CHECKING:
     from coordinator.owner.audit import OwnerAudit
+    from worker.ledger import Charge
     from worker.sent_log import DataOwnerAudit
 
 
@@ -30,7 +32,8 @@ def audit(
     """Show what has left: of the foundation model, from a run; or from a worker.
 
     A run's directory is compared with its foundation model, on the owner's machine. Exit code 1: something
-    that was cut got out. A worker's folder holds a log of every message that the worker has sent.
+    that was cut got out. A worker's folder holds a log of every message that the worker has sent, and what
+    its data have paid under differential privacy.
     """
     with plain_errors():
         from common.errors import StoreError
@@ -47,13 +50,16 @@ def audit(
             if found.leaks:
                 raise typer.Exit(EXIT_FAILED)
         elif (path / "sent.jsonl").is_file():
+            from worker.ledger import audit_ledger
             from worker.sent_log import audit_worker
 
-            sent = audit_worker(path)
+            sent, charges = audit_worker(path), audit_ledger(path)
             if as_json:
-                typer.echo(json.dumps(asdict(sent), indent=2))
+                told = asdict(sent) | {"privacy": [asdict(charge) for charge in charges]}
+                typer.echo(json.dumps(told, indent=2))
             else:
                 show_worker(sent, console)
+                show_privacy(charges, console)
         else:
             raise StoreError(f"{path} is neither a run's directory (run.sqlite) nor a worker's (sent.jsonl)")
 
@@ -133,6 +139,20 @@ def show_worker(sent: "DataOwnerAudit", console: Console) -> None:
             style="yellow",
             soft_wrap=True,
         )
+
+
+def show_privacy(charges: "Sequence[Charge]", console: Console) -> None:
+    """Print what a worker's data have paid under differential privacy: a line for each run."""
+    if not charges:
+        return
+    last = {(charge.data, charge.run): charge for charge in charges}
+    table = _table("data", "run", "trainings", "epsilon of the run", "in all runs", "delta", left=2)
+    for (data, run), charge in last.items():
+        count = sum((c.data, c.run) == (data, run) for c in charges)
+        figures = f"{charge.epsilon_of_run:.2f}", f"{charge.epsilon:.2f}", f"{charge.delta:g}"
+        table.add_row(data[:12], run, f"{count:,}", *figures)
+    console.print("\ndifferential privacy, paid before each training; the ledger is unbroken")
+    console.print(table)
 
 
 def _table(*columns: str, left: int) -> Table:

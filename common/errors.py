@@ -74,6 +74,10 @@ class NotAllowed(FedPftError):
     """The caller's certificate does not give it the right to this."""
 
 
+class BudgetSpent(NotAllowed):
+    """To train on these data any further would tell more of them than is promised, or allowed."""
+
+
 class TooMany(FedPftError):
     """The caller asks for more at once, or more often, than the other side allows; less or later may pass."""
 

@@ -5,7 +5,7 @@ PROTOCOL_MIN = 1
 # 4: tasks of numbers, of several classes, and of a class for every word.
 # 5: scores at the workers; workers asked for their classes before they join, and how these weigh; SGD; FFN
 # neurons tuned in full; conversations. 6: updates that are summed masked, or weighed by
-# target tokens; int8.
+# target tokens; int8; differential privacy.
 PROTOCOL_MAX = 6
 LABELS_FILE_SINCE = 3
 VALIDATION_SINCE = 5
@@ -16,3 +16,4 @@ CONVERSATIONS_SINCE = 5
 SECURE_SINCE = 6
 TARGETS_SINCE = 6
 INT8_SINCE = 6
+DP_SINCE = 6

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from common.private_task import DpSpec
 from common.quantization import Quantization
 from common.secure_task import SecureSpec, SecureTask
 
@@ -86,8 +87,7 @@ class Phase(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     STOPPED = "stopped"
-    DIED = "died"
-    """As others find it: its process ended, but not in order."""
+    DIED = "died"  # As others find it: its process ended, but not in order.
 
     @property
     def over(self) -> bool:
@@ -190,10 +190,10 @@ class RunSpec:
     training: TrainingSpec
     seed: int
     asks_classes: bool = False  # Before workers may join they tell their classes; labels may be none then.
-    secure: SecureSpec | None = None
-    """Set: the coordinator gets sums over workers alone."""
+    secure: SecureSpec | None = None  # Set: the coordinator gets sums over workers alone.
     asks_targets: bool = False  # Whether an update is to name its target tokens, which it is weighed by.
     quantization: Quantization = Quantization.NONE  # Of the sub-FM's frozen weights.
+    dp: DpSpec | None = None  # Set: differential privacy.
 
 
 @dataclass(frozen=True)

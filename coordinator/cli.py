@@ -89,6 +89,13 @@ def init(
             "so that the coordinator gets sums of masked updates alone."
         ),
     ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            metavar="E",
+            help="Differential privacy of each example, and settings that learn under it: the head alone.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Write a run.toml with every key, its default and what it does."""
@@ -115,6 +122,12 @@ def init(
         }
         if tls is not None:
             values |= _with_tls(out, tls)
+        if epsilon is not None:
+            if form.answer is Answer.NEXT_TOKEN:
+                raise ConfigError(
+                    f"--epsilon does not go with --task {task}, which has no head to tune alone"
+                )
+            values |= _private(epsilon)
         if preset is not None:
             from common.data.presets import find_preset
 
@@ -159,6 +172,26 @@ def _with_tls(out: Path, folder: Path) -> dict[str, object]:
     values: dict[str, object] = {f"tls.{key}": _beside(out, path) for key, path in named.items()}
     # Nobody may drop out of a sum of three.
     return values | {"privacy.secure": True, "rounds.minimum": max(3, RoundsSection().workers)}
+
+
+def _private(epsilon: float) -> dict[str, object]:
+    """Differential privacy, with what learns under it: docs/experiments.md has the figures. Raises
+    ConfigError."""
+    from common.errors import ConfigError
+
+    if not 0 < epsilon <= 100:
+        raise ConfigError(f"--epsilon must be > 0 and <= 100, got {epsilon:g}")
+    return {
+        "privacy.dp.unit": "example",
+        "privacy.dp.epsilon": epsilon,
+        "privacy.dp.batch_size": 512,
+        "adapter.targets": "none",
+        "training.optimizer": "sgd",
+        "training.epochs": 40,
+        "training.batch_size": 64,
+        "training.head_learning_rate": 3.0,
+        "training.weight_decay": 0.0,
+    }
 
 
 def _beside(config: Path, data: Path | None) -> str | None:

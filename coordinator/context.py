@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from common.config.choices import ClassWeights, LoraAveraging, ModelDtype, UpdateWeights
+from common.config.dp import dp_spec
 from common.config.privacy import LEAST_WORKERS, SumWeights
 from common.config.run import RunConfig
 from common.records import (
@@ -144,6 +145,7 @@ def run_spec(
         secure_spec(config),
         config.weighs_tokens,
         config.sub_fm.quantization,
+        dp_spec(config),
     )
 
 

@@ -148,6 +148,18 @@ class Metrics:
             "How many workers the last sum of masked updates is of; 0 where there is none",
             registry=r,
         )
+        self.epsilon = Gauge(
+            "fedpft_privacy_epsilon",
+            "Epsilon that the run promises by differential privacy, by whose presence stays in doubt",
+            ["unit"],
+            registry=r,
+        )
+        self.delta = Gauge(
+            "fedpft_privacy_delta",
+            "Delta of the same promise, by whose presence stays in doubt",
+            ["unit"],
+            registry=r,
+        )
         self.best = Gauge(
             "fedpft_best_round", "The round with the best score; 0 where none is known", registry=r
         )

@@ -1,6 +1,7 @@
 """Where the clients of a simulated round are trained: here, one after the other, or all over a Ray cluster.
 
-Both run the worker's own `fine_tune`, with the same seeds and threads, so both give the same bits.
+Both run the worker's own `fine_tune`, with the same seeds and threads, so both give the same bits; but for
+differential privacy's noise, which has no seed.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +17,10 @@ from common.model.apoz import ZeroCounter
 from common.model.ffn import ffns_of
 from common.model.submodel import AS_IT_IS, Held, apply_patch, build
 from common.model.wire_config import read_config
+from common.privacy.accounting import undisturbed
+from common.private_task import DpSpec
 from common.records import AdapterSpec, TaskSpec, TrainingSpec, ZeroRule
+from worker.private_training import Mechanism, fine_tune_privately
 from worker.train import LocalUpdate, fine_tune
 
 # What comes of a client's turn.
@@ -33,6 +37,7 @@ class RoundTask:
     counted: tuple[int, ...]
     zero_rule: ZeroRule
     zero_threshold: float
+    dp: DpSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,16 @@ def train_client(sub_fm: Adapted, task: RoundTask, client: ClientTask) -> Traine
     """A client's local fine-tuning, as worker.local_model does it."""
     ffns = ffns_of(sub_fm.base)
     try:
+        if task.dp is not None:
+            planned, batch = undisturbed(task.dp, len(client.data), task.training.epochs)
+            return fine_tune_privately(
+                sub_fm,
+                task.start,
+                client.data,
+                task.training,
+                Mechanism(planned, task.dp.clip, batch),
+                factor=task.factor,
+            )
         return fine_tune(
             sub_fm,
             task.start,

@@ -22,6 +22,7 @@ from common.model.ring_update import ring_schema, ring_tensors, secure_round, we
 from common.model.scores import score_sums
 from common.model.submodel import Held
 from common.model.update import update_tensors
+from common.privacy.accounting import require_installed
 from common.records import ArtifactKind, ArtifactRef, ClassCounts, Phase, ScoreSums, StopTask
 from common.run_status import Evaluation
 from common.runtime import seeds
@@ -83,6 +84,8 @@ def simulate(
         if store.outcome() == Phase.FINISHED:
             return Simulated(store.evaluations(), {})
         require_same(store, config)
+        if config.private:
+            require_installed()
         run = RunContext.of(config, store, InlineCompute())
         progress = RunProgress(run, lambda: on_progress(progress.waiting_for, *progress.steps))
         gathering = ClientGathering(run, progress, clients, trained_by or LocalClients(), validation or {})
@@ -220,9 +223,10 @@ class ClientGathering(Gathering):
             models.tensors(adapter),
             spec.training,
             schedule.learning_rate_factor(config, number),
-            tuple(models.counted_layers) if schedule.may_realign_after(config, number) else (),
+            tuple(models.counted_layers) if schedule.counts_in(config, number) else (),
             models.zero_rule,
             config.realignment.zero_threshold,
+            spec.dp,
         )
         clients = [
             ClientTask(

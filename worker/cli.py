@@ -1,5 +1,6 @@
 """`fedpft worker` and `fedpft-worker`."""
 
+import math
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ import typer
 from common.errors import ConfigError, DataError
 from common.observability.console import plain_errors, run_async
 from common.observability.logs import LogFormat
+from common.private_task import DpUnit
 from common.runtime.home import known_home
 
 app = typer.Typer(add_completion=False)
@@ -107,6 +109,21 @@ def worker(
             "--require-secure."
         ),
     ] = None,
+    require_dp: Annotated[
+        DpUnit,
+        typer.Option(
+            help='"example": take part only in runs under which, by noise that this worker adds, nobody can '
+            "tell whether any one example is among its data."
+        ),
+    ] = DpUnit.NONE,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            metavar="E",
+            help="The most that all runs on these data together may tell of an example; then it leaves. "
+            "Runs without differential privacy are refused.",
+        ),
+    ] = None,
     forget_opening: Annotated[
         bool,
         typer.Option(
@@ -161,6 +178,8 @@ def worker(
             find_preset(preset)
         elif data is not None and not data.exists():
             raise DataError(f"{data}: no such data file or folder")
+        if epsilon is not None and not 0 < epsilon < math.inf:
+            raise ConfigError(f"--epsilon must be > 0, got {epsilon:g}")
         if peers is not None and opened is None:
             raise ConfigError("--peers names keys of certificates: give --tls, too")
         if validation is not None and not validation.exists():
@@ -170,6 +189,7 @@ def worker(
     # torch takes seconds to import; --help and a mistake in an option should not.
     from common.data.examples import Columns
     from worker.data import Source
+    from worker.privacy_policy import PrivacyPolicy
     from worker.process import SecureOptions, WorkerOptions, work
 
     columns = Columns(text_column, pair_column, label_column or None, image_column)
@@ -189,6 +209,7 @@ def worker(
                 max_download=int(max_download * 1e9),
                 tells_classes=not keep_classes,
                 tls=opened,
+                privacy=PrivacyPolicy(require_dp, epsilon),
                 secure=SecureOptions(require_secure, min_aggregate, peers, forget_opening),
             )
         )

@@ -85,18 +85,18 @@ class PrivateData:
             counts.update(sorted(names_in(examples, kind)))
         return ClassCounts(worker, len(self) + len(self.validation or ()), counts)
 
-    def encoded(self, processor: Processor, task: TaskSpec) -> Dataset:
-        """What is trained on, ready for the run's model."""
-        return _encoded(self.examples, processor, task)
+    def encoded(self, processor: Processor, task: TaskSpec, *, apart: bool = False) -> Dataset:
+        """What is trained on, ready for the run's model; `apart`: no row holds more than one example."""
+        return _encoded(self.examples, processor, task, apart)
 
     def encoded_validation(self, processor: Processor, task: TaskSpec) -> Dataset | None:
         """What is kept aside, the same."""
         return None if self.validation is None else _encoded(self.validation, processor, task)
 
 
-def _encoded(examples: Examples, processor: Processor, task: TaskSpec) -> Dataset:
+def _encoded(examples: Examples, processor: Processor, task: TaskSpec, apart: bool = False) -> Dataset:
     labels = task.labels if FORMS[task.kind].labelled else None
-    return encode(processor, examples, task.kind, task.max_length, labels)
+    return encode(processor, examples, task.kind, task.max_length, labels, apart=apart)
 
 
 def _require_form(examples: Examples, task: TaskSpec) -> None:

@@ -31,10 +31,13 @@ async def joined(name: str, coordinator: CoordinatorClient, data: PrivateData, p
         # Before the number of examples is told to anybody who may not need it.
         place.secure.require(described)
         _require_as_before(place, described)
+        place.privacy.require(described, len(data))
         if described.secure is not None:
             coordinator.seal()
     elif place.secure.required:
         place.secure.require_known()
+    elif place.privacy.asks:
+        place.privacy.require_known()
     while True:
         try:
             reply = await coordinator.join()

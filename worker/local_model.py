@@ -19,8 +19,11 @@ from common.records import ArtifactRef, ModelTask, RunSpec, ScoreSums, SubModelR
 from common.runtime import seeds
 from common.storage.schema import Schema, check_specs
 from common.storage.tensors import TensorFile, header_of
+from worker.budget import Budget
 from worker.data import PrivateData
 from worker.download_limits import MOST_DOWNLOAD_BYTES, Limits, judge, limits_of
+from worker.privacy_policy import PrivacyPolicy, require_private_task
+from worker.private_training import fine_tune_privately
 from worker.secure_policy import SecurePolicy
 from worker.train import LocalUpdate, OnStep, fine_tune
 
@@ -30,13 +33,15 @@ Files = Mapping[str, Path]
 @dataclass(frozen=True)
 class Place:
     """Where a worker works: its folder, its torch device; and what its owner allows: how many bytes the files
-    of a task may take, whether its classes and their numbers may be told, whose sums it may be in."""
+    of a task may take, whether its classes and their numbers may be told, whose sums it may be in, how much
+    all of it may tell of an example."""
 
     folder: Path
     device: torch.device
     most_download: int = MOST_DOWNLOAD_BYTES
     tells_classes: bool = True
     secure: SecurePolicy = field(default_factory=SecurePolicy)
+    privacy: PrivacyPolicy = field(default_factory=PrivacyPolicy)
 
 
 class LocalModel:
@@ -51,6 +56,7 @@ class LocalModel:
         self._base: ArtifactRef | None = None
         self._patches: tuple[ArtifactRef, ...] = ()
         self._limits: tuple[object, Limits] | None = None
+        self.budget = Budget(place.folder, place.privacy, data.digest)
 
     def lacks(self, wanted: SubModelRef) -> list[ArtifactRef]:
         """Artifacts to fetch before `equip` can bring the sub-FM to the version wanted."""
@@ -64,6 +70,7 @@ class LocalModel:
 
     def judge(self, task: ModelTask) -> None:
         """Before anything is fetched: raise BadMessage or ModelError when what is announced cannot be."""
+        require_private_task(self.run, task)
         judge(task, self._limits_of(task.sub_model), self._place.most_download)
 
     def _limits_of(self, wanted: SubModelRef) -> Limits:
@@ -98,7 +105,7 @@ class LocalModel:
             self._adapted = Adapted(module, task.kind, self.run.adapter, new=wanted.new_modules)
             contents = {ref.kind: files[ref.sha256].read_bytes() for ref in wanted.processor}
             processor = write_processor(self._place.folder / "processor", contents, task.kind)
-            self._dataset = self._data.encoded(processor, task)
+            self._dataset = self._data.encoded(processor, task, apart=self.run.dp is not None)
             self._validation = self._data.encoded_validation(processor, task)
             self._base, missing = wanted.base, wanted.patches
         for patch in missing:
@@ -108,6 +115,8 @@ class LocalModel:
     def train(self, task: TrainTask, adapter: Path, on_step: OnStep) -> LocalUpdate:
         """A round's local fine-tuning from the adapter in the file."""
         assert self._adapted is not None and self._dataset is not None
+        if self.run.dp is not None:
+            return self._train_privately(task, adapter, on_step)
         ffns = ffns_of(self._adapted.base)
         if odd := [layer for layer in task.apoz_layers if layer >= len(ffns)]:
             raise ModelError(f"the task counts in layer {odd[0]}, the sub-FM has {len(ffns)}")
@@ -120,6 +129,20 @@ class LocalModel:
             factor=task.learning_rate_factor,
             seed=seeds.derive(self.run.seed, "train", self.worker, task.round) % 2**62,
             counter=ZeroCounter(counted, task.zero_rule, task.zero_threshold),
+            on_step=on_step,
+        )
+
+    def _train_privately(self, task: TrainTask, adapter: Path, on_step: OnStep) -> LocalUpdate:
+        """The same under differential privacy, paid for before it begins. Raises BudgetSpent, StoreError."""
+        assert self._adapted is not None and self._dataset is not None
+        values = sum(parameter.numel() for parameter in self._adapted.parameter_groups().all)
+        return fine_tune_privately(
+            self._adapted,
+            TensorFile.foreign(adapter).load(),
+            self._dataset,
+            self.run.training,
+            self.budget.charge(self.run, task.round, len(self._dataset), values),
+            factor=task.learning_rate_factor,
             on_step=on_step,
         )
 

@@ -84,6 +84,7 @@ class Worker:
         reason = "stopped"
         try:
             self._place.secure.require(reply.run)
+            self._place.privacy.require(reply.run, len(self._data))
             require_weights(reply.run)
             self._data.require(reply.run.task)
             stop = await self._accompanied(reply)
@@ -241,13 +242,10 @@ class Worker:
                     model.train, task, files[task.adapter.sha256], self._stepper(task)
                 )
         seconds = time.monotonic() - begun
-        log.info(
-            "round %d: %d steps in %.1f s, loss %.3f",
-            task.round,
-            update.steps,
-            seconds,
-            update.loss,
-        )
+        # Under differential privacy there is none.
+        loss = "" if model.run.dp else f", loss {update.loss:.3f}"
+        log.info("round %d: %d steps in %.1f s%s", task.round, update.steps, seconds, loss)
+        self._metrics.epsilon.set(model.budget.spent)
         reach(Point.STEP, "trained")
         tensors = update_tensors(update.delta, update.counts)
         header = UpdateHeader(

@@ -34,6 +34,11 @@ class Metrics:
         self.loss = Gauge(
             "fedpft_worker_training_loss_nats", "Mean loss of the present training; 0 without one", registry=r
         )
+        self.epsilon = Gauge(
+            "fedpft_worker_epsilon_spent",
+            "Epsilon that the data have paid for differential privacy, in all runs; 0 without it",
+            registry=r,
+        )
         self.steps = Counter("fedpft_worker_steps", "Optimiser steps done", registry=r)
         self.seconds = Histogram(
             "fedpft_worker_task_seconds",

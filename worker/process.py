@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from worker.download_limits import MOST_DOWNLOAD_BYTES
 from worker.local_model import Place
 from worker.loop import Worker
 from worker.metrics import Metrics
+from worker.privacy_policy import PrivacyPolicy
 from worker.secure_files import SecureFiles
 from worker.secure_policy import SecurePolicy
 from worker.sent_log import SentLog
@@ -69,6 +70,7 @@ class WorkerOptions:
     max_download: int = MOST_DOWNLOAD_BYTES
     tells_classes: bool = True
     secure: SecureOptions = SecureOptions()
+    privacy: PrivacyPolicy = field(default_factory=PrivacyPolicy)
 
 
 async def work(options: WorkerOptions) -> signal.Signals | None:
@@ -115,7 +117,9 @@ async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -
     endpoint = Endpoint(address, options.join_timeout, options.tls, options.keepalive)
     coordinator = CoordinatorClient(endpoint, joining, metrics, sent)
     device = torch.device(options.device)
-    place = Place(options.folder, device, options.max_download, options.tells_classes, _policy(options))
+    place = Place(
+        options.folder, device, options.max_download, options.tells_classes, _policy(options), options.privacy
+    )
     worker = Worker(name, coordinator, data, place, compute, metrics)
     ended_by: signal.Signals | None = None
     task = asyncio.create_task(worker.run())

@@ -11,7 +11,7 @@ from torch import Tensor
 from common.data.batches import Batch, Dataset
 from common.errors import CannotTrain
 from common.model import passes, tasks
-from common.model.adapter import Adapted, difference, plus
+from common.model.adapter import Adapted, Trainable, difference, plus
 from common.model.apoz import ZeroCounter, ZeroCounts
 from common.model.checkpointing import checkpointing
 from common.model.dropout import cheap_dropout
@@ -61,12 +61,7 @@ def fine_tune(
     model = adapted.model
     device = next(model.parameters()).device
     tuned = adapted.parameter_groups()
-    groups = [
-        {"params": tuned.lora, "lr": spec.learning_rate * factor},
-        {"params": tuned.neurons, "lr": spec.neuron_learning_rate * factor},
-        {"params": tuned.head, "lr": spec.head_learning_rate * factor},
-    ]
-    optimizer = _optimizer([group for group in groups if group["params"]], spec)
+    optimizer = optimizer_of(tuned, spec, factor)
     per_epoch = -(-len(data) // spec.batch_size)
     steps, step, total, targets = per_epoch * spec.epochs, 0, 0.0, 0
     counter = counter or ZeroCounter({})
@@ -100,15 +95,31 @@ def fine_tune(
                 on_step(step, steps, total / step)
         model.eval()
 
+    delta = change(adapted, start, steps)
+    return LocalUpdate(delta, total / step, step, counter.counts, targets // spec.epochs)
+
+
+def change(adapted: Adapted, start: Mapping[str, Tensor], steps: int) -> dict[str, Tensor]:
+    """What so many steps from `start` have made of it; `adapted` then holds exactly start plus this.
+
+    Raises Diverged when it is not finite.
+    """
     delta = difference(adapted.tensors(), start, adapted.spec)
     if spoilt := [name for name in sorted(delta) if not delta[name].isfinite().all()]:
         raise _diverged(f"after {steps} steps {len(spoilt)} of {len(delta)} tensors are not finite")
     adapted.load(plus(start, delta))
-    return LocalUpdate(delta, total / step, step, counter.counts, targets // spec.epochs)
+    return delta
 
 
-def _optimizer(groups: list[dict[str, Any]], spec: TrainingSpec) -> torch.optim.Optimizer:
-    """AdamW; or SGD, whose weight decay is decoupled as AdamW's is (Loshchilov and Hutter 2019)."""
+def optimizer_of(tuned: Trainable, spec: TrainingSpec, factor: float) -> torch.optim.Optimizer:
+    """AdamW; or SGD, whose weight decay is decoupled as AdamW's is (Loshchilov and Hutter 2019). Learning
+    rates are times `factor`."""
+    each = [
+        {"params": tuned.lora, "lr": spec.learning_rate * factor},
+        {"params": tuned.neurons, "lr": spec.neuron_learning_rate * factor},
+        {"params": tuned.head, "lr": spec.head_learning_rate * factor},
+    ]
+    groups: list[dict[str, Any]] = [group for group in each if group["params"]]
     match spec.optimizer:
         case LocalOptimizer.ADAMW:
             return torch.optim.AdamW(groups, weight_decay=spec.weight_decay)

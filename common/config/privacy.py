@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from common.config.choices import AggregationRule, LoraAveraging, UpdateWeights
+from common.config.dp import DpSection
 from common.config.section import Section
 from common.secagg.context import default_colluding, threshold
 from common.secure_task import MOST_COUNTED
@@ -50,6 +51,9 @@ class PrivacySection(Section):
     insecure_keys: bool = False
     """Do without certificates: keys are not signed, so whoever is between coordinator and workers, or runs
     the coordinator, can read everything. For trying it on one machine only."""
+    dp: DpSection = DpSection()
+    """Differential privacy: by noise, nobody who sees what a worker sends can tell whether any one example is
+    among its data. Wants "sgd", large batches and many passes; docs/differential-privacy.md says why."""
 
     @property
     def bits(self) -> int:

@@ -17,6 +17,7 @@ from common.config.choices import (
     ServerOptimizer,
     UpdateWeights,
 )
+from common.config.dp import require_private
 from common.config.method import (
     AdapterSection,
     AggregationSection,
@@ -33,6 +34,7 @@ from common.config.privacy import PrivacySection, require_summable
 from common.config.section import Section
 from common.config.service import AdmissionSection, ComputeSection, LimitsSection, ServerSection, TlsSection
 from common.config.task import DataSection, ModelSection, RunSection, TaskSection
+from common.private_task import DpUnit
 from common.quantization import Quantization
 from common.records import AdapterTargets, TaskKind
 from common.task_forms import BEST_BY, FORMS
@@ -165,6 +167,7 @@ class RunConfig(Section):
         self._check_robust_rule()
         self._check_best()
         require_summable(self, stored=info.context is _STORED)
+        require_private(self)
         return self
 
     def _check_best(self) -> None:
@@ -231,6 +234,11 @@ class RunConfig(Section):
     def asks_classes(self) -> bool:
         """Whether workers are to tell their classes before they join."""
         return self.task.asks or self.training.class_weights is not ClassWeights.NONE
+
+    @property
+    def private(self) -> bool:
+        """Whether workers train under differential privacy."""
+        return self.privacy.dp.unit is not DpUnit.NONE
 
     def with_labels(self, labels: tuple[str, ...]) -> "RunConfig":
         """The same run with the labels that there are. Raises ValidationError."""

@@ -74,6 +74,8 @@ def encode(
     kind: TaskKind,
     max_length: int,
     labels: tuple[str, ...] | None,
+    *,
+    apart: bool = False,
 ) -> Dataset:
     """Examples as a task of this kind wants them; texts are tokenised here, once, outside of training.
 
@@ -84,7 +86,8 @@ def encode(
     has its label, the others none.
     For a language model, whose labels are its texts, EOS ends every text, and all of them
     together are cut into blocks of `max_length` tokens; conversations stay apart, a row each
-    (`common.data.chat_encoding`).
+    (`common.data.chat_encoding`). With `apart` texts stay so, too, each cut to `max_length`: what a row
+    holds is of one example.
 
     Raises DataError when the examples are not what `kind` needs or have a label not in `labels`,
     ModelError when the model's tokenizer or image processor does not fit.
@@ -94,7 +97,7 @@ def encode(
         tokenizer = _tokenizer(processor, kind)
         if examples.conversations is not None:
             return encode_conversations(tokenizer, examples, max_length)
-        return CausalDataset(_causal_rows(tokenizer, examples, max_length), tokenizer)
+        return CausalDataset(_causal_rows(tokenizer, examples, max_length, apart), tokenizer)
     if FORMS[kind].input is Input.IMAGES:
         if not isinstance(processor, ImageProcessor):
             raise ModelError(f"{kind} needs an image processor, not a tokenizer")
@@ -199,19 +202,25 @@ def _pieces(examples: Examples) -> Iterator[tuple[list[str], list[str] | None]]:
         yield examples.texts[piece], None if examples.pairs is None else examples.pairs[piece]
 
 
-def _causal_rows(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> list[Row]:
+def _causal_rows(
+    tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int, apart: bool
+) -> list[Row]:
     """Blocks of at least two tokens: one alone has none to foretell."""
     if tokenizer.eos_token_id is None:
         raise ModelError("the model's tokenizer has no EOS token to put between texts")
     # Longer texts than the model takes are no mistake here: they are cut further down.
     tokens: list[int] = []
+    blocks: list[list[int]] = []
     for texts, _ in _pieces(examples):
         encoded: Any = tokenizer(texts, verbose=False)
         for text in encoded["input_ids"]:
             tokens += text
             if tokens[-1:] != [tokenizer.eos_token_id]:
                 tokens.append(tokenizer.eos_token_id)
-    blocks = [tokens[start : start + max_length] for start in range(0, len(tokens), max_length)]
+            if apart:
+                blocks.append(tokens[:max_length])
+                tokens = []
+    blocks += [tokens[start : start + max_length] for start in range(0, len(tokens), max_length)]
     rows = [block for block in blocks if len(block) > 1]
     if not rows:
         raise DataError(f"{examples.source}: there is no text to learn from")

@@ -131,6 +131,22 @@ def loss(logits: Tensor, labels: Tensor, kind: TaskKind, weights: Tensor | None 
     return nn.functional.cross_entropy(scores, targets, weights, ignore_index=IGNORED)
 
 
+def losses(logits: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
+    """The same for each example by itself, [B]: of a text's tokens the mean over its own alone.
+
+    So what one example adds to the gradient depends on no other.
+    """
+    match FORMS[kind].answer:
+        case Answer.NUMBER:
+            return nn.functional.mse_loss(logits[:, 0], labels, reduction="none")
+        case Answer.CLASSES:
+            return nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+    scores, targets = targets_of(logits, labels, kind)
+    each = nn.functional.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="none")
+    counted = (targets != IGNORED).view(len(labels), -1).sum(-1)
+    return each.view(len(labels), -1).sum(-1) / counted.clamp(min=1)
+
+
 def weight_of(labels: Tensor, kind: TaskKind, weights: Tensor | None = None) -> float:
     """What `loss` divides by, so that the losses of parts of a batch add up to that of the whole."""
     match FORMS[kind].answer:

@@ -1,7 +1,11 @@
-"""How workers train ↔ its message."""
+"""How workers train, and under which promise of privacy ↔ their messages."""
+
+import math
 
 from fedpft.v1 import types_pb2
 
+from common.errors import BadMessage
+from common.private_task import DpSpec, DpUnit
 from common.records import LocalOptimizer, TrainingSpec
 from common.transport.enums import enum_from_pb
 
@@ -41,3 +45,27 @@ def training_from_pb(m: types_pb2.TrainingSpec) -> TrainingSpec:
         m.checkpointing,
         m.neuron_learning_rate,
     )
+
+
+def dp_to_pb(spec: DpSpec | None) -> types_pb2.DpSpec | None:
+    if spec is None:
+        return None
+    return types_pb2.DpSpec(
+        unit=types_pb2.DpUnit.Value(f"DP_UNIT_{spec.unit.name}"),
+        epsilon=spec.epsilon,
+        delta=spec.delta,
+        clip=spec.clip,
+        batch_size=spec.batch_size,
+        rounds=spec.rounds,
+    )
+
+
+def dp_from_pb(m: types_pb2.DpSpec) -> DpSpec:
+    unit = enum_from_pb(DpUnit, types_pb2.DpUnit, "DP_UNIT_", m.unit)
+    numbers = {"epsilon": m.epsilon, "delta": m.delta, "clip": m.clip}
+    for name, number in numbers.items():
+        if not (math.isfinite(number) and number > 0):
+            raise BadMessage(f"differential privacy's {name} must be a number > 0, got {number}")
+    if m.delta >= 1 or not m.batch_size or not m.rounds:
+        raise BadMessage("differential privacy's delta must be < 1, batch_size and rounds >= 1")
+    return DpSpec(unit, m.epsilon, m.delta, m.clip, m.batch_size, m.rounds)

@@ -90,10 +90,11 @@ def summed(run: RunContext, number: int, total: StoredSum) -> None:
     """A round's masked updates have been added up, and nothing else of them was seen."""
     clipped = f"; {total.clipped} of them scaled down to the clip" if total.clipped else ""
     run.metrics.secure_workers.set(total.workers)
+    # Under differential privacy there is none.
+    loss = "" if run.config.private else f", mean training loss {total.loss:.3f}"
     run.events.record(
         "updates_summed",
-        f"round {number}: the sum of {total.workers} masked updates, mean training loss "
-        f"{total.loss:.3f}{clipped}",
+        f"round {number}: the sum of {total.workers} masked updates{loss}{clipped}",
         number,
         workers=total.workers,
         loss=total.loss,

@@ -76,7 +76,7 @@ class Gathering(ABC):
         """What is asked in a try, and the layers whose activations are counted, with their widths."""
         config, stored = self._run.config, self._run.store.sub_model()
         assert stored is not None
-        counted = models.counted_layers if schedule.may_realign_after(config, number) else {}
+        counted = models.counted_layers if schedule.counts_in(config, number) else {}
         task = TrainTask(
             round=number,
             sub_model=stored[0],

@@ -30,6 +30,11 @@ def may_realign_after(config: RunConfig, number: int) -> bool:
     return config.realignment.drift is not None or due(number, config.realignment.every, config.rounds.count)
 
 
+def counts_in(config: RunConfig, number: int) -> bool:
+    """Whether workers count neurons at rest in this round: not where that would tell of single examples."""
+    return may_realign_after(config, number) and not config.private
+
+
 def realigns_after(config: RunConfig, number: int, drift: float | None) -> bool:
     """Whether one does follow: because it is due, or because the measured drift asks for it."""
     if not may_realign_after(config, number):

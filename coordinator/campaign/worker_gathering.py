@@ -19,7 +19,7 @@ from common.records import (
 )
 from common.runtime.fault_points import Point, reach
 from common.storage.tensors import TensorFile
-from coordinator.campaign import schedule
+from coordinator.campaign import promise, schedule
 from coordinator.campaign.gathering import Gathering
 from coordinator.campaign.progress import RunProgress
 from coordinator.context import RunContext
@@ -64,6 +64,8 @@ class WorkerGathering(Gathering):
         """
         if (accepted := self._store.accepted(number)) is not None:
             return accepted
+        if number == 1:
+            await promise.tell(self._run, adapter)
         missing, failed = "nobody", frozenset[str]()
         for attempt in range(1, self._rounds.tries + 1):
             selected = await self._select(number, failed)

@@ -4,6 +4,7 @@ from common.errors import ProtocolMismatch
 from common.protocol import (
     CLASSES_SINCE,
     CONVERSATIONS_SINCE,
+    DP_SINCE,
     INT8_SINCE,
     LABELS_FILE_SINCE,
     NEURONS_SINCE,
@@ -51,6 +52,11 @@ def require_protocol(run: RunSpec, newest: int) -> None:
             run.quantization is Quantization.INT8,
             INT8_SINCE,
             "this run's sub-FM is sent as int8, which {} does not know",
+        ),
+        (
+            run.dp is not None,
+            DP_SINCE,
+            "this run's workers add noise for differential privacy, which {} does not know",
         ),
         (weighs, CLASSES_SINCE, "this run asks for workers' classes, which {} does not know"),
     )

@@ -37,6 +37,19 @@ def tell_received(run: RunContext, worker: str, header: UpdateHeader) -> None:
         text = f"round {header.round}: masked update of worker {worker}"
         run.events.record("update_received", text, *about, bytes=header.size)
         return
+    if run.spec.dp is not None:
+        # Its loss would tell of its examples, so it is none.
+        run.metrics.received_masked(header.size)
+        text = f"round {header.round}: update of worker {worker}, with noise for differential privacy"
+        run.events.record(
+            "update_received",
+            text,
+            *about,
+            seconds=header.seconds,
+            examples=header.examples,
+            bytes=header.size,
+        )
+        return
     run.metrics.received(header.loss, worker, header.seconds, header.size)
     run.events.record(
         "update_received",

@@ -83,8 +83,8 @@ class Models:
 
     def encoded(self, examples: Examples) -> Dataset:
         """Labelled examples as the models read them: what a worker does with its own."""
-        task = self._config.task
-        return encode(self._processor, examples, task.kind, task.max_length, task.labels)
+        task, apart = self._config.task, self._config.private
+        return encode(self._processor, examples, task.kind, task.max_length, task.labels, apart=apart)
 
     @property
     def tuned_sub_fm(self) -> Adapted:
@@ -263,7 +263,7 @@ class Models:
         """Neuron-level alignment by the workers' APoZ; returns patch, error before and after."""
         settings = self._config.realignment
         neurons = alignment.chosen_neurons(
-            round_files.zero_counts(self._store, updates),
+            round_files.zero_counts(self._config, self._store, updates, self.counted_layers),
             settings.proportion,
             settings.choice,
             seeds.derive(self._seed, "choice", round_number),

@@ -79,8 +79,18 @@ def aggregate(
     return result, store.artifacts.add_tensors(ArtifactKind.SERVER_STATE, remembered)
 
 
-def zero_counts(store: Store, updates: Sequence[StoredUpdate]) -> Mapping[int, ZeroCounts]:
-    """APoZ counts by layer, summed over all updates. Raises StoreError when none carries any."""
+def zero_counts(
+    config: RunConfig, store: Store, updates: Sequence[StoredUpdate], widths: Mapping[int, int]
+) -> Mapping[int, ZeroCounts]:
+    """APoZ counts by layer, summed over all updates. Raises StoreError when none carries any.
+
+    Of workers that do not count, for differential privacy, no neuron was ever at rest; `widths` by layer.
+    """
+    if config.private:
+        none = torch.ones((), dtype=torch.int64)
+        return {
+            layer: ZeroCounts(torch.zeros(width, dtype=torch.int64), none) for layer, width in widths.items()
+        }
     counts = [from_tensors(Prefixed(opened(store, u), APOZ)) for u in updates]
     counted = [c for c in counts if c]
     if not counted:

@@ -31,6 +31,7 @@ from coordinator.modelling.checkpoint import own_file, read_json
 from coordinator.modelling.content import MODEL, require_same
 from coordinator.modelling.foundation import foundation_of
 from coordinator.owner.model_card import Loading, model_card
+from coordinator.owner.privacy_facts import PRIVACY_FILE, privacy_facts
 from coordinator.storage.store import Store
 
 
@@ -168,6 +169,8 @@ def export(
         status = replace(status, evaluations=evaluations)
     card = model_card(config, status, fields, how)
     write_atomically(out / "README.md", card.encode())
+    if (facts := privacy_facts(config, number)) is not None:
+        write_atomically(out / PRIVACY_FILE, (json.dumps(facts, indent=2) + "\n").encode())
     store.close()
     return sorted(out.iterdir())
 

@@ -36,6 +36,8 @@ LEVELS: dict[str, int] = {
     "name_contested": logging.WARNING,
     "update_received": logging.INFO,
     "updates_summed": logging.INFO,
+    "privacy_promised": logging.INFO,
+    "noise_too_large": logging.WARNING,
     "secure_refused": logging.WARNING,
     "update_set_aside": logging.WARNING,
     "update_refused": logging.WARNING,

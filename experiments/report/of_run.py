@@ -48,7 +48,7 @@ def document(directory: Path) -> Document:
         sections = [
             *_scores(config, (*status.evaluations, *(v.as_evaluation for v in status.at_workers))),
             *_at_workers(status.at_workers),
-            *worker_losses.sections(store, done),
+            *worker_losses.sections(store, done, config.private),
             *_drift(store),
             *_traffic(store),
             *_seconds(store),

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from common.errors import BadUpdate, LateUpdate, NotSelected, StaleRound, UnknownRound
+from common.private_task import DpUnit
 from common.records import Activity, ArtifactKind, Phase
 from common.run_status import METRIC_TITLES, SCORED
 from coordinator.federation.authorization import PUBLISHED
@@ -88,6 +89,8 @@ def values(folder: Path) -> dict[tuple[str, str], set[str]]:
         ("fedpft_correction_divergence_nats", "when"): {"before", "after"},
         ("fedpft_stand_in_perplexity", "model"): {"fm", "sub_fm"},
         ("fedpft_gradient_gap_ratio", "of"): {"gradient", "output", "weight"},
+        ("fedpft_privacy_epsilon", "unit"): set(DpUnit) - {DpUnit.NONE},
+        ("fedpft_privacy_delta", "unit"): set(DpUnit) - {DpUnit.NONE},
     }
 
 

@@ -295,3 +295,22 @@ def test_a_sub_fm_built_ahead_is_the_one_built_in_the_run(
     assert result.exit_code == 0, result.output
     directory = run(tmp_path / "taken", model_folder, {"sub_fm.path": tmp_path / "built"})
     assert digest(directory) == usual
+
+
+@pytest.mark.slow
+def test_private_clients_tell_neither_losses_nor_neurons_at_rest(tmp_path: Path, model_folder: Path) -> None:
+    private = {
+        "privacy.dp.unit": "example",
+        "privacy.dp.batch_size": 32,
+        "realignment.choice": "random",
+        "training.optimizer": "sgd",
+    }
+    store = Store.existing(run(tmp_path, model_folder, private))
+    updates = store.updates(2)
+    assert len(updates) == 3 and all(update.loss == 0.0 for update in updates)
+    for update in updates:
+        names = header_of(store.artifacts.path(update.sha256))
+        assert names and not any(name.startswith("apoz") for name in names)
+    # An alignment of neurons chosen at random lay between the rounds.
+    assert store.alignments.done_after(1)
+    store.close()

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from common.errors import BadMessage, BadScores, BadUpdate
 from common.model.scores import require_sound
+from common.private_task import DpSpec, DpUnit
 from common.records import (
     Activity,
     AdapterSpec,
@@ -49,6 +50,7 @@ _RUN = RunSpec(
     AdapterSpec(AdapterTargets.ATTENTION, 8, 32.0, 0.1),
     TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0),
     7,
+    dp=DpSpec(DpUnit.EXAMPLE, 8.0, 1e-5, 1.0, 64, 5),
 )
 _TASK = TrainTask(3, SubModelRef("{}", (64, 16), _REF, (_REF,), (_REF,)), _REF, 1.0, (1,), 60.0, 1)
 _UPDATE = UpdateHeader("session", 1, "ab" * 32, 99, "cd" * 32, 5, 0.5, 1.0)

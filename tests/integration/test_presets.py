@@ -9,6 +9,7 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from cli.main import app
+from common.config.file import load_config
 from common.records import Phase
 from tests.conftest import sentences
 from tests.integration.federation import Federation
@@ -115,3 +116,26 @@ def test_init_writes_a_file_for_every_task(
     test = written["data"]["test"]
     assert test.get("preset") == (arguments[1] if arguments[0] == "--preset" else None)
     assert ("path" in test) == ("preset" not in test)
+
+
+def test_init_writes_what_learns_under_differential_privacy(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    arguments = ["init", str(path), "--labels", "a,b", "--model", str(tmp_path), "--epsilon", "3"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    config = load_config(path)
+    assert config.private and config.privacy.dp.epsilon == 3.0
+    assert config.training.optimizer == "sgd" and config.training.weight_decay == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--epsilon", "0"], "--epsilon must be > 0 and <= 100, got 0"),
+        (["--epsilon", "nan"], "--epsilon must be > 0 and <= 100, got nan"),
+        (["--epsilon", "8", "--task", "causal-lm"], "--epsilon does not go with --task causal-lm"),
+    ],
+)
+def test_init_says_what_privacy_does_not_go_with(arguments: list[str], told: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["init", str(tmp_path / "run.toml"), *arguments])
+    assert result.exit_code != 0 and told in result.output

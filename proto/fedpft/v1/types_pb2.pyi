@@ -195,6 +195,24 @@ tokens; of the map out of the FFN a PATH.spread for its outputs (protocol 6). Pa
 """
 Global___Quantization: _TypeAlias = Quantization  # noqa: Y015
 
+class _DpUnit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DpUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DpUnit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DP_UNIT_UNSPECIFIED: _DpUnit.ValueType  # 0
+    DP_UNIT_EXAMPLE: _DpUnit.ValueType  # 1
+    """Of each example of a worker: it adds noise to its gradients, in every step."""
+
+class DpUnit(_DpUnit, metaclass=_DpUnitEnumTypeWrapper):
+    """Whose presence in the data stays in doubt."""
+
+DP_UNIT_UNSPECIFIED: DpUnit.ValueType  # 0
+DP_UNIT_EXAMPLE: DpUnit.ValueType  # 1
+"""Of each example of a worker: it adds noise to its gradients, in every step."""
+Global___DpUnit: _TypeAlias = DpUnit  # noqa: Y015
+
 class _ZeroRule:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -552,6 +570,7 @@ class RunSpec(_message.Message):
     SECURE_FIELD_NUMBER: _builtins.int
     ASKS_TARGETS_FIELD_NUMBER: _builtins.int
     QUANTIZATION_FIELD_NUMBER: _builtins.int
+    DP_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id, chosen by the coordinator."""
     seed: _builtins.int
@@ -578,6 +597,10 @@ class RunSpec(_message.Message):
     def secure(self) -> Global___SecureSpec:
         """Set where the coordinator gets sums over workers alone (protocol 6)."""
 
+    @_builtins.property
+    def dp(self) -> Global___DpSpec:
+        """Set where workers train under differential privacy (protocol 6)."""
+
     def __init__(
         self,
         *,
@@ -590,14 +613,57 @@ class RunSpec(_message.Message):
         secure: Global___SecureSpec | None = ...,
         asks_targets: _builtins.bool = ...,
         quantization: Global___Quantization.ValueType = ...,
+        dp: Global___DpSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "secure", b"secure", "task", b"task", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "dp", b"dp", "secure", b"secure", "task", b"task", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asks_classes", b"asks_classes", "asks_targets", b"asks_targets", "quantization", b"quantization", "run_id", b"run_id", "secure", b"secure", "seed", b"seed", "task", b"task", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asks_classes", b"asks_classes", "asks_targets", b"asks_targets", "dp", b"dp", "quantization", b"quantization", "run_id", b"run_id", "secure", b"secure", "seed", b"seed", "task", b"task", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunSpec: _TypeAlias = RunSpec  # noqa: Y015
+
+@_typing.final
+class DpSpec(_message.Message):
+    """What a run promises of each example of a worker. A worker refuses what does not suit it before any training."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    EPSILON_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    unit: Global___DpUnit.ValueType
+    """Whose presence stays in doubt."""
+    epsilon: _builtins.float
+    """(epsilon, delta) over all rounds."""
+    delta: _builtins.float
+    """See epsilon."""
+    clip: _builtins.float
+    """Largest L2 norm of an example's gradient; larger ones are scaled down to it."""
+    batch_size: _builtins.int
+    """Examples in a batch, on the average; TrainingSpec.batch_size is how many are computed with at a time."""
+    rounds: _builtins.int
+    """Rounds of the run."""
+    def __init__(
+        self,
+        *,
+        unit: Global___DpUnit.ValueType = ...,
+        epsilon: _builtins.float = ...,
+        delta: _builtins.float = ...,
+        clip: _builtins.float = ...,
+        batch_size: _builtins.int = ...,
+        rounds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "clip", b"clip", "delta", b"delta", "epsilon", b"epsilon", "rounds", b"rounds", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DpSpec: _TypeAlias = DpSpec  # noqa: Y015
 
 @_typing.final
 class SecureSpec(_message.Message):

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import BadMessage, ConfigError
+from common.private_task import DpSpec, DpUnit
 from common.quantization import Quantization
 from common.records import (
     Activity,
@@ -54,6 +55,7 @@ from common.run_status import (
 )
 from common.secure_task import MOST_COUNTED, SecureSpec
 from common.transport import admin_wire, score_wire, wire
+from common.transport.training_wire import dp_from_pb, dp_to_pb
 from coordinator.storage.store import Store
 from tests.contexts import context
 
@@ -63,6 +65,9 @@ SENT = [kind for kind in ArtifactKind if kind not in NEVER_SENT]
 
 u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 number, text = st.floats(allow_nan=False), st.text(max_size=20)
+above_0 = st.floats(0, exclude_min=True, allow_infinity=False)
+shares = st.floats(0, 1, exclude_min=True, exclude_max=True)
+from_1 = st.integers(1, 2**32 - 1)
 digest = st.text("0123456789abcdef", min_size=64, max_size=64)
 name = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 
@@ -107,6 +112,7 @@ spec = st.builds(
     ),
     st.booleans(),
     st.sampled_from(Quantization),
+    dp=st.none() | st.builds(DpSpec, st.just(DpUnit.EXAMPLE), above_0, shares, above_0, from_1, from_1),
 )
 progress = st.builds(Progress, st.sampled_from(Activity), u32, u32, u32, number, name, u32)
 task = st.one_of(
@@ -315,6 +321,30 @@ def test_a_worker_name_can_do_no_harm_in_logs_and_file_names(bad: str) -> None:
 def test_a_task_of_no_kind_is_a_bad_message() -> None:
     with pytest.raises(BadMessage, match="kind not known here"):
         wire.task_from_pb(federation_pb2.WatchTasksResponse())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("unit", 0),
+        ("unit", 9),
+        ("epsilon", 0.0),
+        ("epsilon", math.nan),
+        ("epsilon", math.inf),
+        ("delta", 0.0),
+        ("delta", 1.0),
+        ("clip", -1.0),
+        ("batch_size", 0),
+        ("rounds", 0),
+    ],
+)
+def test_a_promise_of_privacy_that_cannot_be_is_a_bad_message(field: str, value: float) -> None:
+    message = dp_to_pb(DpSpec(DpUnit.EXAMPLE, 8.0, 1e-5, 1.0, 64, 5))
+    assert message is not None
+    dp_from_pb(message)
+    setattr(message, field, value)
+    with pytest.raises(BadMessage):
+        dp_from_pb(message)
 
 
 def test_a_message_that_lacks_a_reference_is_bad() -> None:

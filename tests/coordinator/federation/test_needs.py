@@ -132,3 +132,13 @@ def test_a_language_models_workers_are_to_tell_their_target_tokens(tmp_path: Pat
     )
     by_examples = language | {"aggregation.weights": "examples"}
     require_protocol(context(Store(tmp_path / "examples"), by_examples).spec, 1)
+
+
+def test_differential_privacy_needs_protocol_6(tmp_path: Path) -> None:
+    private = context(Store(tmp_path / "run"), {"privacy.dp.unit": "example"}).spec
+    with pytest.raises(
+        ProtocolMismatch, match=r"add noise for differential privacy, which protocol 5 does not"
+    ):
+        require_protocol(private, 5)
+    require_protocol(private, 6)
+    require_protocol(replace(private, dp=None), 5)

@@ -1,0 +1,1 @@
+"""Differential privacy: what it costs, and random numbers that nobody else can know."""

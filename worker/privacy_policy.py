@@ -1,0 +1,74 @@
+"""What a worker's owner asks of differential privacy, and what a run may not ask under it."""
+
+from dataclasses import dataclass
+
+from common.errors import BadMessage, NotAllowed
+from common.privacy.accounting import require_installed
+from common.private_task import DpUnit
+from common.records import EvaluateTask, ModelTask, RunSpec, TrainTask
+
+
+@dataclass(frozen=True)
+class PrivacyPolicy:
+    """What this worker's owner asks of differential privacy."""
+
+    required: DpUnit = DpUnit.NONE
+    """Take part in no run that promises less."""
+    epsilon: float | None = None
+    """How much all runs together may tell of an example of these data; None: what each run promises."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether a run without differential privacy is refused."""
+        return self.required is not DpUnit.NONE or self.epsilon is not None
+
+    def require_known(self) -> None:
+        """Raises NotAllowed: the coordinator cannot say what it promises."""
+        raise NotAllowed(
+            "the coordinator is older than differential privacy, which --require-dp or --epsilon asks for; "
+            "upgrade it"
+        )
+
+    def require(self, run: RunSpec, examples: int) -> None:
+        """Raises NotAllowed for a run that this worker's owner does not want it to take part in, BadMessage
+        for one that promises privacy and asks for what would break it, ConfigError where a package lacks.
+        """
+        dp = run.dp
+        if dp is None:
+            if self.asks:
+                asked = "--epsilon" if self.required is DpUnit.NONE else "--require-dp"
+                raise NotAllowed(
+                    f"the run promises no differential privacy, and {asked} asks for it; ask the run's owner "
+                    'for privacy.dp.unit = "example"'
+                )
+            return
+        if self.epsilon is not None and dp.epsilon > self.epsilon:
+            raise NotAllowed(
+                f"the run may tell of an example as much as epsilon {dp.epsilon:g}, and --epsilon allows "
+                f"{self.epsilon:g}; ask the run's owner for a lower privacy.dp.epsilon"
+            )
+        if dp.delta > 1 / examples:
+            raise NotAllowed(
+                f"the run's privacy.dp.delta is {dp.delta:g}: with {examples} examples one of them could be "
+                f"told outright; ask the run's owner for {1 / examples:.1g} or less"
+            )
+        if run.asks_classes or run.training.class_weights:
+            raise BadMessage("the run promises differential privacy, and asks for workers' classes")
+        if run.asks_targets:
+            raise BadMessage("the run promises differential privacy, and asks for numbers of target tokens")
+        if run.adapter.targets.neurons or run.training.checkpointing:
+            raise BadMessage(
+                "the run promises differential privacy, and trains what has no gradient of each example"
+            )
+        require_installed()
+
+
+def require_private_task(run: RunSpec, task: ModelTask) -> None:
+    """Raises BadMessage for a task that would tell, without noise, of examples of a run that promises
+    privacy."""
+    if run.dp is None:
+        return
+    if isinstance(task, EvaluateTask):
+        raise BadMessage("the run promises differential privacy, and asks for scores")
+    if isinstance(task, TrainTask) and task.apoz_layers:
+        raise BadMessage("the run promises differential privacy, and asks for counts of neurons at rest")
