@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from common.records import Phase
+from common.trust.identity import Role
 from tests.faults.federation import MORE_WORKERS, Federation
+from tests.security.guarded import COORDINATOR, Certificates
 
 THREE = MORE_WORKERS[:3]
 # Where public keys are noted, which may be found: by round and try.
@@ -126,6 +129,22 @@ class Summed:
     survivors: tuple[frozenset[str], ...]
     scores: tuple[tuple[int, str, float, float], ...]
     tries: tuple[int, ...]
+
+
+def secured(
+    certificates: Certificates, workers: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Settings, and the workers' further arguments, of a run with certificates, by which keys are signed."""
+    files = certificates.server_files(certificates.issue(COORDINATOR.role, COORDINATOR.name))
+    settings = {
+        "privacy.insecure_keys": False,
+        "tls.certificate": str(files.certificate),
+        "tls.key": str(files.key),
+        "tls.ca": str(files.authority),
+        "tls.revoked": str(files.revoked),
+    }
+    folders = {name: str(certificates.issue(Role.WORKER, name)) for name in workers}
+    return settings, {name: ["--tls", folder, "--require-secure"] for name, folder in folders.items()}
 
 
 def note_secrets(folder: Path) -> None:

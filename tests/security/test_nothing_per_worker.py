@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from common.records import JoinRequest, Progress
+from common.trust.identity import Role
 from tests.conftest import write_table
 from tests.faults.federation import Material
-from tests.faults.secure import THREE, SecureFederation
+from tests.faults.secure import THREE, SecureFederation, secured
 from tests.otlp import Receiver
-from tests.security.guarded import COORDINATOR, Certificates
+from tests.security.guarded import Certificates
 from tests.security.test_services import command
 
 pytestmark = pytest.mark.slow
@@ -97,25 +98,16 @@ def material(tmp_path: Path) -> Material:
 
 
 @pytest.fixture
-def secured(tmp_path: Path, material: Material) -> Iterator[SecureFederation]:
+def watched(tmp_path: Path, material: Material) -> Iterator[SecureFederation]:
     certificates = Certificates(tmp_path / "certs")
-    files = certificates.server_files(certificates.issue(COORDINATOR.role, COORDINATOR.name))
-    settings = {
-        "privacy.insecure_keys": False,
-        "tls.certificate": str(files.certificate),
-        "tls.key": str(files.key),
-        "tls.ca": str(files.authority),
-        "tls.revoked": str(files.revoked),
+    settings, extra = secured(certificates, THREE)
+    settings |= {
         "training.batch_size": BATCH,
         "server.page": "127.0.0.1:0",
         "server.heartbeat_seconds": 0.1,
     }
-    federation = SecureFederation(tmp_path / "federation", material, settings=settings)
-    from common.trust.identity import Role
-
+    federation = SecureFederation(tmp_path / "federation", material, settings=settings, extra=extra)
     for name in THREE:
-        folder = certificates.issue(Role.WORKER, name)
-        federation.extra[name] = ["--tls", str(folder), "--require-secure"]
         federation.habits[name] = partial(note_own, federation.noted)
     federation.habits["coordinator"] = partial(note_heard, federation.noted)
     certificates.issue(Role.ADMIN, "owner")
@@ -132,18 +124,18 @@ def lines(path: Path) -> list[Any]:
 
 
 def test_nothing_that_the_owner_can_read_is_of_a_single_worker(
-    secured: SecureFederation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    watched: SecureFederation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receiver = Receiver()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
     seen: dict[str, str] = {}
     with receiver.serving():
-        secured.start("coordinator")
-        endpoint = secured.endpoint()
+        watched.start("coordinator")
+        endpoint = watched.endpoint()
         # Workers' own traces go where their owners say, which is not here.
         monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT")
         for name in THREE:
-            secured.start(name)
+            watched.start(name)
         page = f"http://127.0.0.1:{endpoint['page_port']}/run.json"
         metrics = f"http://127.0.0.1:{endpoint['metrics_port']}/metrics"
         owner = str(tmp_path / "certs" / "admin-owner")
@@ -154,23 +146,23 @@ def test_nothing_that_the_owner_can_read_is_of_a_single_worker(
                     seen[what] = seen.get(what, "") + read(url) + "\n"
                 except OSError:
                     return
-            if "status" not in seen and "update of worker" in secured.log("coordinator"):
-                told = command("status", "--coordinator", secured.address, "--tls", owner, "--json")
+            if "status" not in seen and "update of worker" in watched.log("coordinator"):
+                told = command("status", "--coordinator", watched.address, "--tls", owner, "--json")
                 if told.exit_code == 0:
                     seen["status"] = told.output
 
-        secured.supervise(each=look)
+        watched.supervise(each=look)
     assert {"page", "metrics", "status"} <= seen.keys()
-    ended = secured.summed()
+    ended = watched.summed()
     assert ended.tries == (1, 1)
-    seen["logs"] = "\n".join(str(line["message"]) for line in lines(secured.folder / "coordinator.log"))
+    seen["logs"] = "\n".join(str(line["message"]) for line in lines(watched.folder / "coordinator.log"))
     seen["spans"] = "\n".join(
         json.dumps([span.name, span.attributes, span.resource])
         for span in receiver.spans
         if span.service == "fedpft-coordinator"
     )
     assert seen["spans"]
-    with secured.store() as store:
+    with watched.store() as store:
         tables = [
             row[0] for row in store.database.rows("SELECT name FROM sqlite_master WHERE type = 'table'")
         ]
@@ -185,7 +177,7 @@ def test_nothing_that_the_owner_can_read_is_of_a_single_worker(
         told = {figure: value for figure, value in json.loads(figures).items() if figure != "bytes"}
         assert not any(told.values()), f"{kind} of {name} tells {told}"
 
-    losses = [Own(*told) for told in lines(secured.noted / "losses")]
+    losses = [Own(*told) for told in lines(watched.noted / "losses")]
     assert {(own.worker, own.round) for own in losses} == {(name, n) for name in THREE for n in (1, 2)}
     for own in losses:
         for pattern in own.told:
@@ -195,7 +187,7 @@ def test_nothing_that_the_owner_can_read_is_of_a_single_worker(
     assert _alone(sum(EXAMPLES.values())).search(seen["table secure_sums"])
     assert f"{ended.sums[0][2]:.3f}" in seen["logs"]
 
-    heard = lines(secured.noted / "heard")
+    heard = lines(watched.noted / "heard")
     assert {tuple(told[2:]) for told in heard if told[0] == "join"} == {(0, 0)}
     assert {tuple(told[2:]) for told in heard if told[0] == "header"} == {(0, 0.0, 0.0)}
     beats = [told for told in heard if told[0] == "beat"]
