@@ -5,7 +5,7 @@ Once the updates of a round are decided on there is no other try at it: a worker
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -79,12 +79,17 @@ class SecureGathering(WorkerGathering):
             return drawn
         for update in self._store.updates(number):
             self._store.forget_update(number, update.worker)
-        return await super()._select(number, failed)
+        selected = await super()._select(number, failed)
+        tries = self._store.secure.tries(number)
+        return drawn_again(selected, self._sessions.present(), tries, failed) if drawn is None else selected
 
     def _open_try(self, number: int, selected: list[str]) -> int:
         """That in which another process was goes on."""
-        begun = self._store.interrupted_try(number) is not None
-        return self._store.last_try(number) if begun else super()._open_try(number, selected)
+        if self._store.interrupted_try(number) is not None:
+            return self._store.last_try(number)
+        # Before anything says that there is such a try: with others there may be one.
+        told(self._run, number, selected, self._store.secure.tries(number))
+        return super()._open_try(number, selected)
 
     def _minimum(self, selected: list[str]) -> int:
         return needed_of(self._run.config, len(selected))
@@ -215,6 +220,22 @@ class SecureGathering(WorkerGathering):
 def needed_of(config: RunConfig, drawn: int) -> int:
     """Fewest updates of so many workers that a sum may be of."""
     return max(config.rounds.minimum, config.privacy.needed_of(drawn))
+
+
+def drawn_again(
+    selected: list[str], present: Sequence[str], earlier: Mapping[int, SecureTask], failed: frozenset[str]
+) -> list[str]:
+    """As many workers as were `selected`, of those of the round's earlier tries that are there first.
+
+    Each one that was in none makes more of all of them needed. Those that failed are the last.
+    """
+    asked = {worker for task in earlier.values() for worker in task.electorate}
+    if not asked:
+        return selected
+    here = sorted(asked.intersection(present) - failed)
+    others = sorted(set(selected) - asked - failed)
+    rest = sorted(set(selected) | asked.intersection(present))
+    return sorted(list(dict.fromkeys([*here, *others, *rest]))[: len(selected)])
 
 
 def told(run: RunContext, number: int, selected: list[str], earlier: Mapping[int, SecureTask]) -> SecureTask:

@@ -12,6 +12,7 @@ from common.config.file import load_config
 from common.data.examples import Columns, read_examples
 from common.errors import CannotTrain
 from common.model.adapter import Adapted
+from coordinator.campaign.schedule import select
 from experiments.clients import ClientTask, LocalClients, RoundTask, SubModel, Trained
 from experiments.simulation import simulate
 from tests.experiments.test_simulation import digest
@@ -227,4 +228,31 @@ def test_all_workers_can_be_restarted_in_any_step(
     ended = federation.summed()
     assert (ended.survivors, ended.tries) == ((ALL,), (1,))
     assert ended.adapter == simulated(federation, ALL)
+    assert federation.left() == []
+
+
+def test_a_try_that_cannot_be_is_said_so_and_is_made_once_more_workers_are_back(
+    five: Callable[..., SecureFederation],
+) -> None:
+    """Of five, four are drawn, and two of them go: with those that are left two sums could be opened."""
+    settings = {"rounds.sample": 4, "rounds.minimum": 3, "rounds.tries": 2}
+    federation = five(**settings)
+    drawn = select(load_config(federation.folder / "run.toml"), 1, MORE_WORKERS)
+    going = drawn[-2:]
+    federation.faults |= {name: ["reply-received/OfferKeys"] for name in going}
+    federation.gone |= set(MORE_WORKERS) | {"coordinator"}
+    federation.start_all()
+    died(federation, *going)
+    assert federation.ended("coordinator") == 1
+    told = federation.log("coordinator")
+    assert "round 1 cannot be tried again with 3 workers: of 5 that were asked in its tries 4" in told
+    for name in MORE_WORKERS:
+        federation.ended(name)
+    federation.gone.clear()
+    federation.start_all()
+    federation.supervise()
+    ended = federation.summed()
+    # All four of the first try are there again, and with them three would do.
+    assert ended.survivors == (frozenset(drawn),)
+    assert ended.tries == (2,)
     assert federation.left() == []
