@@ -125,13 +125,23 @@ class SecureGathering(WorkerGathering):
         assert self._within is not None
         self._left_out = frozenset()
         self._exchange.begin(self._within)
+        collecting = asyncio.create_task(super()._collect(number, attempt))
         agreeing = asyncio.create_task(self._agree(number))
+
+        def ended(_: asyncio.Task[None]) -> None:
+            if not agreeing.cancelled() and agreeing.exception() is not None:
+                # Nothing can be collected without it, and the campaign must hear why.
+                collecting.cancel()
+
+        agreeing.add_done_callback(ended)
         try:
-            return await super()._collect(number, attempt)
+            await asyncio.wait([collecting])
         finally:
             agreeing.cancel()
+            collecting.cancel()
             with suppress(asyncio.CancelledError):
                 await agreeing
+        return await collecting
 
     async def _agree(self, number: int) -> None:
         """Until masks are agreed on; who has no part in them is not waited for."""

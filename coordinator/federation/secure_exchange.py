@@ -142,6 +142,9 @@ class SecureExchange:
         if worker in here:
             if here[worker] != said.content:
                 raise BadShare(f"{worker} has brought other {what} before in this try", worker)
+            if self.state is not None and self.state.phase is _DUE[what]:
+                # It is on disk, but what follows from it may not have been: the disk was full.
+                self._advance(Brought(worker))
             return True
         self._require_due(worker, what)
         self._judge(worker, said.content)

@@ -372,6 +372,24 @@ async def test_news_of_tries_that_it_never_joined_are_kept_few_and_answered_by_n
     assert len(scene.desk._waiting) == 16
 
 
+@pytest.mark.parametrize("name", ["secrets", "keys", "round"])
+async def test_damaged_secrets_cost_the_try_and_not_the_worker(name: str, scene: Scene) -> None:
+    path = scene.folder / "secure" / "try" / name
+    await scene.keys()
+    path.write_bytes(b"damaged")
+    scene.restart()
+    # Nobody has shares of them: others will do, if the coordinator takes them.
+    await scene.dealt()
+    before, after = scene.liar.contents(PublicKeys)
+    assert before.mask != after.mask
+    path.write_bytes(b"damaged")
+    scene.restart()
+    with pytest.raises(SecureRefused, match="has lost the keys of try 1; it sits it out"):
+        await scene.desk.begin(scene.task, {"x": torch_spec()})
+    scene.task = a_task(attempt=2, threshold=4, minimum=4)
+    await scene.keys()
+
+
 # --- a whole worker ---
 
 

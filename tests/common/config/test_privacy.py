@@ -35,6 +35,9 @@ def test_sums_of_four_of_five_are_a_run() -> None:
         ),
         ({"rounds.workers": 2, "rounds.minimum": 2}, "rounds.minimum must be >= 3"),
         ({"rounds.workers": 10, "rounds.minimum": 6}, "rounds.minimum must be >= 7"),
+        # All that are asked count, also those that are more than needed.
+        ({"rounds.sample": 5, "rounds.over_select": 2}, "rounds.minimum must be >= 5 .* with 7 workers"),
+        ({"privacy.most_examples": 2**19 + 1}, "privacy.most_examples must be <= 524288"),
         ({"privacy.colluding": 4}, "privacy.colluding must be < 4 with 5 workers, got 4"),
         ({"privacy.colluding": 3}, "rounds.minimum must be >= 5"),
         ({"rounds.workers": 129, "rounds.minimum": 129}, "128 workers a round at most"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coordinator.federation.rounds import (
+    Abandoned,
     Cannot,
     Event,
     IllegalTransition,
@@ -48,6 +49,15 @@ def test_a_round_closes_when_every_selected_worker_has_reported() -> None:
 
 def test_a_round_does_not_wait_for_workers_that_left() -> None:
     assert after(opened(), Received("a"), Received("b"), Left("c")).phase is RoundPhase.CLOSED
+
+
+@pytest.mark.parametrize("came", [(), ("a",), ("a", "b")])
+def test_a_try_of_which_nothing_can_come_is_short_at_once(came: tuple[str, ...]) -> None:
+    state = after(opened(), *map(Received, came), Abandoned())
+    assert state.phase is RoundPhase.SHORT
+    assert after(state, Abandoned()) == state
+    closed = after(opened(), *map(Received, WORKERS))
+    assert after(closed, Abandoned()) == closed
 
 
 def test_a_worker_that_returned_is_waited_for_again() -> None:

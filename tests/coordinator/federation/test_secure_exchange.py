@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from common.errors import BadShare, StaleRound
+from common.errors import BadShare, StaleRound, StoreError
+from common.runtime import fault_points
 from common.secagg import member
 from common.secagg.context import digest
 from common.secagg.news import Ended, Endorsements, Roster, Said, Sharers, Survivors
@@ -278,3 +279,33 @@ async def test_who_does_not_come_in_time_is_left_out_or_ends_the_try(store: Stor
     exchange = exchange_of(store, parties, keys_seconds=0.0)
     assert exchange.state is not None and exchange.state.phase is SecurePhase.SHORT
     assert store.secure.decided(1, 1) == {}, "a try that came to nothing decides on nobody"
+
+
+@pytest.mark.parametrize(
+    ("point", "step"),
+    [("secure-roster", 2), ("secure-sharers", 5), ("secure-endorsers", 8), ("secure-openers", 10)],
+)
+async def test_what_a_full_disk_held_up_follows_when_it_is_brought_again(
+    point: str, step: int, store: Store, parties: Parties
+) -> None:
+    exchange = exchange_of(store, parties)
+    until(step)(exchange, parties)
+    worker, content = brings(parties)[step]
+    fault_points.arm({fault_points.VARIABLE: f"transaction-made/{point}=enospc"})
+    try:
+        with pytest.raises(StoreError, match="No space left"):
+            exchange.take(worker, said(parties, content))
+    finally:
+        fault_points.arm({})
+    which = point.partition("-")[2]
+    assert which not in store.secure.decided(1, 1)
+    assert exchange.take(worker, said(parties, content)) is True
+    assert which in store.secure.decided(1, 1)
+
+
+async def test_keys_brought_again_are_no_shares(store: Store, parties: Parties) -> None:
+    exchange = exchange_of(store, parties)
+    until(3)(exchange, parties)
+    for name in parties.round.drawn:
+        exchange.take(name, said(parties, parties.all[name].keys))
+    assert exchange.state is not None and exchange.state.brought == frozenset()
