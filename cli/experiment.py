@@ -28,7 +28,7 @@ def experiment(
     name: Annotated[str, typer.Argument(help="One of " + ", ".join([*EXPERIMENTS, ATTACKS]) + ".")],
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="A smaller form: 10 minutes on 2 cores (compare: 25, attacks: 20)."),
+        typer.Option("--quick", help="A smaller form: 10 minutes on 2 cores (compare: 25)."),
     ] = False,
     model: Annotated[
         str | None,
