@@ -42,6 +42,10 @@ def test_it_goes_with_secure_sums_and_with_alignments_that_need_no_counts() -> N
         ({"validation.every": 1}, "validation.every must be 0 for privacy.dp"),
         ({"adapter.targets": "neurons"}, 'or "none" for privacy.dp, got "neurons"'),
         ({"adapter.targets": "attention+neurons"}, 'or "none" for privacy.dp, got "attention.neurons"'),
+        (
+            {"task.kind": "causal-lm", "task.labels": []},
+            'aggregation.weights must be "examples" for privacy.dp',
+        ),
         ({"training.checkpointing": True}, "training.checkpointing must be false for privacy.dp"),
         ({"privacy.dp.epsilon": 0}, "privacy.dp.epsilon must be > 0"),
         ({"privacy.dp.epsilon": 101}, "privacy.dp.epsilon must be <= 100"),
