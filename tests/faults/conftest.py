@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.faults.federation import Federation, Material, Outcome
+from tests.faults.secure import SecureFederation, Summed
 
 Make = Callable[..., Federation]
 
@@ -50,6 +51,32 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, material: Material) ->
 def reference(undisturbed: Federation) -> Outcome:
     """How that run ended."""
     return undisturbed.outcome()
+
+
+@pytest.fixture(scope="session")
+def undisturbed_sums(
+    tmp_path_factory: pytest.TempPathFactory, material: Material
+) -> Iterator[SecureFederation]:
+    """A run in which nothing happens, with all fault points that its processes passed in *.trace."""
+    federation = SecureFederation(tmp_path_factory.mktemp("undisturbed-sums") / "federation", material)
+    try:
+        for name in ("coordinator", *federation.workers):
+            federation.start(name, trace=federation.folder / f"{name}.trace")
+        federation.supervise()
+        yield federation
+    finally:
+        federation.end()
+
+
+@pytest.fixture(scope="session")
+def sums(undisturbed_sums: SecureFederation) -> Summed:
+    """How that run ended."""
+    return undisturbed_sums.summed()
+
+
+@pytest.fixture
+def make_secure(make: Make) -> Make:
+    return lambda *name, **fields: make(*name, kind=SecureFederation, **fields)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -1,13 +1,12 @@
 """Killed at any point of a run of sums, a service comes back: the same bits, one opening a round, no secret
 left."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import Make
-from tests.faults.federation import Material
 from tests.faults.points import CoordinatorPoint, WorkerPoint
 from tests.faults.secure import THREE, SecureFederation, Summed, secured
 from tests.faults.secure_points import (
@@ -32,32 +31,6 @@ USUAL = {
     "folder-synced/masked.safetensors=kill",
     "folder-synced/secure-endorsement=kill",
 }
-
-
-@pytest.fixture(scope="session")
-def undisturbed_sums(
-    tmp_path_factory: pytest.TempPathFactory, material: Material
-) -> Iterator[SecureFederation]:
-    """A run in which nothing happens, with all fault points that its processes passed in *.trace."""
-    federation = SecureFederation(tmp_path_factory.mktemp("undisturbed-sums") / "federation", material)
-    try:
-        for name in ("coordinator", *federation.workers):
-            federation.start(name, trace=federation.folder / f"{name}.trace")
-        federation.supervise()
-        yield federation
-    finally:
-        federation.end()
-
-
-@pytest.fixture(scope="session")
-def sums(undisturbed_sums: SecureFederation) -> Summed:
-    """How that run ended."""
-    return undisturbed_sums.summed()
-
-
-@pytest.fixture
-def make_secure(make: Make) -> Make:
-    return lambda *name, **fields: make(*name, kind=SecureFederation, **fields)
 
 
 def end(federation: SecureFederation, victim: str, fault: str, note: Callable[[str, object], None]) -> None:
