@@ -48,9 +48,10 @@ async def test_one_that_fits_is_taken(store: Store) -> None:
         ("a", {"attempt": 1}, StaleRound, "masked for another try than 2 at round 1"),
         ("a", {"context": b"d" * 32}, StaleRound, "masked for another try"),
         ("a", {"context": b""}, StaleRound, "masked for another try"),
-        ("a", {"examples": 5}, BadUpdate, "must not tell its examples, loss or seconds"),
-        ("a", {"loss": 0.5}, BadUpdate, "must not tell its examples, loss or seconds"),
-        ("a", {"seconds": 0.5}, BadUpdate, "must not tell its examples, loss or seconds"),
+        ("a", {"examples": 5}, BadUpdate, "must not tell its examples, loss, seconds or tokens"),
+        ("a", {"loss": 0.5}, BadUpdate, "must not tell its examples, loss, seconds or tokens"),
+        ("a", {"targets": 5}, BadUpdate, "must not tell its examples, loss, seconds or tokens"),
+        ("a", {"seconds": 0.5}, BadUpdate, "must not tell its examples, loss, seconds or tokens"),
     ],
 )
 async def test_what_would_spoil_the_sum_or_tells_something_is_refused(
