@@ -23,6 +23,8 @@ class Contact:
         self._coordinator, self._metrics = coordinator, metrics
         self.task: Task | None = None
         """The newest."""
+        self.told = 0
+        """How many came, the same again among them."""
         self.changed = Notifier()
         """Of the task, or of what secure aggregation has come to."""
         self.progress = Progress()
@@ -47,7 +49,7 @@ class Contact:
             if isinstance(told, SecureNews):
                 self._news.put_nowait(told)
             else:
-                self.task = told
+                self.task, self.told = told, self.told + 1
                 self.changed.notify()
 
     async def attend(self) -> None:

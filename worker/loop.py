@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -135,12 +136,14 @@ class Worker:
     async def _work(self, model: LocalModel) -> StopTask:
         """Do task after task, always the newest, until told to stop."""
         done: Task | None = None
+        # What a coordinator refused that had just started again is done anew when it tells of it again.
+        stale = math.inf
         while True:
-            task = self._contact.task
-            if task is None or (done and same_try(task, done)):
+            task, told = self._contact.task, self._contact.told
+            if task is None or (done and same_try(task, done) and told <= stale):
                 await self._contact.changed.wait()
                 continue
-            done = task
+            done, stale = task, math.inf
             match task:
                 case StopTask():
                     return task
@@ -154,6 +157,7 @@ class Worker:
                     except Stopped:
                         log.info("round %d goes on without this worker", task.round)
                     except StaleRound as error:
+                        stale = told
                         log.warning("round %d: %s", task.round, error)
                     except CannotTrain as error:
                         trouble = str(error)

@@ -13,7 +13,14 @@ import torch
 from cryptography import x509
 
 from common.data.examples import Columns
-from common.errors import ClassesWanted, FedPftError, NotAllowed, SecureRefused, UnknownSession
+from common.errors import (
+    ClassesWanted,
+    FedPftError,
+    NotAllowed,
+    SecureRefused,
+    StaleRound,
+    UnknownSession,
+)
 from common.records import Activity, EvaluateTask, RunSpec, StopTask, Task, TrainTask, UpdateHeader
 from common.runtime.compute import InlineCompute
 from common.secagg.news import Roster
@@ -591,3 +598,28 @@ async def test_an_honest_forgetting_is_no_lie(scene: Scene) -> None:
     await scene.client.submit(header, path)
     assert len(scene.liar.joined) == 2 and scene.liar.updates
     assert UnknownSession is not None
+
+
+async def test_what_was_refused_as_stale_is_done_again_once_it_is_told_again(
+    liar: tuple[Liar, Any], certificates: Certificates, tmp_path: Path
+) -> None:
+    """A coordinator that has just started again refuses what it will ask for in a moment: the same task."""
+    worker, client = a_worker(certificates, liar[1], tmp_path)
+    done: list[Any] = []
+
+    async def stale_at_first(model: Any, task: Any) -> None:
+        done.append(task)
+        if len(done) == 1:
+            raise StaleRound("try 1 at round 1 is not under way")
+
+    worker._do = stale_at_first  # type: ignore[method-assign]
+    running = asyncio.create_task(worker.run())
+    for times in (1, 2, 2):
+        liar[0].tells.put_nowait(a_task())
+        async with asyncio.timeout(20):
+            while len(done) < times:
+                await asyncio.sleep(0.01)
+    liar[0].tells.put_nowait(StopTask(True, "enough"))
+    await running
+    await client.close()
+    assert done == [a_task()] * 2, "and what was done is not done again"
