@@ -45,7 +45,7 @@ every_task = pytest.mark.parametrize(
     [
         pytest.param(name, kind, marks=() if name in EVERYDAY else pytest.mark.slow)
         for name, family in FAMILIES.items()
-        for kind in {family.tasks[0], family.tasks[-1]}
+        for kind in dict.fromkeys((family.tasks[0], family.tasks[-1]))
     ],
 )
 
