@@ -15,7 +15,7 @@ from tests.conftest import VOCABULARY, labels_of, write_tokenizer
 
 LAYERS, HIDDEN, FFN, HEADS = 4, 32, 64, 4
 # What is tested everyday at length, by whole runs, say: the others are built like one of these.
-EVERYDAY = ("bert", "distilbert", "vit", "dinov2", "gpt2", "llama", "qwen2")
+EVERYDAY = ("bert", "vit", "dinov2", "gpt2", "llama")
 # How else a layer may be built, each in a family that builds it so: what it takes is tested everyday, too.
 BUILDS = {
     "scaled by a number": "granite",

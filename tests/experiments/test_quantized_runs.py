@@ -37,6 +37,7 @@ class Elsewhere(Clients):
         return (train_client(built, task, client) for client in clients)
 
 
+@pytest.mark.slow
 def test_what_travels_is_int8_and_trains_as_the_coordinators_own_sub_fm(
     tmp_path: Path, model_folder: Path
 ) -> None:
