@@ -202,6 +202,7 @@ class _DpUnit:
 class _DpUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DpUnit.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DP_UNIT_UNSPECIFIED: _DpUnit.ValueType  # 0
+    """Not said: refused."""
     DP_UNIT_EXAMPLE: _DpUnit.ValueType  # 1
     """Of each example of a worker: it adds noise to its gradients, in every step."""
 
@@ -209,6 +210,7 @@ class DpUnit(_DpUnit, metaclass=_DpUnitEnumTypeWrapper):
     """Whose presence in the data stays in doubt."""
 
 DP_UNIT_UNSPECIFIED: DpUnit.ValueType  # 0
+"""Not said: refused."""
 DP_UNIT_EXAMPLE: DpUnit.ValueType  # 1
 """Of each example of a worker: it adds noise to its gradients, in every step."""
 Global___DpUnit: _TypeAlias = DpUnit  # noqa: Y015
