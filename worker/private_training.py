@@ -9,6 +9,7 @@ would depend on the others.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,10 +107,36 @@ def clipped_sum(
     return sums
 
 
+@contextmanager
+def _each_used_once(adapted: Adapted) -> Iterator[None]:
+    """Raises ModelError where a trained module is used twice in a pass: what comes of its use on what is no
+    row of the batch, such as relative positions, would be in every row's gradient and in none's bound."""
+    used: Counter[nn.Module] = Counter()
+
+    def note(module: nn.Module, inputs: object) -> None:
+        used[module] += 1
+        if used[module] > 1:
+            raise ModelError(
+                f"privacy.dp cannot bound what an example changes in a {adapted.family.model_type} model: a "
+                "trained part of it is used more than once for each; take another family, or tune the head "
+                'alone (adapter.targets = "none")'
+            )
+
+    modules = adapted.model.modules()
+    trained = [m for m in modules if any(p.requires_grad for p in m.parameters(recurse=False))]
+    hooks = [module.register_forward_pre_hook(note) for module in trained]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _gradients(adapted: Adapted, batch: Batch, tuned: Sequence[nn.Parameter]) -> list[Tensor]:
     """Of each row its own, [B, ...] by parameter. Raises ModelError."""
     assert batch.labels is not None
-    losses = tasks.losses(passes.logits(adapted.model, batch.inputs), batch.labels, adapted.kind)
+    with _each_used_once(adapted):
+        losses = tasks.losses(passes.logits(adapted.model, batch.inputs), batch.labels, adapted.kind)
     losses.sum().backward()
     found = []
     for parameter in tuned:
