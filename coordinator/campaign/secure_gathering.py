@@ -157,8 +157,7 @@ class SecureGathering(WorkerGathering):
             exchange.look(gone)
         if state is None:
             return
-        part = state.roster if state.sharers is None else state.sharers
-        self._left_out = drawn - (part or frozenset())
+        self._left_out = drawn - (state.brought if state.sharers is None else state.sharers)
         for worker in sorted(self._left_out):
             self._inbox.note(Cannot(worker, f"brought no keys or shares in time for round {number}"))
         if state.phase is SecurePhase.SHORT:

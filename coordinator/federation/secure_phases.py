@@ -30,7 +30,7 @@ class SecureState:
     """How long shares are waited for, from the roster on."""
     phase: SecurePhase = SecurePhase.KEYS
     brought: frozenset[str] = frozenset()
-    """Who has brought what is due."""
+    """Who has brought what is due; of a short try, what was due last."""
     roster: frozenset[str] | None = None
     sharers: frozenset[str] | None = None
     survivors: frozenset[str] | None = None
@@ -88,19 +88,17 @@ def step(state: SecureState, event: Brought | Closed | Look, now: float) -> Secu
         case Brought(worker) if worker in state.asked:
             state = replace(state, brought=state.brought | {worker})
         case Closed(survivors) if state.phase is SecurePhase.UPDATES:
-            enough = len(survivors) >= max(state.threshold, state.minimum)
-            phase = SecurePhase.ENDORSEMENTS if enough else SecurePhase.SHORT
-            return replace(state, survivors=survivors, phase=phase, brought=frozenset())
+            if len(survivors) < max(state.threshold, state.minimum):
+                return replace(state, phase=SecurePhase.SHORT)
+            return replace(state, survivors=survivors, phase=SecurePhase.ENDORSEMENTS)
         case _:
             pass
     gone = event.gone if isinstance(event, Look) else frozenset()
     match state.phase:
         case SecurePhase.KEYS if now >= state.until or not state.missing - gone:
-            following = replace(state, roster=state.brought, phase=SecurePhase.SHARES)
-            return _unless_short(following, state.brought, now)
+            return _unless_short(state, replace(state, roster=state.brought, phase=SecurePhase.SHARES), now)
         case SecurePhase.SHARES if now >= state.until or not state.missing - gone:
-            following = replace(state, sharers=state.brought, phase=SecurePhase.UPDATES)
-            return _unless_short(following, state.brought, now)
+            return _unless_short(state, replace(state, sharers=state.brought, phase=SecurePhase.UPDATES), now)
         case SecurePhase.ENDORSEMENTS if len(state.brought) >= state.threshold:
             return replace(state, endorsers=state.brought, phase=SecurePhase.OPENINGS, brought=frozenset())
         case SecurePhase.OPENINGS if len(state.brought) >= state.threshold:
@@ -108,7 +106,8 @@ def step(state: SecureState, event: Brought | Closed | Look, now: float) -> Secu
     return state
 
 
-def _unless_short(state: SecureState, decided: frozenset[str], now: float) -> SecureState:
-    if len(decided) < max(state.threshold, state.minimum):
+def _unless_short(state: SecureState, following: SecureState, now: float) -> SecureState:
+    """What follows; or, where too few brought what was due, the end, with nothing decided."""
+    if len(state.brought) < max(state.threshold, state.minimum):
         return replace(state, phase=SecurePhase.SHORT)
-    return replace(state, brought=frozenset(), until=now + state.seconds)
+    return replace(following, brought=frozenset(), until=now + state.seconds)
