@@ -1,7 +1,8 @@
 """The four calls of secure aggregation: convert, authenticate, delegate."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from fedpft.v1 import secure_pb2
 from google.protobuf.message import Message
@@ -13,6 +14,8 @@ from coordinator.context import RunContext
 from coordinator.federation.secure_exchange import SecureExchange
 from coordinator.federation.sessions import Session
 from coordinator.federation.turns import Turns
+
+T = TypeVar("T", bound=Message)
 
 
 class SecureCalls(ABC):
@@ -34,36 +37,28 @@ class SecureCalls(ABC):
     async def OfferKeys(
         self, request: secure_pb2.OfferKeysRequest, context: Any
     ) -> secure_pb2.OfferKeysResponse:
-        reply = secure_pb2.OfferKeysResponse()
-        reply.duplicate = self._said(request, context, reply)
-        return reply
+        return self._said(request, context, secure_pb2.OfferKeysResponse)
 
     @answers
     async def OfferShares(
         self, request: secure_pb2.OfferSharesRequest, context: Any
     ) -> secure_pb2.OfferSharesResponse:
-        reply = secure_pb2.OfferSharesResponse()
-        reply.duplicate = self._said(request, context, reply)
-        return reply
+        return self._said(request, context, secure_pb2.OfferSharesResponse)
 
     @answers
     async def EndorseSurvivors(
         self, request: secure_pb2.EndorseSurvivorsRequest, context: Any
     ) -> secure_pb2.EndorseSurvivorsResponse:
-        reply = secure_pb2.EndorseSurvivorsResponse()
-        reply.duplicate = self._said(request, context, reply)
-        return reply
+        return self._said(request, context, secure_pb2.EndorseSurvivorsResponse)
 
     @answers
     async def OpenShares(
         self, request: secure_pb2.OpenSharesRequest, context: Any
     ) -> secure_pb2.OpenSharesResponse:
-        reply = secure_pb2.OpenSharesResponse()
-        reply.duplicate = self._said(request, context, reply)
-        return reply
+        return self._said(request, context, secure_pb2.OpenSharesResponse)
 
-    def _said(self, request: Any, context: Any, reply: Message) -> bool:
-        """What a worker says, kept; whether it was here before."""
+    def _said(self, request: Any, context: Any, receipt: Callable[..., T]) -> T:
+        """What a worker says, kept; and its receipt, which tells whether it was here before."""
         session = self._session(request.session, context)
         said = secure_wire.said_from_pb(request, session.worker)
         try:
@@ -73,5 +68,6 @@ class SecureCalls(ABC):
             self._run.events.record("secure_refused", text, said.round, session.worker)
             self._turns.refused(session.worker, said.round, wire.one_line(str(error)))
             raise
+        reply = receipt(duplicate=duplicate)
         self._count(session, "secure", request, reply)
-        return duplicate
+        return reply
