@@ -7,7 +7,7 @@ from functools import cached_property
 
 from common.config.choices import ClassWeights, LoraAveraging, ModelDtype, UpdateWeights
 from common.config.dp import dp_spec
-from common.config.privacy import LEAST_WORKERS, SumWeights
+from common.config.privacy import SumWeights
 from common.config.run import RunConfig
 from common.records import (
     AdapterSpec,
@@ -19,6 +19,7 @@ from common.records import (
     TrainingSpec,
 )
 from common.runtime.compute import Compute
+from common.secagg.records import LEAST_WORKERS
 from common.secure_task import SecureSpec
 from common.task_forms import FORMS, Answer
 from coordinator.metrics import Metrics

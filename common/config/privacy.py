@@ -9,15 +9,11 @@ from common.config.choices import AggregationRule, LoraAveraging, UpdateWeights
 from common.config.dp import DpSection
 from common.config.section import Section
 from common.secagg.context import default_colluding, threshold
+from common.secagg.records import LEAST_WORKERS, MOST_WORKERS
 from common.secure_task import MOST_COUNTED
 
 if TYPE_CHECKING:
     from common.config.run import RunConfig
-
-# Fewer would tell each what the other sent: the next adapter without one's own part.
-LEAST_WORKERS = 3
-# What a message with everybody's shares has room for.
-MOST_WORKERS = 128
 
 
 class SumWeights(StrEnum):
@@ -121,5 +117,5 @@ def require_summable(config: "RunConfig", stored: bool = False) -> None:
         )
     if config.validation.every:
         raise ValueError(
-            "validation.every must be 0 for privacy.secure: scores at workers are not summed yet"
+            "validation.every must be 0 for privacy.secure: scores at workers do not come masked"
         )

@@ -10,12 +10,10 @@ from google.protobuf.message import Message
 
 from common.errors import BadMessage
 from common.secagg.news import Ended, Endorsements, Roster, Said, SecureNews, Sharers, Survivors
-from common.secagg.records import Endorsement, Kind, Opening, PublicKeys, ShareOffer
+from common.secagg.records import MOST_WORKERS, Endorsement, Kind, Opening, PublicKeys, ShareOffer
 from common.secure_task import MOST_COUNTED, SecureSpec, SecureTask
 from common.transport.texts import one_line, worker_name
 
-# As many as a round may have; a worker's shares for so many still fit into a message.
-MOST_WORKERS = 128
 _DIGEST_BYTES = 32
 _MOST_SEALED, _MOST_SIGNATURE, _MOST_CERTIFICATE = 512, 1024, 16 * 1024
 
