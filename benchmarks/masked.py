@@ -4,6 +4,7 @@ openings."""
 import asyncio
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,8 +28,7 @@ class MaskedMute(Mute):
     def __init__(self, address: Address, name: str, folder: Path, tls: Path, audited: bool) -> None:
         super().__init__(address, name, folder, tls, audited)
         files = TlsFiles.in_folder(tls / name)
-        shown = signing(files)
-        self._policy = SecurePolicy(True, 3, shown.sign, shown.certificate, verifier(files.authority))
+        self._policy = SecurePolicy(True, 3, partial(signing, files), verifier(files.authority))
         self._changed = Notifier()
 
     def _joining(self, name: str) -> JoinRequest:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -153,5 +154,5 @@ def _policy(options: WorkerOptions) -> SecurePolicy:
     pins = None if asked.peers is None else peers_file(asked.peers)
     # Who names its peers wants nobody else to see its updates.
     required = asked.required or pins is not None
-    shown, verify = signing(tls.files), verifier(tls.files.authority, tls.files.revoked, pins)
-    return SecurePolicy(required, asked.floor, shown.sign, shown.certificate, verify)
+    verify = verifier(tls.files.authority, tls.files.revoked, pins)
+    return SecurePolicy(required, asked.floor, partial(signing, tls.files), verify)

@@ -5,6 +5,7 @@ Each step is on disk before anybody hears of it, and asked again it is answered 
 """
 
 import logging
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,12 +55,13 @@ class SecureDesk:
         self._name, self._run, self._coordinator, self._outbox = name, run, coordinator, outbox
         self._policy = policy
         signed = run.secure is not None and run.secure.signed
-        self._sign = policy.sign if signed else None
+        self._signing = policy.signing if signed else None
         self._verify = policy.verify if signed else None
-        self._certificate = policy.certificate if signed else b""
         self._files = SecureFiles(folder)
         self._within = self._found()
         self._context = digest(self._within) if self._within else b""
+        self._one_try = threading.Lock()
+        """Held while files of a try are made by another thread, or go."""
         self._waiting: list[SecureNews] = []
         self._said: set[type] = set()
         """Kinds of answers that the coordinator has of this process in this try."""
@@ -114,13 +116,15 @@ class SecureDesk:
             raise SecureRefused(
                 f"round {within.round}: this worker has lost the keys of try {within.attempt}; it sits it out"
             )
-        self._files.clear()
-        self._files.remember(following)
-        secrets = Secrets.generate()
-        keys = member.offer_keys(secrets, within, self._name, self._sign, self._certificate)
-        self._files.keep_keys(within, secrets, keys)
-        self._within, self._context, self._said = within, digest(within), set()
-        self._survivors = None
+        secrets, shown = Secrets.generate(), self._signing and self._signing()
+        sign, certificate = (shown.sign, shown.certificate) if shown else (None, b"")
+        with self._one_try:
+            self._files.clear()
+            self._files.remember(following)
+            keys = member.offer_keys(secrets, within, self._name, sign, certificate)
+            self._files.keep_keys(within, secrets, keys)
+            self._within, self._context, self._said = within, digest(within), set()
+            self._survivors = None
 
     @property
     def agreed(self) -> bool:
@@ -132,7 +136,7 @@ class SecureDesk:
 
         Raises SecureRefused, BadUpdate.
         """
-        # This try's throughout: another may begin meanwhile.
+        # This try's throughout: in the event loop another may begin meanwhile.
         within, context = self._require_try(), self._context
         assert self._run.secure is not None
         if (made := self._files.masked()) is not None:
@@ -152,11 +156,14 @@ class SecureDesk:
         for name, tensor in tensors.items():
             for mask in streams:
                 masks.add(as_ring(tensor), mask, name, context)
-        # From here on: whatever becomes of the file, no other is made for these sharers.
-        self._files.remember(history.masking(self._require_history(), sharers))
         bare = replace(header, examples=0, loss=0.0, seconds=0.0, targets=0)
         told = replace(bare, attempt=within.attempt, context=context)
-        return self._files.keep_masked(told, lambda path: write_tensors(path, tensors))
+        with self._one_try:
+            if self._context != context:
+                raise SecureRefused(f"round {within.round}: try {within.attempt} is over")
+            # From here on: whatever becomes of the file, no other is made for these sharers.
+            self._files.remember(history.masking(self._require_history(), sharers))
+            return self._files.keep_masked(told, lambda path: write_tensors(path, tensors))
 
     # --- news ---
 
@@ -225,7 +232,7 @@ class SecureDesk:
                 held.sharers,
                 survivors,
                 self._policy.floor,
-                self._sign,
+                self._signing().sign if self._signing else None,
             )
             self._files.remember(following)
             self._files.keep_endorsement(endorsement)
@@ -269,10 +276,11 @@ class SecureDesk:
 
         Before that another try at the round asks for the same update.
         """
-        self._files.clear()
+        with self._one_try:
+            self._files.clear()
+            self._within, self._context = None, b""
         if summed:
             self._outbox.drop()
-        self._within, self._context = None, b""
 
     def _require_try(self) -> SecureRound:
         assert self._within is not None

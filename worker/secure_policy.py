@@ -1,11 +1,13 @@
 """What a worker's owner asks of secure aggregation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.errors import CannotTrain, NotAllowed, SecureRefused
 from common.records import EvaluateTask, ModelTask, RunSpec, TrainTask
 from common.secagg.context import default_colluding
-from common.secagg.records import LEAST_WORKERS, SecureRound, Signer, Verifier
+from common.secagg.records import LEAST_WORKERS, SecureRound, Verifier
+from common.trust.signing import Signing
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,8 @@ class SecurePolicy:
     """Take part in no run that does not sum masked updates."""
     floor: int = LEAST_WORKERS
     """Open no sum of fewer workers."""
-    sign: Signer | None = None
-    certificate: bytes = b""
+    signing: Callable[[], Signing] | None = None
+    """Asked at every try: certificates are renewed while a worker runs."""
     verify: Verifier | None = None
     """None without TLS, or where keys are not signed."""
 
@@ -42,7 +44,7 @@ class SecurePolicy:
                 f"the run sums {spec.minimum} workers at least, and --min-aggregate wants {self.floor}; ask "
                 "the run's owner for a larger rounds.minimum"
             )
-        if spec.signed and self.sign is None:
+        if spec.signed and self.signing is None:
             raise NotAllowed("the run's workers know each other by certificates: give --tls")
         if not spec.signed and self.verify is not None:
             raise NotAllowed(
@@ -90,7 +92,13 @@ def require_as_joined(run: RunSpec, task: ModelTask) -> None:
 
 
 def require_same_sums(before: RunSpec, now: RunSpec) -> None:
-    """Raises NotAllowed when a coordinator tells otherwise than before what it sees of updates."""
+    """Raises NotAllowed when a coordinator tells otherwise than before what it sees of updates, or promises
+    of examples."""
+    if before.dp != now.dp:
+        raise NotAllowed(
+            "the coordinator promises other differential privacy now than before; ask the run's owner why "
+            "[privacy.dp] has changed"
+        )
     if before.secure != now.secure:
         raise NotAllowed(
             f"the coordinator takes {_seen(now)} now, and spoke of {_seen(before)} before; ask the run's "

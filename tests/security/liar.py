@@ -217,8 +217,8 @@ class Scene:
         )
         self.client.seal()
         files = TlsFiles.in_folder(self._folder(ME))
-        shown, verify = signing(files), verifier(files.authority, None, self.pins)
-        self.policy = SecurePolicy(True, 3, shown.sign, shown.certificate, verify)
+        verify = verifier(files.authority, None, self.pins)
+        self.policy = SecurePolicy(True, 3, lambda: signing(files), verify)
         self.restart()
 
     def _folder(self, name: str) -> Path:
