@@ -206,13 +206,13 @@ def device(name: str) -> Finding:
     """Whether torch computes there."""
     import torch
 
-    try:
-        torch.ones(64, 64, device=name).square().sum().item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    from common.runtime.compute import device_problem
+
+    if (problem := device_problem(name)) is not None:
         there = torch.cuda.device_count()
         other = f"one of {there} GPUs" if there else "install a torch and a driver for the GPU"
         fix = f"take cpu, or {other}"
-        return Finding("device", f"{name}: {str(error).splitlines()[0]}", fix)
+        return Finding("device", f"{name}: {problem}", fix)
     return Finding("device", f"torch computes on {name}")
 
 

@@ -139,14 +139,11 @@ def _device(name: str) -> "torch.device":
     import torch
 
     from common.errors import ConfigError
+    from common.runtime.compute import device_problem
 
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise ConfigError(f"--device {name} cannot be used: {reason}") from error
-    return device
+    if (problem := device_problem(name)) is not None:
+        raise ConfigError(f"--device {name} cannot be used: {problem}")
+    return torch.device(name)
 
 
 def _bytes_of(run: Path) -> dict[str, int]:

@@ -101,3 +101,13 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def device_problem(name: str) -> str | None:
+    """Why torch cannot compute on a device of this name, in a line; None where it can."""
+    try:
+        torch.ones(64, 64, device=name).square().sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # What torch raises for a name that is none, a build without the device, one that is not there.
+        return str(error).strip().splitlines()[0][:200]
+    return None
