@@ -107,6 +107,11 @@ def clipped_sum(
     return sums
 
 
+def _trained(adapted: Adapted) -> list[nn.Module]:
+    modules = adapted.model.modules()
+    return [m for m in modules if any(p.requires_grad for p in m.parameters(recurse=False))]
+
+
 @contextmanager
 def _each_used_once(adapted: Adapted) -> Iterator[None]:
     """Raises ModelError where a trained module is used twice in a pass: what comes of its use on what is no
@@ -122,9 +127,7 @@ def _each_used_once(adapted: Adapted) -> Iterator[None]:
                 'alone (adapter.targets = "none")'
             )
 
-    modules = adapted.model.modules()
-    trained = [m for m in modules if any(p.requires_grad for p in m.parameters(recurse=False))]
-    hooks = [module.register_forward_pre_hook(note) for module in trained]
+    hooks = [module.register_forward_pre_hook(note) for module in _trained(adapted)]
     try:
         yield
     finally:
@@ -162,11 +165,7 @@ def per_example_gradients(adapted: Adapted) -> Iterator[None]:
     from opacus.grad_sample.grad_sample_module import GradSampleHooks
 
     adapted.model.eval()
-    trained = [
-        module
-        for module in adapted.model.modules()
-        if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-    ]
+    trained = _trained(adapted)
     if odd := [module for module in trained if not isinstance(module, nn.Linear)]:
         raise ModelError(f"privacy.dp trains linear maps alone, and there is a {type(odd[0]).__name__}")
     for module in trained:
