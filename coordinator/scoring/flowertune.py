@@ -2,8 +2,8 @@
 
 Data sets, splits, the order of a prompt's parts and what is taken from an answer are those of
 benchmarks/flowertune-llm/evaluation in Flower's repository (github.com/adap/flower); the instructions are in
-our own words. There the model generates, and its answer is read: that is the figure `leaderboard` here. The
-choices' likelihoods behind the same prompts are told beside it.
+our own words. There the model generates, and its answer is read: that is the figure `answered_right` here.
+The choices' likelihoods behind the same prompts are told beside it.
 """
 
 import math

@@ -240,7 +240,7 @@ def _benchmark(
         float(benchmark.said(answer) == question.choices[question.answer].lower())
         for answer, question in zip(answers, questions, strict=True)
     ]
-    figures = {"leaderboard": mean(right)} | dict(scores.figures)
+    figures = {"answered_right": mean(right)} | dict(scores.figures)
     answered = [
         Answered(question.place, question.choices[question.answer], answer)
         for question, answer in zip(questions, answers, strict=True)
