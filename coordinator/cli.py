@@ -120,6 +120,10 @@ def init(
             "model.path": model or "path/to/model",
             "data.public.path": _beside(out, public) or "public.jsonl",
         }
+        asked = labels is not None and _classes(labels) == ASK
+        if asked and (tls is not None or epsilon is not None):
+            option = "--epsilon" if tls is None else "--tls"
+            raise ConfigError(f"--labels ask does not go with {option}: workers' classes come as they are")
         if tls is not None:
             values |= _with_tls(out, tls)
         if epsilon is not None:

@@ -155,6 +155,7 @@ def worker(
     from common.observability.logs import set_up_logging
     from common.transport.wire import worker_name
     from common.trust.identity import Role
+    from common.trust.signing import peers_file
     from common.trust.tls import open_tls
 
     if (data is None) == (preset is None):
@@ -182,6 +183,7 @@ def worker(
             raise ConfigError(f"--epsilon must be > 0, got {epsilon:g}")
         if peers is not None and opened is None:
             raise ConfigError("--peers names keys of certificates: give --tls, too")
+        pins = None if peers is None else peers_file(peers)
         if validation is not None and not validation.exists():
             raise DataError(f"{validation}: no such data file or folder")
     set_up_logging("worker", verbose=verbose, worker=name, form=log_format)
@@ -210,7 +212,7 @@ def worker(
                 tells_classes=not keep_classes,
                 tls=opened,
                 privacy=PrivacyPolicy(require_dp, epsilon),
-                secure=SecureOptions(require_secure, min_aggregate, peers, forget_opening),
+                secure=SecureOptions(require_secure, min_aggregate, pins, forget_opening),
             )
         )
     )

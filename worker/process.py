@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -26,7 +27,7 @@ from common.secagg.records import LEAST_WORKERS
 from common.storage.files import locked
 from common.transport.rpc import KEEPALIVE_SECONDS
 from common.transport.wire import worker_name
-from common.trust.signing import peers_file, signing, verifier
+from common.trust.signing import signing, verifier
 from common.trust.tls import Tls
 from worker.client import CoordinatorClient
 from worker.connection import Endpoint
@@ -49,7 +50,8 @@ class SecureOptions:
 
     required: bool = False
     floor: int = LEAST_WORKERS
-    peers: Path | None = None
+    peers: Mapping[str, str] | None = None
+    """Fingerprints of the other workers' keys, by name; None: whoever the authority certifies."""
     forget_opening: bool = False
 
 
@@ -147,12 +149,11 @@ async def _work_in_folder(options: WorkerOptions, name: str, address: Address) -
 
 
 def _policy(options: WorkerOptions) -> SecurePolicy:
-    """Raises CertificateError, ConfigError."""
+    """Raises CertificateError."""
     asked, tls = options.secure, options.tls
     if tls is None:
         return SecurePolicy(asked.required, asked.floor)
-    pins = None if asked.peers is None else peers_file(asked.peers)
     # Who names its peers wants nobody else to see its updates.
-    required = asked.required or pins is not None
-    verify = verifier(tls.files.authority, tls.files.revoked, pins)
+    required = asked.required or asked.peers is not None
+    verify = verifier(tls.files.authority, tls.files.revoked, asked.peers)
     return SecurePolicy(required, asked.floor, partial(signing, tls.files), verify)

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from common.model.tasks import auto_class
 from common.records import TaskKind
 from common.task_forms import FORMS
 from coordinator.modelling.checkpoint import reason
+from coordinator.modelling.hub import asked_of_hub
 
 # What it reports by the screenful is judged and told in a line here; its bars are noise.
 transformers_logging.set_verbosity_error()
@@ -137,11 +139,15 @@ def _base_of(path: str, adapter: PeftConfig, base: str | None) -> str:
 
 
 def _config(path: str) -> PretrainedConfig:
+    here, load = Path(path).is_dir(), partial(AutoConfig.from_pretrained, trust_remote_code=False)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config: PretrainedConfig = load(path) if here else asked_of_hub(path, load)
+    except ModelError:
+        raise
     except Exception as error:
         # Of no one class, as above.
-        raise ModelError(f"model {path}: its configuration cannot be used: {reason(error)}") from error
+        told = "config.json cannot be used" if here else "no such directory, and not to be had from the hub"
+        raise ModelError(f"model {path}: {told}: {reason(error)}") from error
     return config
 
 

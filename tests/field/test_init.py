@@ -78,5 +78,8 @@ def test_certificates_bring_mutual_tls_and_secure_sums(tmp_path: Path) -> None:
     (tmp_path / "run.toml").unlink()
     done = init(tmp_path, "--tls", str(tmp_path / "a"))
     assert done.exit_code == 2 and "a certificate of role coordinator is needed" in done.stderr
+    # What workers tell of their classes is in no sum: the file would be none that runs.
+    done = init(tmp_path, "--labels", "ask", "--tls", str(tmp_path / "hub"))
+    assert done.exit_code == 2 and "--labels ask does not go with --tls" in done.stderr
     done = init(tmp_path, "--tls", str(tmp_path / "nothing"))
     assert done.exit_code == 2 and not (tmp_path / "run.toml").exists()
