@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from common.records import ArtifactRef
 from common.secagg.records import Endorsement, Kind, Opening, PublicKeys, ShareOffer
@@ -78,13 +79,13 @@ class SecureTries:
     def endorsements(self, round_number: int, attempt: int) -> dict[str, Endorsement]:
         """Signatures under who survived."""
         found = self._said(round_number, attempt, ENDORSEMENTS)
-        return {w: Endorsement(w, bytes.fromhex(str(c["signature"]))) for w, c in found}
+        return {w: Endorsement(w, bytes.fromhex(c["signature"])) for w, c in found}
 
     def openings(self, round_number: int, attempt: int) -> dict[str, tuple[Opening, ...]]:
         """Shares in the clear."""
         return {w: _openings(c) for w, c in self._said(round_number, attempt, OPENINGS)}
 
-    def _said(self, round_number: int, attempt: int, step: str) -> list[tuple[str, dict[str, object]]]:
+    def _said(self, round_number: int, attempt: int, step: str) -> list[tuple[str, dict[str, Any]]]:
         query = (
             "SELECT worker, content FROM secure_said WHERE round = ? AND try = ? AND step = ? ORDER BY worker"
         )
@@ -135,12 +136,9 @@ class SecureTries:
         self._database.settle()
 
 
-def _task(told: dict[str, object]) -> SecureTask:
-    fields: dict[str, object] = dict(told)
-    for name in ("drawn", "electorate"):
-        fields[name] = tuple(fields[name])  # type: ignore[arg-type]
-    fields["context"] = bytes.fromhex(str(fields["context"]))
-    return SecureTask(**fields)  # type: ignore[arg-type]
+def _task(told: dict[str, Any]) -> SecureTask:
+    named = {name: tuple(told[name]) for name in ("drawn", "electorate")}
+    return SecureTask(**told | named | {"context": bytes.fromhex(told["context"])})
 
 
 def _plain(content: Content) -> object:
@@ -159,20 +157,17 @@ def _plain(content: Content) -> object:
             return {"opened": [[o.about, o.kind, o.share.hex()] for o in openings]}
 
 
-def _keys(worker: str, content: dict[str, object]) -> PublicKeys:
-    return PublicKeys(worker, **{name: bytes.fromhex(str(value)) for name, value in content.items()})
+def _keys(worker: str, content: dict[str, Any]) -> PublicKeys:
+    return PublicKeys(worker, **{name: bytes.fromhex(value) for name, value in content.items()})
 
 
-def _offer(worker: str, content: dict[str, object]) -> ShareOffer:
-    sealed: dict[str, str] = content["sealed"]  # type: ignore[assignment]
-    digests: list[tuple[str, str, str]] = content["digests"]  # type: ignore[assignment]
+def _offer(worker: str, content: dict[str, Any]) -> ShareOffer:
     return ShareOffer(
         worker,
-        {name: bytes.fromhex(value) for name, value in sealed.items()},
-        {(name, Kind(kind)): bytes.fromhex(value) for name, kind, value in digests},
+        {name: bytes.fromhex(value) for name, value in content["sealed"].items()},
+        {(name, Kind(kind)): bytes.fromhex(value) for name, kind, value in content["digests"]},
     )
 
 
-def _openings(content: dict[str, object]) -> tuple[Opening, ...]:
-    opened: list[tuple[str, str, str]] = content["opened"]  # type: ignore[assignment]
-    return tuple(Opening(about, Kind(kind), bytes.fromhex(share)) for about, kind, share in opened)
+def _openings(content: dict[str, Any]) -> tuple[Opening, ...]:
+    return tuple(Opening(about, Kind(kind), bytes.fromhex(share)) for about, kind, share in content["opened"])
