@@ -17,6 +17,7 @@ from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from common.transport.rpc import _ERROR_KEY
 from common.trust.identity import Role
 from coordinator.federation.authorization import MAY_CALL
 from tests.security.guarded import COORDINATOR, Certificates, Guarded
@@ -128,7 +129,21 @@ def request_for(call: MethodDescriptor, session: str, worker: str) -> Message:
 
 
 async def attempt(channel: aio.Channel, call: MethodDescriptor, request: Message) -> StatusCode:
-    """How the call is answered; OK also for a stream whose first message came."""
+    """How the call is answered; OK also for a stream whose first message came.
+
+    A refusal may arrive while this side still writes its stream: gRPC's own client then reports the broken
+    write, INTERNAL, in the answer's place. No server of ours says that without naming its error, so such a
+    call is made again, as a worker makes it.
+    """
+    for _ in range(5):
+        code, named = await _once(channel, call, request)
+        if named or not call.client_streaming or code is not StatusCode.INTERNAL:
+            break
+    return code
+
+
+async def _once(channel: aio.Channel, call: MethodDescriptor, request: Message) -> tuple[StatusCode, bool]:
+    """How the call is answered, and whether the answer names an error of ours."""
     path = f"/{call.containing_service.full_name}/{call.name}"
     reply_type = GetMessageClass(call.output_type)
     coders = (type(request).SerializeToString, reply_type.FromString)
@@ -148,8 +163,8 @@ async def attempt(channel: aio.Channel, call: MethodDescriptor, request: Message
                 await both.read()
                 both.cancel()
     except aio.AioRpcError as error:
-        return error.code()
-    return StatusCode.OK
+        return error.code(), _ERROR_KEY in dict(error.trailing_metadata() or ())
+    return StatusCode.OK, False
 
 
 async def worker_a(guarded: Guarded) -> str:
