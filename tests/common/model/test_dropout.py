@@ -72,3 +72,13 @@ def test_a_model_drops_so_while_it_is_open_and_is_left_as_found() -> None:
         model.eval()
     assert dict(model.named_modules()) == before
     assert model.state_dict().keys() == {"a.0.weight", "a.0.bias"}
+
+
+@pytest.mark.parametrize("share", [2**-16, 0.1, 0.5, 1 - 2**-16])
+def test_exactly_the_draws_below_the_level_are_dropped(share: float) -> None:
+    level = round(share * 2**16)
+    torch.manual_seed(5)
+    found = dropped(torch.ones(4_000_000), share) == 0
+    torch.manual_seed(5)
+    drawn = torch.empty(1_000_000, dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)
+    assert torch.equal(found, drawn.long() + 2**15 < level)
