@@ -94,6 +94,10 @@ class SessionReplaced(FedPftError):
     """Another worker joined under the same name."""
 
 
+class UnknownRun(FedPftError):
+    """The coordinator does not hold the run that a call is about."""
+
+
 class ClassesWanted(FedPftError):
     """The run has to know the worker's classes before it may join."""
 

@@ -6,7 +6,8 @@ PROTOCOL_MIN = 1
 # 5: scores at the workers; workers asked for their classes before they join, and how these weigh; SGD; FFN
 # neurons tuned in full; conversations. 6: updates that are summed masked, or weighed by
 # target tokens; int8; differential privacy.
-PROTOCOL_MAX = 6
+# 7: workers that ask which run there is for them, and may decline it.
+PROTOCOL_MAX = 7
 LABELS_FILE_SINCE = 3
 VALIDATION_SINCE = 5
 CLASSES_SINCE = 5
@@ -17,3 +18,4 @@ SECURE_SINCE = 6
 TARGETS_SINCE = 6
 INT8_SINCE = 6
 DP_SINCE = 6
+FIND_SINCE = 7

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from common.private_task import DpSpec
 from common.quantization import Quantization
+from common.run_offers import RunTerms
 from common.secure_task import SecureSpec, SecureTask
 
 
@@ -194,6 +195,7 @@ class RunSpec:
     asks_targets: bool = False  # Whether an update is to name its target tokens, which it is weighed by.
     quantization: Quantization = Quantization.NONE  # Of the sub-FM's frozen weights.
     dp: DpSpec | None = None  # Set: differential privacy.
+    terms: RunTerms | None = None  # None of a coordinator from before protocol 7.
 
 
 @dataclass(frozen=True)
@@ -268,8 +270,7 @@ class EvaluateTask:
     adapter: ArtifactRef
     seconds_left: float
     attempt: int
-    traceparent: str = field(default="", compare=False)
-    """As of a TrainTask."""
+    traceparent: str = field(default="", compare=False)  # As of a TrainTask.
 
 
 # Tasks that a worker needs the sub-FM and an adapter for.
@@ -327,7 +328,6 @@ class UpdateHeader:
 @dataclass(frozen=True)
 class ScoreSums:
     """What scores are made of, all of it sums over examples; `common.model.scores` makes and reads them.
-
     Answers are what is right or wrong: an example, or one of its words or tokens. `loss` in nats, or squared
     errors. `counts` and `sums` are the states of the task's further metrics, in a fixed order.
     """

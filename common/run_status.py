@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.records import Phase, Progress, TaskKind
+from common.run_offers import Declined
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,8 @@ class RunStatus:
 
     privacy: tuple[str, ...] = ()
     """What the coordinator does not see of its workers, in lines for people."""
+    declined: tuple[Declined, ...] = ()
+    """Workers that take no part, by name."""
 
     @property
     def at_workers(self) -> tuple[Validation, ...]:

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from common.config.choices import ClassWeights, LoraAveraging, ModelDtype, UpdateWeights
@@ -18,6 +18,7 @@ from common.records import (
     TaskSpec,
     TrainingSpec,
 )
+from common.run_offers import RunTerms
 from common.runtime.compute import Compute
 from common.secagg.records import LEAST_WORKERS
 from common.secure_task import SecureSpec
@@ -42,6 +43,10 @@ class RunContext:
     traffic: TrafficCounter
     metrics: Metrics
     compute: Compute
+    submitter: str = field(default="", init=False)
+    """Identity of the admin who submitted the run; "" where its configuration file began it."""
+    label: str = field(default="", init=False)
+    """The run's name for people."""
 
     @classmethod
     def of(cls, config: RunConfig, store: Store, compute: Compute) -> "RunContext":
@@ -59,7 +64,9 @@ class RunContext:
     @cached_property
     def spec(self) -> RunSpec:
         """What workers are told of the run."""
-        return run_spec(self.config, self.store.run_id(), self._labels_file(), self.store.classes.get())
+        spec = run_spec(self.config, self.store.run_id(), self._labels_file(), self.store.classes.get())
+        assert spec.terms is not None
+        return replace(spec, terms=replace(spec.terms, submitter=self.submitter, label=self.label))
 
     def _labels_file(self) -> ArtifactRef | None:
         """Labels that are too many for a message, as an artifact."""
@@ -147,6 +154,7 @@ def run_spec(
         config.weighs_tokens,
         config.sub_fm.quantization,
         dp_spec(config),
+        RunTerms(config.rounds.count, config.sub_fm.construction),
     )
 
 

@@ -191,6 +191,7 @@ class _Service:
             watch.cancel()
             (directory / ENDPOINT_FILE).unlink(missing_ok=True)
             self._sessions.close()
+            self._federation.offers.close()
             self._run.events.close()
             if page:
                 await asyncio.to_thread(page.close)

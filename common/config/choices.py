@@ -2,13 +2,7 @@
 
 from enum import StrEnum
 
-
-class Construction(StrEnum):
-    """How the sub-FM comes from the FM: FedPFT's, FedOT's, and FedPETuning's (all of it)."""
-
-    FFN_PRUNING = "ffn-pruning"
-    LAYER_DROP = "layer-drop"
-    FULL = "full"
+from common.run_offers import Construction as Construction
 
 
 class ModelDtype(StrEnum):

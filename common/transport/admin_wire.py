@@ -6,6 +6,7 @@ from dataclasses import asdict
 from fedpft.v1 import admin_pb2, types_pb2
 
 from common.records import Phase, TaskKind
+from common.run_offers import Declined
 from common.run_status import (
     Evaluation,
     Event,
@@ -18,10 +19,12 @@ from common.run_status import (
     WorkerStatus,
 )
 from common.transport.enums import enum_from_pb
+from common.transport.texts import one_line
 from common.transport.wire import progress_from_pb, progress_to_pb
 
 # The largest item is a gradient gap of a model of a thousand layers: 50 KB.
 _ITEMS_A_PART = 16
+_LISTS = ("workers", "evaluations", "gaps", "validations", "declined")
 
 
 def _worker_status_to_pb(w: WorkerStatus) -> admin_pb2.WorkerStatus:
@@ -114,6 +117,7 @@ def status_to_pb(s: RunStatus) -> admin_pb2.GetStatusResponse:
         best=s.best,
         result=s.result,
         privacy=s.privacy,
+        declined=[admin_pb2.DeclinedWorker(**asdict(d)) for d in s.declined],
     )
 
 
@@ -142,13 +146,14 @@ def status_from_pb(m: admin_pb2.GetStatusResponse) -> RunStatus:
         best=m.best,
         result=m.result,
         privacy=tuple(m.privacy),
+        declined=tuple(Declined(d.worker, one_line(d.reason), d.time) for d in m.declined),
     )
 
 
 def status_parts(s: RunStatus) -> Iterator[admin_pb2.ReadStatusResponse]:
     """A status in messages of bounded size: lists go on where the part before ended."""
     whole = status_to_pb(s)
-    rest = {name: list(getattr(whole, name)) for name in ("workers", "evaluations", "gaps", "validations")}
+    rest = {name: list(getattr(whole, name)) for name in _LISTS}
     for name in rest:
         whole.ClearField(name)  # type: ignore[arg-type]  # mistyped for names that vary
     yield admin_pb2.ReadStatusResponse(part=whole)

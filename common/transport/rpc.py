@@ -40,6 +40,8 @@ KEEPALIVE_SECONDS = 20.0
 _LEAST_KEEPALIVE_SECONDS = 0.4
 
 _ERROR_KEY = "fedpft-error"
+# Metadata of a worker's call: the id of the run that it concerns.
+RUN_KEY = "fedpft-run"
 
 Options = list[tuple[str, int]]
 
@@ -109,6 +111,7 @@ STATUS: dict[type[FedPftError], StatusCode] = {
     errors.ClassesWanted: StatusCode.FAILED_PRECONDITION,
     errors.NameTaken: StatusCode.ALREADY_EXISTS,
     errors.UnknownArtifact: StatusCode.NOT_FOUND,
+    errors.UnknownRun: StatusCode.NOT_FOUND,
     errors.BrokenTransfer: StatusCode.OUT_OF_RANGE,
     errors.BadDigest: StatusCode.DATA_LOSS,
     errors.BadUpdate: StatusCode.INVALID_ARGUMENT,
@@ -167,6 +170,12 @@ def new_channel(
 def _named(kind: type[FedPftError]) -> tuple[tuple[str, str]]:
     """Metadata by which the caller knows the error's class, and that it comes from a handler at all."""
     return ((_ERROR_KEY, kind.__name__),)
+
+
+def run_named(context: aio.ServicerContext[Any, Any]) -> str:
+    """The id of the run that a call says it concerns; empty where it says none."""
+    named = dict(context.invocation_metadata() or ()).get(RUN_KEY, "")
+    return named if isinstance(named, str) else ""
 
 
 async def refuse(context: aio.ServicerContext[Any, Any], error: FedPftError) -> NoReturn:

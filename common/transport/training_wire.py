@@ -1,4 +1,4 @@
-"""How workers train, and under which promise of privacy ↔ their messages."""
+"""How workers train, under which promise of privacy and on which terms ↔ their messages."""
 
 import math
 
@@ -7,7 +7,9 @@ from fedpft.v1 import types_pb2
 from common.errors import BadMessage
 from common.private_task import DpSpec, DpUnit
 from common.records import LocalOptimizer, TrainingSpec
+from common.run_offers import Construction, RunTerms
 from common.transport.enums import enum_from_pb
+from common.transport.texts import one_line
 
 
 def training_to_pb(spec: TrainingSpec) -> types_pb2.TrainingSpec:
@@ -69,3 +71,19 @@ def dp_from_pb(m: types_pb2.DpSpec) -> DpSpec:
     if m.delta >= 1 or not m.batch_size or not m.rounds:
         raise BadMessage("differential privacy's delta must be < 1, batch_size and rounds >= 1")
     return DpSpec(unit, m.epsilon, m.delta, m.clip, m.batch_size, m.rounds)
+
+
+def terms_to_pb(terms: RunTerms | None) -> types_pb2.RunTerms | None:
+    if terms is None:
+        return None
+    return types_pb2.RunTerms(
+        rounds=terms.rounds,
+        construction=types_pb2.Construction.Value(f"CONSTRUCTION_{terms.construction.name}"),
+        submitter=terms.submitter,
+        label=terms.label,
+    )
+
+
+def terms_from_pb(m: types_pb2.RunTerms) -> RunTerms:
+    construction = enum_from_pb(Construction, types_pb2.Construction, "CONSTRUCTION_", m.construction)
+    return RunTerms(m.rounds, construction, one_line(m.submitter), one_line(m.label))

@@ -38,7 +38,14 @@ from common.transport.enums import enum_from_pb
 from common.transport.texts import digest as digest
 from common.transport.texts import one_line as one_line
 from common.transport.texts import worker_name as worker_name
-from common.transport.training_wire import dp_from_pb, dp_to_pb, training_from_pb, training_to_pb
+from common.transport.training_wire import (
+    dp_from_pb,
+    dp_to_pb,
+    terms_from_pb,
+    terms_to_pb,
+    training_from_pb,
+    training_to_pb,
+)
 
 _MOST_U32 = 2**32 - 1
 
@@ -124,6 +131,7 @@ def run_spec_to_pb(r: RunSpec) -> types_pb2.RunSpec:
         asks_targets=r.asks_targets,
         quantization=types_pb2.Quantization.Value(f"QUANTIZATION_{r.quantization.name}"),
         dp=dp_to_pb(r.dp),
+        terms=terms_to_pb(r.terms),
     )
 
 
@@ -150,6 +158,7 @@ def run_spec_from_pb(m: types_pb2.RunSpec) -> RunSpec:
         # 0: of a coordinator from before there was a choice.
         quantization=enum_from_pb(Quantization, types_pb2.Quantization, "QUANTIZATION_", m.quantization or 1),
         dp=dp_from_pb(m.dp) if m.HasField("dp") else None,
+        terms=terms_from_pb(m.terms) if m.HasField("terms") else None,
     )
 
 

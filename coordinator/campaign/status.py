@@ -18,6 +18,7 @@ from coordinator.context import RunContext, settled
 from coordinator.federation.inbox import Inbox
 from coordinator.federation.rounds import Over, RoundState, Work
 from coordinator.federation.sessions import Session, Sessions
+from coordinator.storage.declined import DeclinedTable
 from coordinator.storage.store import Store
 
 # Where a run stands while workers are asked for something.
@@ -52,6 +53,7 @@ def stored_status(store: Store, config: RunConfig, workers: bool = True) -> RunS
         best=scores.best or 0,
         result=result,
         privacy=privacy_told.lines(config, store),
+        declined=DeclinedTable(store.database).all(),
     )
 
 

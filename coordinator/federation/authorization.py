@@ -27,6 +27,8 @@ _ALL = frozenset(Role)
 
 # Every call that is served. A test compares this with the services' descriptors; what is missing is refused.
 MAY_CALL: Mapping[str, frozenset[Role]] = {
+    "/fedpft.v1.FederationService/FindRun": _WORKERS,
+    "/fedpft.v1.FederationService/DeclineRun": _WORKERS,
     "/fedpft.v1.FederationService/Join": _WORKERS,
     "/fedpft.v1.FederationService/DescribeRun": _WORKERS,
     "/fedpft.v1.FederationService/TellClasses": _WORKERS,
@@ -163,13 +165,22 @@ class Admission:
 
     def require(self, worker: str, context: aio.ServicerContext[Any, Any]) -> None:
         """Raise NotAllowed unless this run admits the worker, and the caller is it."""
-        peer = peer_of(context)
-        if peer is not None and peer.identity != Identity(Role.WORKER, worker):
-            raise NotAllowed(
-                f"the certificate is {peer.identity}'s and cannot speak for worker {worker!r}; "
-                "leave out --name to go by the certificate's"
-            )
-        if self._workers is not None and worker not in self._workers:
+        require_speaker(worker, context)
+        if not self.admits(worker):
             raise NotAllowed(
                 f"this run does not admit worker {worker!r}; its owner has to add it to admission.workers"
             )
+
+    def admits(self, worker: str) -> bool:
+        """Whether the worker may take part."""
+        return self._workers is None or worker in self._workers
+
+
+def require_speaker(worker: str, context: aio.ServicerContext[Any, Any]) -> None:
+    """Raise NotAllowed unless the caller is this worker."""
+    peer = peer_of(context)
+    if peer is not None and peer.identity != Identity(Role.WORKER, worker):
+        raise NotAllowed(
+            f"the certificate is {peer.identity}'s and cannot speak for worker {worker!r}; "
+            "leave out --name to go by the certificate's"
+        )

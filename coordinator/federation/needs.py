@@ -16,6 +16,7 @@ from common.protocol import (
 )
 from common.quantization import Quantization
 from common.records import JoinRequest, LocalOptimizer, RunSpec
+from common.run_offers import FindRequest
 from common.task_forms import FORMS
 
 
@@ -65,7 +66,7 @@ def require_protocol(run: RunSpec, newest: int) -> None:
             raise ProtocolMismatch(f"{told.format(f'protocol {newest}')}: upgrade the worker")
 
 
-def negotiated(request: JoinRequest) -> int:
+def negotiated(request: JoinRequest | FindRequest) -> int:
     """The newest protocol version that both sides speak. Raises ProtocolMismatch."""
     version = min(PROTOCOL_MAX, request.protocol_max)
     if version >= max(PROTOCOL_MIN, request.protocol_min):

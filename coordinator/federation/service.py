@@ -27,6 +27,8 @@ from coordinator.federation.authorization import PUBLISHED, Admission
 from coordinator.federation.contest import require_only, tell_replaced
 from coordinator.federation.inbox import Inbox
 from coordinator.federation.joining import require_able
+from coordinator.federation.offer_calls import OfferCalls
+from coordinator.federation.offers import Offers, require_run
 from coordinator.federation.outcomes import tell_received
 from coordinator.federation.rate_limits import RateLimiter
 from coordinator.federation.refusals import Refusals
@@ -41,7 +43,7 @@ log = logging.getLogger(__name__)
 Submission = federation_pb2.SubmitUpdateRequest | Chunk
 
 
-class FederationService(SecureCalls, federation_pb2_grpc.FederationServiceServicer):
+class FederationService(OfferCalls, SecureCalls, federation_pb2_grpc.FederationServiceServicer):
     """What workers call."""
 
     def __init__(
@@ -53,6 +55,7 @@ class FederationService(SecureCalls, federation_pb2_grpc.FederationServiceServic
         self._traffic, self._metrics = run.traffic, run.metrics
         self._limits = limits = run.config.limits
         self._admission = Admission(run.config.admission.workers)
+        self.offers = Offers(run, sessions)
         self._rate_limiter = RateLimiter(limits.calls_per_second, limits.streams)
         # Memory grows with concurrent streams, so their number is capped and the rest waits.
         self._slots = TransferSlots(run.config.server.max_transfers, STALL_SECONDS)
@@ -61,11 +64,11 @@ class FederationService(SecureCalls, federation_pb2_grpc.FederationServiceServic
     @answers
     async def Join(self, request: federation_pb2.JoinRequest, context: Any) -> federation_pb2.JoinResponse:
         joining = wire.join_request_from_pb(request)
-        self._admission.require(joining.worker, context)
-        self._rate_limiter.call(joining.worker)
+        self._require(joining.worker, context)
         require_able(self._run, self._sessions, joining)
         await require_only(self._run, self._sessions, joining, context)
         session, version = self._sessions.join(joining)
+        self.offers.joined(joining.worker)
         self._store.remember_worker(joining.worker, joining.examples, joining.software)
         self._store.validations.remember(joining.worker, session.validation)
         self._turns.joined(joining.worker, session.restarted)
@@ -89,9 +92,7 @@ class FederationService(SecureCalls, federation_pb2_grpc.FederationServiceServic
     async def DescribeRun(
         self, request: federation_pb2.DescribeRunRequest, context: Any
     ) -> federation_pb2.DescribeRunResponse:
-        worker = wire.worker_name(request.worker)
-        self._admission.require(worker, context)
-        self._rate_limiter.call(worker)
+        self._require(wire.worker_name(request.worker), context)
         return federation_pb2.DescribeRunResponse(run=wire.run_spec_to_pb(self._run.spec))
 
     @answers
@@ -99,8 +100,7 @@ class FederationService(SecureCalls, federation_pb2_grpc.FederationServiceServic
         self, request: federation_pb2.TellClassesRequest, context: Any
     ) -> AsyncIterator[federation_pb2.TellClassesResponse]:
         told = class_wire.class_counts_from_pb(request)
-        self._admission.require(told.worker, context)
-        self._rate_limiter.call(told.worker)
+        self._require(told.worker, context)
         self._traffic.up(told.worker, "control", request.ByteSize() + FRAME_BYTES)
         if not self._run.spec.asks_classes:
             return
@@ -288,8 +288,16 @@ class FederationService(SecureCalls, federation_pb2_grpc.FederationServiceServic
             self._events.record("worker_quit", *told)
         return reply
 
+    def _require(self, worker: str, context: Any) -> None:
+        """Raise UnknownRun, NotAllowed or TooMany unless the worker may call now, of this run."""
+        require_run(self._run.spec.run_id, context)
+        self._admission.require(worker, context)
+        self._rate_limiter.call(worker)
+
     def _session(self, token: str, context: Any) -> Session:
-        """The caller's session. Raises UnknownSession, SessionReplaced, TooMany, NotAllowed for another's."""
+        """The caller's session. Raises UnknownRun, UnknownSession, SessionReplaced, TooMany, NotAllowed for
+        another's."""
+        require_run(self._run.spec.run_id, context)
         try:
             session = self._sessions.find(token)
         except SessionReplaced:

@@ -94,6 +94,7 @@ def render(status: RunStatus) -> RenderableType:
         parts.append(_accuracies(status))
     if any(v.worker for v in status.validations):
         parts.append(_each_worker(status))
+    parts += [Text(f"worker {d.worker} declined: {d.reason}", "yellow") for d in status.declined]
     parts += [Text(f"privacy: {line}", "dim") for line in status.privacy]
     if status.best:
         parts.append(Text(_best(status), "dim"))

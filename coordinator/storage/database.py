@@ -126,6 +126,10 @@ CREATE TABLE IF NOT EXISTS validations (
 CREATE TABLE IF NOT EXISTS workers (
     name TEXT PRIMARY KEY, examples INTEGER NOT NULL, software TEXT NOT NULL, joined REAL NOT NULL
 );
+-- Workers that take no part, in which state of theirs, and why.
+CREATE TABLE IF NOT EXISTS declined (
+    worker TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL
+);
 CREATE TABLE IF NOT EXISTS traffic (
     worker TEXT NOT NULL, round INTEGER NOT NULL, kind TEXT NOT NULL,
     bytes_down INTEGER NOT NULL, bytes_up INTEGER NOT NULL, PRIMARY KEY (worker, round, kind)

@@ -31,6 +31,7 @@ LEVELS: dict[str, int] = {
     "worker_returned": logging.INFO,
     "worker_left": logging.INFO,
     "worker_quit": logging.WARNING,
+    "worker_declined": logging.WARNING,
     "worker_cannot": logging.WARNING,
     "worker_given_up": logging.WARNING,
     "name_contested": logging.WARNING,

@@ -35,9 +35,10 @@ from common.records import (
     TrainTask,
     UpdateHeader,
 )
+from common.run_offers import Construction, FindRequest, RunTerms
 from common.storage.tensor_header import read_header
 from common.storage.tensors import TensorFile, to_bytes
-from common.transport import class_wire, score_wire, secure_wire, wire
+from common.transport import class_wire, offer_wire, score_wire, secure_wire, wire
 from common.transport.chunk_messages import decode_download, decode_submission
 from tests.common.secagg import secure_examples
 
@@ -51,6 +52,7 @@ _RUN = RunSpec(
     TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0),
     7,
     dp=DpSpec(DpUnit.EXAMPLE, 8.0, 1e-5, 1.0, 64, 5),
+    terms=RunTerms(5, Construction.FULL, "admin/owner", "spring"),
 )
 _TASK = TrainTask(3, SubModelRef("{}", (64, 16), _REF, (_REF,), (_REF,)), _REF, 1.0, (1,), 60.0, 1)
 _UPDATE = UpdateHeader("session", 1, "ab" * 32, 99, "cd" * 32, 5, 0.5, 1.0)
@@ -86,6 +88,17 @@ _DECODERS: list[tuple[Any, Callable[[Any], object], Any]] = [
         federation_pb2.JoinResponse,
         wire.join_reply_from_pb,
         wire.join_reply_to_pb(JoinReply("token", 2, _RUN, 5.0)),
+    ),
+    (
+        federation_pb2.FindRunRequest,
+        offer_wire.find_request_from_pb,
+        offer_wire.find_request_to_pb(FindRequest("w", 1, 7, "0.1", "a1b2")),
+    ),
+    (federation_pb2.FindRunResponse, offer_wire.found_from_pb, offer_wire.found_to_pb(_RUN)),
+    (
+        federation_pb2.DeclineRunRequest,
+        offer_wire.decline_from_pb,
+        offer_wire.decline_to_pb("w", "a1b2", "too many rounds"),
     ),
     (
         federation_pb2.TellClassesRequest,

@@ -105,6 +105,8 @@ def request_for(call: MethodDescriptor, session: str, worker: str) -> Message:
         message.session = session
     if "worker" in fields:
         message.worker = worker
+    if "state" in fields:
+        message.state = "as it was"
     if "examples" in fields:
         message.examples = 5
     if "protocol_max" in fields:

@@ -147,6 +147,8 @@ function draw(run) {
   $("up").textContent = bytes(run.workers.reduce((sum, w) => sum + w.up, 0));
   $("privacy").hidden = !run.privacy.length;
   $("privacy").textContent = run.privacy.map((line) => `Privacy: ${line}.`).join(" ");
+  $("declined").hidden = !run.declined.length;
+  $("declined").replaceChildren(...run.declined.map((d) => element("li", {}, `${d.worker} declined: ${d.reason}`)));
   $("waiting").hidden = !run.waiting_for || run.over;
   $("waiting").textContent = `Waiting for ${run.waiting_for}.`;
   const where = scored === undefined ? " on the test data" : ownersData ? " on the test data and at the workers" : " at the workers";

@@ -124,6 +124,7 @@ def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
         "at_workers": [{"round": v.round, "workers": v.workers} for v in status.at_workers],
         "best": status.best,
         "privacy": status.privacy,
+        "declined": [asdict(declined) for declined in status.declined],
         "metrics": told_metrics(evaluations),
         "drift": [{"round": gap.round, "drift": _finite(gap.drift)} for gap in status.gaps],
         "parameters": asdict(status.models) if status.models else None,

@@ -60,6 +60,7 @@ class GetStatusResponse(_message.Message):
     BEST_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     PRIVACY_FIELD_NUMBER: _builtins.int
+    DECLINED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id."""
     phase: _types_pb2.Phase.ValueType
@@ -110,6 +111,10 @@ class GetStatusResponse(_message.Message):
     def privacy(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the coordinator does not see of its workers, in lines for people."""
 
+    @_builtins.property
+    def declined(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeclinedWorker]:
+        """Workers that have declined the run, and did not join it since."""
+
     def __init__(
         self,
         *,
@@ -131,14 +136,45 @@ class GetStatusResponse(_message.Message):
         best: _builtins.int = ...,
         result: _builtins.int = ...,
         privacy: _abc.Iterable[_builtins.str] | None = ...,
+        declined: _abc.Iterable[Global___DeclinedWorker] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "best", b"best", "directory", b"directory", "evaluations", b"evaluations", "gaps", b"gaps", "models", b"models", "phase", b"phase", "privacy", b"privacy", "result", b"result", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "step", b"step", "steps", b"steps", "task", b"task", "validations", b"validations", "waiting_for", b"waiting_for", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "best", b"best", "declined", b"declined", "directory", b"directory", "evaluations", b"evaluations", "gaps", b"gaps", "models", b"models", "phase", b"phase", "privacy", b"privacy", "result", b"result", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "step", b"step", "steps", b"steps", "task", b"task", "validations", b"validations", "waiting_for", b"waiting_for", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class DeclinedWorker(_message.Message):
+    """A worker that takes no part in the run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """Its name."""
+    reason: _builtins.str
+    """Why, as it says."""
+    time: _builtins.float
+    """Seconds since 1970-01-01 UTC."""
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        time: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "time", b"time", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeclinedWorker: _TypeAlias = DeclinedWorker  # noqa: Y015
 
 @_typing.final
 class ReadStatusRequest(_message.Message):

@@ -21,6 +21,147 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class FindRunRequest(_message.Message):
+    """Ask for a run to take part in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    PROTOCOL_MIN_FIELD_NUMBER: _builtins.int
+    PROTOCOL_MAX_FIELD_NUMBER: _builtins.int
+    SOFTWARE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """The worker's name."""
+    protocol_min: _builtins.int
+    """Oldest protocol version that the worker speaks."""
+    protocol_max: _builtins.int
+    """Newest protocol version that the worker speaks."""
+    software: _builtins.str
+    """The worker's software version, for the operator."""
+    state: _builtins.str
+    """Drawn at random when the worker's process began, and anew when its policy or its data changed: what it
+    declined in another state may be offered to it again.
+    """
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        protocol_min: _builtins.int = ...,
+        protocol_max: _builtins.int = ...,
+        software: _builtins.str = ...,
+        state: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["protocol_max", b"protocol_max", "protocol_min", b"protocol_min", "software", b"software", "state", b"state", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindRunRequest: _TypeAlias = FindRunRequest  # noqa: Y015
+
+@_typing.final
+class FindRunResponse(_message.Message):
+    """What there is for the worker now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFER_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    waiting_for: _builtins.str
+    """None; what it waits for, for people."""
+    @_builtins.property
+    def offer(self) -> Global___RunOffer:
+        """A run that it may take part in."""
+
+    def __init__(
+        self,
+        *,
+        offer: Global___RunOffer | None = ...,
+        waiting_for: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "offer", b"offer", "waiting_for", b"waiting_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "offer", b"offer", "waiting_for", b"waiting_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_found: _TypeAlias = _typing.Literal["offer", "waiting_for"]  # noqa: Y015
+    _WhichOneofArgType_found: _TypeAlias = _typing.Literal["found", b"found"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_found) -> _WhichOneofReturnType_found | None: ...
+
+Global___FindRunResponse: _TypeAlias = FindRunResponse  # noqa: Y015
+
+@_typing.final
+class RunOffer(_message.Message):
+    """A run that a worker may take part in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> _types_pb2.RunSpec:
+        """The run, as Join tells it."""
+
+    def __init__(
+        self,
+        *,
+        run: _types_pb2.RunSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunOffer: _TypeAlias = RunOffer  # noqa: Y015
+
+@_typing.final
+class DeclineRunRequest(_message.Message):
+    """Take no part in a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """The worker's name."""
+    state: _builtins.str
+    """The state in which it was offered, from FindRun."""
+    reason: _builtins.str
+    """Why, for the run's owner. Nothing of the private data."""
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        state: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "state", b"state", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeclineRunRequest: _TypeAlias = DeclineRunRequest  # noqa: Y015
+
+@_typing.final
+class DeclineRunResponse(_message.Message):
+    """Noted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeclineRunResponse: _TypeAlias = DeclineRunResponse  # noqa: Y015
+
+@_typing.final
 class JoinRequest(_message.Message):
     """Enter a run."""
 

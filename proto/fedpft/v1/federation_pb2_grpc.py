@@ -36,6 +36,16 @@ class FederationServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.FindRun = channel.unary_stream(
+                '/fedpft.v1.FederationService/FindRun',
+                request_serializer=fedpft_dot_v1_dot_federation__pb2.FindRunRequest.SerializeToString,
+                response_deserializer=fedpft_dot_v1_dot_federation__pb2.FindRunResponse.FromString,
+                _registered_method=True)
+        self.DeclineRun = channel.unary_unary(
+                '/fedpft.v1.FederationService/DeclineRun',
+                request_serializer=fedpft_dot_v1_dot_federation__pb2.DeclineRunRequest.SerializeToString,
+                response_deserializer=fedpft_dot_v1_dot_federation__pb2.DeclineRunResponse.FromString,
+                _registered_method=True)
         self.Join = channel.unary_unary(
                 '/fedpft.v1.FederationService/Join',
                 request_serializer=fedpft_dot_v1_dot_federation__pb2.JoinRequest.SerializeToString,
@@ -112,8 +122,28 @@ class FederationServiceServicer:
     """What workers call. A worker joins, watches for tasks, fetches what a task names, trains, and submits.
     """
 
+    def FindRun(self, request, context):
+        """Which run this worker may take part in now, and again whenever that changes. The stream lasts until its
+        caller ends it or the coordinator does. A coordinator of one run offers that, until it is over. From
+        protocol 7 on. FAILED_PRECONDITION when no protocol version is common to both sides.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeclineRun(self, request, context):
+        """Say that this worker does not take part in the run that the metadata "fedpft-run" names, and why, which
+        the run's owner is told. It is not offered to it again in the same state. From protocol 7 on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Join(self, request, context):
-        """Enter the run under a name. Joining again under the same name replaces the earlier session.
+        """From protocol 7 on, every call that concerns a run carries the metadata "fedpft-run" with the run's id,
+        once its caller knows that. NOT_FOUND where the coordinator does not hold that run.
+
+        Enter the run under a name. Joining again under the same name replaces the earlier session.
         FAILED_PRECONDITION when no protocol version is common to both sides; ALREADY_EXISTS while another
         process is heard that works under this name.
         """
@@ -222,6 +252,16 @@ class FederationServiceServicer:
 
 def add_FederationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'FindRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.FindRun,
+                    request_deserializer=fedpft_dot_v1_dot_federation__pb2.FindRunRequest.FromString,
+                    response_serializer=fedpft_dot_v1_dot_federation__pb2.FindRunResponse.SerializeToString,
+            ),
+            'DeclineRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeclineRun,
+                    request_deserializer=fedpft_dot_v1_dot_federation__pb2.DeclineRunRequest.FromString,
+                    response_serializer=fedpft_dot_v1_dot_federation__pb2.DeclineRunResponse.SerializeToString,
+            ),
             'Join': grpc.unary_unary_rpc_method_handler(
                     servicer.Join,
                     request_deserializer=fedpft_dot_v1_dot_federation__pb2.JoinRequest.FromString,
@@ -303,6 +343,60 @@ def add_FederationServiceServicer_to_server(servicer, server):
 class FederationService:
     """What workers call. A worker joins, watches for tasks, fetches what a task names, trains, and submits.
     """
+
+    @staticmethod
+    def FindRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedpft.v1.FederationService/FindRun',
+            fedpft_dot_v1_dot_federation__pb2.FindRunRequest.SerializeToString,
+            fedpft_dot_v1_dot_federation__pb2.FindRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeclineRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedpft.v1.FederationService/DeclineRun',
+            fedpft_dot_v1_dot_federation__pb2.DeclineRunRequest.SerializeToString,
+            fedpft_dot_v1_dot_federation__pb2.DeclineRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Join(request,

@@ -34,8 +34,20 @@ class FederationServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FederationServiceAsyncStub: ...
+    FindRun: _grpc.UnaryStreamMultiCallable[_federation_pb2.FindRunRequest, _federation_pb2.FindRunResponse]
+    """Which run this worker may take part in now, and again whenever that changes. The stream lasts until its
+    caller ends it or the coordinator does. A coordinator of one run offers that, until it is over. From
+    protocol 7 on. FAILED_PRECONDITION when no protocol version is common to both sides.
+    """
+    DeclineRun: _grpc.UnaryUnaryMultiCallable[_federation_pb2.DeclineRunRequest, _federation_pb2.DeclineRunResponse]
+    """Say that this worker does not take part in the run that the metadata "fedpft-run" names, and why, which
+    the run's owner is told. It is not offered to it again in the same state. From protocol 7 on.
+    """
     Join: _grpc.UnaryUnaryMultiCallable[_federation_pb2.JoinRequest, _federation_pb2.JoinResponse]
-    """Enter the run under a name. Joining again under the same name replaces the earlier session.
+    """From protocol 7 on, every call that concerns a run carries the metadata "fedpft-run" with the run's id,
+    once its caller knows that. NOT_FOUND where the coordinator does not hold that run.
+
+    Enter the run under a name. Joining again under the same name replaces the earlier session.
     FAILED_PRECONDITION when no protocol version is common to both sides; ALREADY_EXISTS while another
     process is heard that works under this name.
     """
@@ -84,8 +96,20 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """What workers call. A worker joins, watches for tasks, fetches what a task names, trains, and submits."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    FindRun: _aio.UnaryStreamMultiCallable[_federation_pb2.FindRunRequest, _federation_pb2.FindRunResponse]  # type: ignore[assignment]
+    """Which run this worker may take part in now, and again whenever that changes. The stream lasts until its
+    caller ends it or the coordinator does. A coordinator of one run offers that, until it is over. From
+    protocol 7 on. FAILED_PRECONDITION when no protocol version is common to both sides.
+    """
+    DeclineRun: _aio.UnaryUnaryMultiCallable[_federation_pb2.DeclineRunRequest, _federation_pb2.DeclineRunResponse]  # type: ignore[assignment]
+    """Say that this worker does not take part in the run that the metadata "fedpft-run" names, and why, which
+    the run's owner is told. It is not offered to it again in the same state. From protocol 7 on.
+    """
     Join: _aio.UnaryUnaryMultiCallable[_federation_pb2.JoinRequest, _federation_pb2.JoinResponse]  # type: ignore[assignment]
-    """Enter the run under a name. Joining again under the same name replaces the earlier session.
+    """From protocol 7 on, every call that concerns a run carries the metadata "fedpft-run" with the run's id,
+    once its caller knows that. NOT_FOUND where the coordinator does not hold that run.
+
+    Enter the run under a name. Joining again under the same name replaces the earlier session.
     FAILED_PRECONDITION when no protocol version is common to both sides; ALREADY_EXISTS while another
     process is heard that works under this name.
     """
@@ -133,12 +157,36 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
     """What workers call. A worker joins, watches for tasks, fetches what a task names, trains, and submits."""
 
     @_abc_1.abstractmethod
+    def FindRun(
+        self,
+        request: _federation_pb2.FindRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_federation_pb2.FindRunResponse], _abc.AsyncIterator[_federation_pb2.FindRunResponse]]:
+        """Which run this worker may take part in now, and again whenever that changes. The stream lasts until its
+        caller ends it or the coordinator does. A coordinator of one run offers that, until it is over. From
+        protocol 7 on. FAILED_PRECONDITION when no protocol version is common to both sides.
+        """
+
+    @_abc_1.abstractmethod
+    def DeclineRun(
+        self,
+        request: _federation_pb2.DeclineRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.DeclineRunResponse, _abc.Awaitable[_federation_pb2.DeclineRunResponse]]:
+        """Say that this worker does not take part in the run that the metadata "fedpft-run" names, and why, which
+        the run's owner is told. It is not offered to it again in the same state. From protocol 7 on.
+        """
+
+    @_abc_1.abstractmethod
     def Join(
         self,
         request: _federation_pb2.JoinRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.JoinResponse, _abc.Awaitable[_federation_pb2.JoinResponse]]:
-        """Enter the run under a name. Joining again under the same name replaces the earlier session.
+        """From protocol 7 on, every call that concerns a run carries the metadata "fedpft-run" with the run's id,
+        once its caller knows that. NOT_FOUND where the coordinator does not hold that run.
+
+        Enter the run under a name. Joining again under the same name replaces the earlier session.
         FAILED_PRECONDITION when no protocol version is common to both sides; ALREADY_EXISTS while another
         process is heard that works under this name.
         """

@@ -195,6 +195,34 @@ tokens; of the map out of the FFN a PATH.spread for its outputs (protocol 6). Pa
 """
 Global___Quantization: _TypeAlias = Quantization  # noqa: Y015
 
+class _Construction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConstructionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Construction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONSTRUCTION_UNSPECIFIED: _Construction.ValueType  # 0
+    """Not said: refused."""
+    CONSTRUCTION_FFN_PRUNING: _Construction.ValueType  # 1
+    """FFN neurons are cut, as FedPFT does."""
+    CONSTRUCTION_LAYER_DROP: _Construction.ValueType  # 2
+    """Layers are dropped, as FedOT does."""
+    CONSTRUCTION_FULL: _Construction.ValueType  # 3
+    """It is the whole FM."""
+
+class Construction(_Construction, metaclass=_ConstructionEnumTypeWrapper):
+    """How the sub-FM comes from the FM."""
+
+CONSTRUCTION_UNSPECIFIED: Construction.ValueType  # 0
+"""Not said: refused."""
+CONSTRUCTION_FFN_PRUNING: Construction.ValueType  # 1
+"""FFN neurons are cut, as FedPFT does."""
+CONSTRUCTION_LAYER_DROP: Construction.ValueType  # 2
+"""Layers are dropped, as FedOT does."""
+CONSTRUCTION_FULL: Construction.ValueType  # 3
+"""It is the whole FM."""
+Global___Construction: _TypeAlias = Construction  # noqa: Y015
+
 class _DpUnit:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -573,6 +601,7 @@ class RunSpec(_message.Message):
     ASKS_TARGETS_FIELD_NUMBER: _builtins.int
     QUANTIZATION_FIELD_NUMBER: _builtins.int
     DP_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id, chosen by the coordinator."""
     seed: _builtins.int
@@ -603,6 +632,10 @@ class RunSpec(_message.Message):
     def dp(self) -> Global___DpSpec:
         """Set where workers train under differential privacy (protocol 6)."""
 
+    @_builtins.property
+    def terms(self) -> Global___RunTerms:
+        """What a worker's owner may want to know before it takes part (protocol 7)."""
+
     def __init__(
         self,
         *,
@@ -616,14 +649,49 @@ class RunSpec(_message.Message):
         asks_targets: _builtins.bool = ...,
         quantization: Global___Quantization.ValueType = ...,
         dp: Global___DpSpec | None = ...,
+        terms: Global___RunTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "dp", b"dp", "secure", b"secure", "task", b"task", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "dp", b"dp", "secure", b"secure", "task", b"task", "terms", b"terms", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asks_classes", b"asks_classes", "asks_targets", b"asks_targets", "dp", b"dp", "quantization", b"quantization", "run_id", b"run_id", "secure", b"secure", "seed", b"seed", "task", b"task", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asks_classes", b"asks_classes", "asks_targets", b"asks_targets", "dp", b"dp", "quantization", b"quantization", "run_id", b"run_id", "secure", b"secure", "seed", b"seed", "task", b"task", "terms", b"terms", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunSpec: _TypeAlias = RunSpec  # noqa: Y015
+
+@_typing.final
+class RunTerms(_message.Message):
+    """What a worker's owner may want to know of a run before the worker takes part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    CONSTRUCTION_FIELD_NUMBER: _builtins.int
+    SUBMITTER_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    rounds: _builtins.int
+    """Rounds in all."""
+    construction: Global___Construction.ValueType
+    """How the sub-FM comes from the FM."""
+    submitter: _builtins.str
+    """The identity of the admin who submitted the run, such as "admin/owner"; empty where a file began it."""
+    label: _builtins.str
+    """The run's name for people; empty for none."""
+    def __init__(
+        self,
+        *,
+        rounds: _builtins.int = ...,
+        construction: Global___Construction.ValueType = ...,
+        submitter: _builtins.str = ...,
+        label: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["construction", b"construction", "label", b"label", "rounds", b"rounds", "submitter", b"submitter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunTerms: _TypeAlias = RunTerms  # noqa: Y015
 
 @_typing.final
 class DpSpec(_message.Message):

@@ -42,6 +42,7 @@ from common.records import (
     UpdateHeader,
     WaitTask,
 )
+from common.run_offers import Construction, RunTerms
 from common.storage.schema import schema_of
 from common.storage.tensors import to_bytes
 from common.transport import wire
@@ -66,6 +67,7 @@ RUN = RunSpec(
     AdapterSpec(AdapterTargets.ATTENTION, 8, 32.0, 0.1),
     TrainingSpec(1, 16, 2e-3, 5e-3, 0.01, 1.0),
     7,
+    terms=RunTerms(5, Construction.FFN_PRUNING),
 )
 
 
