@@ -15,7 +15,7 @@ from cli.report import report
 from cli.score import score
 from coordinator.cli import build, coordinator, init
 from coordinator.owner.commands import export, rewind, status, stop
-from worker.cli import worker
+from worker.cli import app as worker
 
 # What `fedpft --help` and docs/configuration.md group the commands by; in each group, the most used first.
 GROUPS: Mapping[str, tuple[Callable[..., None] | typer.Typer, ...]] = {

@@ -20,6 +20,7 @@ from cli.main import GROUPS
 from common.config.file import explain
 from common.config.run import RunConfig
 from common.observability.console import EXIT_FAILED, EXIT_USAGE
+from worker.policy import Policy
 
 OUT = Path(__file__).with_name("configuration.md")
 
@@ -36,6 +37,13 @@ the file, the key, the rule and the value.
 
 A run's directory remembers its configuration. The same directory with other settings is refused,
 except for `run.directory` and everything in `[server]`, `[tls]` and `[admission]`.
+"""
+
+POLICY = """
+## policy.toml
+
+What the owner of a worker's data allows, for `fedpft worker --policy`; `fedpft worker policy` writes a
+complete file with every key. An unknown key is an error. [workers](workers.md) says what comes of it.
 """
 
 NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
@@ -176,7 +184,7 @@ def command(function: Callable[..., None], program: str, name: str | None = None
         return
     yield "\n| option | type and rule | default | what it is |\n|---|---|---|---|"
     for name, hint in get_type_hints(function, include_extras=True).items():
-        if name == "return":
+        if name == "return" or hint is typer.Context:
             continue
         annotation, info = get_args(hint)
         assert isinstance(info, OptionInfo | ArgumentInfo)
@@ -197,7 +205,9 @@ def command(function: Callable[..., None], program: str, name: str | None = None
 
 
 def sub_commands(group: typer.Typer) -> Iterator[str]:
-    """The commands of `fedpft GROUP`."""
+    """The commands of `fedpft GROUP`; first the group itself, where it is a command, too."""
+    if group.registered_callback is not None and group.registered_callback.callback is not None:
+        yield from command(group.registered_callback.callback, "fedpft", str(group.info.name))
     for known in group.registered_commands:
         assert known.callback is not None
         yield from command(known.callback, f"fedpft {group.info.name}", known.name)
@@ -215,7 +225,8 @@ def exit_codes() -> Iterator[str]:
 
 def page() -> str:
     """The whole page."""
-    lines = [INTRO.rstrip(), *sections(RunConfig), *relations(), "\n## Commands"]
+    lines = [INTRO.rstrip(), *sections(RunConfig), *relations()]
+    lines += [POLICY.rstrip(), *sections(Policy), "\n## Commands"]
     lines.append("\n`fedpft-coordinator` and `fedpft-worker` are the same as `fedpft coordinator` and")
     lines.append("`fedpft worker`, for hosts that run only one of them.")
     for group, members in GROUPS.items():

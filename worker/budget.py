@@ -11,6 +11,7 @@ from common.privacy.accounting import (
     noise_for,
     noise_to_signal,
     steps_of,
+    undisturbed,
 )
 from common.records import RunSpec
 from worker.ledger import Charge, Ledger
@@ -54,7 +55,7 @@ class Budget:
         if self._policy.epsilon is not None and total > self._policy.epsilon:
             raise BudgetSpent(
                 f"budget spent: with round {number} these data would have told epsilon {total:.2f} in all "
-                f"runs, and --epsilon allows {self._policy.epsilon:g}"
+                f"runs, and {self._policy.named} allows {self._policy.epsilon:g}"
             )
         ledger.write(
             Charge(
@@ -87,3 +88,24 @@ class Budget:
             ": next to nothing can be learnt" if ratio > MOST_NOISE_TO_SIGNAL else "",
         )
         return Mechanism(planned, dp.clip, batch)
+
+
+def require_left(folder: Path, policy: PrivacyPolicy, data: str, run: RunSpec, examples: int) -> None:
+    """Blocking, for a second. Raises BudgetSpent where a run that goes as planned would tell more of these
+    data, with what they have told, than their owner allows; StoreError.
+
+    A run that was begun before is judged round by round.
+    """
+    if run.dp is None or policy.epsilon is None:
+        return
+    on_data = Ledger(folder).on(data.partition("/")[0])
+    if not on_data or any(charge.run == run.run_id for charge in on_data):
+        return
+    planned, _ = undisturbed(run.dp, examples, run.training.epochs)
+    whole = PrivateSteps(planned.steps * run.dp.rounds, planned.rate, planned.noise)
+    total = epsilon_of((*(charge.paid for charge in on_data), whole), run.dp.delta)
+    if total > policy.epsilon:
+        raise BudgetSpent(
+            f"too little is left: after this run these data would have told epsilon {total:.2f} in all runs, "
+            f"and {policy.named} allows {policy.epsilon:g}"
+        )

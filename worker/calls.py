@@ -14,14 +14,17 @@ from common.errors import (
     BrokenTransfer,
     FedPftError,
     NotAllowed,
+    RunFailed,
     StoreError,
     TooMany,
+    UnknownRun,
     UnknownSession,
     Unreachable,
 )
 from common.observability import tracing
 from common.runtime.fault_points import Point, reach
-from common.transport.rpc import FRAME_BYTES, domain_error, readable
+from common.transport.rpc import FRAME_BYTES, RUN_KEY, domain_error, readable
+from worker.absence import LONGEST_WAIT_SECONDS
 from worker.connection import Connection, Endpoint
 from worker.metrics import Metrics
 from worker.retries import Outage, patience_with
@@ -61,14 +64,28 @@ class PersistentCalls(ABC):
         self._about_to_send(name, kind, request)
         reach(Point.CALL_MADE, name)
         method = getattr(self._connection.stub, name)
-        reply = readable(await method(request, timeout=seconds, metadata=tracing.metadata()))
+        reply = readable(await method(request, timeout=seconds, metadata=self._metadata()))
         reach(Point.REPLY_RECEIVED, name)
+        self._heard()
         self._count(kind, request, reply)
         return reply
 
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """What a call carries beside its message: which run it concerns, and below which span it hangs."""
+        run = ((RUN_KEY, self._run_id),) if self._run_id else ()
+        return (*run, *(tracing.metadata() or ()))
+
+    def _heard(self) -> None:
+        """The coordinator answered."""
+        if self._endpoint.absence is not None:
+            self._endpoint.absence.heard()
+
+    def _outage(self) -> Outage:
+        return Outage() if self._endpoint.absence is None else Outage(LONGEST_WAIT_SECONDS)
+
     async def _persist(self, attempt: Callable[[Outage], Awaitable[T]]) -> T:
         """Try until it works; each try makes its call anew, and tells the outage what came through."""
-        outage = Outage()
+        outage = self._outage()
         while True:
             session, shown = self._session, self._connection.shown
             try:
@@ -88,6 +105,8 @@ class PersistentCalls(ABC):
         if isinstance(error, UnknownSession):
             await self._rejoin(session)
             return
+        if isinstance(error, UnknownRun):
+            raise self._another_run() from None
         self._connection.renew()
         if isinstance(error, NotAllowed) and shown != self._connection.shown:
             # The old certificate was refused, and there is a new one by now.
@@ -99,6 +118,11 @@ class PersistentCalls(ABC):
             outage.damaged += 1
             if outage.damaged >= _DAMAGED_TIMES:
                 raise BadDigest(f"{error}; {outage.damaged} times on end: it is damaged at its source")
+        if (absence := self._endpoint.absence) is not None:
+            absence.failed(error)
+            self._metrics.reconnects.inc()
+            await asyncio.sleep(next(outage.delays))
+            return
         silent, patience = outage.seconds(), patience_with(error, self._endpoint.patience, bool(self._run_id))
         if silent >= patience:
             if patience < self._endpoint.patience:
@@ -117,6 +141,10 @@ class PersistentCalls(ABC):
         )
         self._metrics.reconnects.inc()
         await asyncio.sleep(delay)
+
+    def _another_run(self) -> RunFailed:
+        again = "" if self._endpoint.absence is not None else "; start this worker again"
+        return RunFailed(f"the coordinator serves another run now{again}")
 
     def _about_to_send(self, call: str, kind: str, message: Message | bytes, update: str = "") -> None:
         """Enter a message in the worker's own log. Raises StoreError; then it must not go out."""

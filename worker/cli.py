@@ -11,13 +11,16 @@ from common.errors import ConfigError, DataError
 from common.observability.console import plain_errors, run_async
 from common.observability.logs import LogFormat
 from common.private_task import DpUnit
-from common.runtime.home import known_home
+from worker.commands import Beside, default_folder, history, policy
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(name="worker", cls=Beside, add_completion=False, invoke_without_command=True)
+app.command()(history)
+app.command()(policy)
 
 
-@app.command()
+@app.callback()
 def worker(
+    ctx: typer.Context,
     coordinator: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address of the coordinator.")],
     data: Annotated[
         Path | None,
@@ -124,6 +127,22 @@ def worker(
             "Runs without differential privacy are refused.",
         ),
     ] = None,
+    policy_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy",
+            help="TOML file of what the owner of the data allows, as `fedpft worker policy` writes it: a run "
+            "that does not fit is declined, before anything is fetched.",
+        ),
+    ] = None,
+    stay: Annotated[
+        bool,
+        typer.Option(
+            "--stay",
+            help="Take part in run after run: wait for the next one, and for a coordinator that is away; "
+            "read data and policy anew when they have changed.",
+        ),
+    ] = False,
     forget_opening: Annotated[
         bool,
         typer.Option(
@@ -149,7 +168,12 @@ def worker(
         typer.Option("--log", help="How lines look. [default: human on a terminal, else JSON]"),
     ] = None,
 ) -> None:
-    """Join a run and fine-tune its sub-FM on private data, until the run is over."""
+    """Join a run and fine-tune its sub-FM on private data, until the run is over; with --stay, run after run.
+
+    A signal ends it in order; with --stay, also while it waits.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
     from common.address import Address, require_loopback
     from common.data.presets import find_preset
     from common.observability.logs import set_up_logging
@@ -174,7 +198,7 @@ def worker(
         if name is None and opened is not None:
             name = opened.identity.name
         name = worker_name(name or socket.gethostname().partition(".")[0])
-        folder = folder or _default_folder(name)
+        folder = folder or default_folder(name)
         if preset is not None:
             find_preset(preset)
         elif data is not None and not data.exists():
@@ -212,18 +236,12 @@ def worker(
                 tells_classes=not keep_classes,
                 tls=opened,
                 privacy=PrivacyPolicy(require_dp, epsilon),
+                policy=policy_file,
+                stay=stay,
                 secure=SecureOptions(require_secure, min_aggregate, pins, forget_opening),
             )
         )
     )
-
-
-def _default_folder(name: str) -> Path:
-    """Raises ConfigError where this user has no home directory."""
-    home = known_home()
-    if home is None:
-        raise ConfigError("this user has no home directory; name a folder that is kept: --folder DIR")
-    return home / ".cache" / "fedpft" / name
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,8 +12,7 @@ from fedpft.v1 import federation_pb2
 from google.protobuf.message import Message
 from grpc import StatusCode, aio
 
-from common.errors import BadDigest, RunFailed, SecureRefused
-from common.observability import tracing
+from common.errors import BadDigest, SecureRefused
 from common.protocol import PROTOCOL_MIN
 from common.records import (
     ArtifactRef,
@@ -27,14 +26,12 @@ from common.records import (
     Task,
     UpdateHeader,
 )
+from common.run_offers import FindRequest
 from common.runtime.fault_points import Point, reach
 from common.secagg.news import Said, SecureNews
 from common.storage.tensors import header_of
-from common.transport import class_wire, score_wire, secure_wire, wire
-from common.transport.chunk_messages import (
-    encoded_bytes,
-    submission,
-)
+from common.transport import class_wire, offer_wire, score_wire, secure_wire, wire
+from common.transport.chunk_messages import encoded_bytes, submission
 from common.transport.chunks import ChunkWriter, read_chunks, verify
 from common.transport.rpc import FRAME_BYTES, domain_error, readable
 from worker.calls import PersistentCalls
@@ -69,8 +66,37 @@ class CoordinatorClient(PersistentCalls):
         self._joining = replace(joining, process=joining.process or secrets.token_hex(8))
         self._protocol = PROTOCOL_MIN
         self._run: RunSpec | None = None
+        self.known: RunSpec | None = None
+        """The run as it was told before it was joined."""
         self._sealed = False
         self._joins = asyncio.Lock()
+
+    async def found(self, state: str) -> AsyncGenerator[RunSpec | str, None]:
+        """A run that this worker may take part in, or what it waits for; then every change.
+
+        Ends where the coordinator is older than the question.
+        """
+        j = self._joining
+        asked = FindRequest(j.worker, j.protocol_min, j.protocol_max, j.software, state)
+        async for message in self._followed("FindRun", lambda: offer_wire.find_request_to_pb(asked)):
+            yield offer_wire.found_from_pb(message)
+
+    def expect(self, run_id: str) -> None:
+        """The run that is spoken of from now on."""
+        self._run_id = run_id
+
+    async def decline(self, state: str, reason: str) -> None:
+        """Take no part in the run, and let its owner know why, if the coordinator listens and knows how."""
+        request = offer_wire.decline_to_pb(self._joining.worker, state, reason)
+        try:
+            await self._call("DeclineRun", "control", request, _GOODBYE_SECONDS)
+        except aio.AioRpcError as error:
+            log.debug("decline: %s", domain_error(error))
+
+    @property
+    def run(self) -> RunSpec | None:
+        """The run that was joined."""
+        return self._run
 
     async def join(self) -> JoinReply:
         """Enter the run.
@@ -84,7 +110,7 @@ class CoordinatorClient(PersistentCalls):
         message = await self._call("Join", "control", request)
         reply = wire.join_reply_from_pb(message)
         if self._run_id and reply.run.run_id != self._run_id:
-            raise RunFailed("the coordinator serves another run now; start this worker again")
+            raise self._another_run()
         if self._run is not None:
             require_same_sums(self._run, reply.run)
         self._run = reply.run
@@ -95,7 +121,8 @@ class CoordinatorClient(PersistentCalls):
         """What the run is, before it is entered."""
         request = federation_pb2.DescribeRunRequest(worker=self._joining.worker)
         reply = await self._persist(lambda _: self._call("DescribeRun", "control", request))
-        return wire.run_spec_from_pb(reply.run)
+        self.known = wire.run_spec_from_pb(reply.run)
+        return self.known
 
     async def described(self) -> RunSpec | None:
         """The same; None of a coordinator that is older than the question."""
@@ -103,7 +130,8 @@ class CoordinatorClient(PersistentCalls):
         async def ask(outage: Outage) -> RunSpec | None:
             request = federation_pb2.DescribeRunRequest(worker=self._joining.worker)
             try:
-                return wire.run_spec_from_pb((await self._call("DescribeRun", "control", request)).run)
+                self.known = wire.run_spec_from_pb((await self._call("DescribeRun", "control", request)).run)
+                return self.known
             except aio.AioRpcError as error:
                 if error.code() is not StatusCode.UNIMPLEMENTED:
                     raise
@@ -140,7 +168,7 @@ class CoordinatorClient(PersistentCalls):
 
     async def _followed(self, name: str, request_now: Callable[[], Message]) -> AsyncIterator[Any]:
         """Messages of a stream as they come, across reconnections, up to its end."""
-        outage = Outage()
+        outage = self._outage()
         while True:
             session, shown = self._session, self._connection.shown
             try:
@@ -148,13 +176,17 @@ class CoordinatorClient(PersistentCalls):
                 self._about_to_send(name, "control", request)
                 self._count("control", request, None)
                 reach(Point.CALL_MADE, name)
-                async for message in getattr(self._connection.stub, name)(request, timeout=_WATCH_SECONDS):
-                    outage = Outage()
+                call = getattr(self._connection.stub, name)
+                async for message in call(request, timeout=_WATCH_SECONDS, metadata=self._metadata()):
+                    outage = self._outage()
+                    self._heard()
                     self._count("control", None, readable(message))
                     reach(Point.REPLY_RECEIVED, name)
                     yield message
                 return
             except aio.AioRpcError as error:
+                if name == "FindRun" and error.code() is StatusCode.UNIMPLEMENTED:
+                    return
                 if error.code() is not StatusCode.DEADLINE_EXCEEDED:
                     await self._recover(domain_error(error), session, shown, outage, told=True)
 
@@ -190,7 +222,7 @@ class CoordinatorClient(PersistentCalls):
                 self._count(artifact.kind, request, None)
                 reach(Point.CALL_MADE, "DownloadArtifact")
                 call = self._connection.stub.DownloadArtifact(
-                    request, timeout=_TRANSFER_SECONDS, metadata=tracing.metadata()
+                    request, timeout=_TRANSFER_SECONDS, metadata=self._metadata()
                 )
                 received = self._metrics.transferred.labels(artifact.kind, "down")
                 async for message in unstalled(call):
@@ -243,7 +275,7 @@ class CoordinatorClient(PersistentCalls):
 
             reach(Point.CALL_MADE, "SubmitUpdate")
             reply = await self._connection.stub.SubmitUpdate(
-                stream(), timeout=_TRANSFER_SECONDS, metadata=tracing.metadata()
+                stream(), timeout=_TRANSFER_SECONDS, metadata=self._metadata()
             )
             reply = readable(reply)
             reach(Point.REPLY_RECEIVED, "SubmitUpdate")

@@ -11,6 +11,7 @@ from common.address import Address
 from common.transport.chunk_messages import decode_download, encode_submission
 from common.transport.rpc import KEEPALIVE_SECONDS, new_channel
 from common.trust.tls import Tls
+from worker.absence import Absence
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ class Endpoint:
     """How long on end it may be out of reach before the worker gives up."""
     tls: Tls | None = None
     keepalive: float = KEEPALIVE_SECONDS
+    absence: Absence | None = None
+    """Of a worker that stays: it waits for the coordinator, however long that takes."""
 
 
 class Connection:

@@ -5,9 +5,11 @@ import math
 
 from common.errors import BadMessage, ClassesWanted, NotAllowed
 from common.records import JoinReply, RunSpec
+from worker.budget import require_left
 from worker.client import CoordinatorClient
 from worker.data import PrivateData
 from worker.local_model import Place
+from worker.policy import require_allowed
 from worker.secure_files import SecureFiles
 from worker.secure_policy import require_same_sums
 
@@ -29,9 +31,7 @@ async def joined(name: str, coordinator: CoordinatorClient, data: PrivateData, p
     """
     if (described := await coordinator.described()) is not None:
         # Before the number of examples is told to anybody who may not need it.
-        place.secure.require(described)
-        _require_as_before(place, described)
-        place.privacy.require(described, len(data))
+        require_wanted(place, described, data)
         if described.secure is not None:
             coordinator.seal()
     elif place.secure.required:
@@ -62,6 +62,17 @@ async def joined(name: str, coordinator: CoordinatorClient, data: PrivateData, p
             told = data.class_counts(name, run.task.kind)
             log.info("telling the coordinator the names and numbers of %d classes", len(told.counts))
             await coordinator.tell_classes(told)
+
+
+def require_wanted(place: Place, run: RunSpec, data: PrivateData) -> None:
+    """Raises NotAllowed for a run that this worker's owner does not want it to take part in, BudgetSpent
+    where what is left does not suffice, BadMessage for a promise that the run itself breaks, ConfigError
+    where a package lacks, StoreError."""
+    require_allowed(place.policy, run, place.coordinator)
+    place.secure.require(run)
+    _require_as_before(place, run)
+    place.privacy.require(run, len(data))
+    require_left(place.folder, place.privacy, data.digest, run, len(data))
 
 
 def _require_as_before(place: Place, run: RunSpec) -> None:

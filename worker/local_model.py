@@ -22,8 +22,10 @@ from common.storage.tensors import TensorFile, header_of
 from worker.budget import Budget
 from worker.data import PrivateData
 from worker.download_limits import MOST_DOWNLOAD_BYTES, Limits, judge, limits_of
+from worker.policy import Policy
 from worker.privacy_policy import PrivacyPolicy, require_private_task
 from worker.private_training import fine_tune_privately
+from worker.rest import Rest
 from worker.secure_policy import SecurePolicy
 from worker.train import LocalUpdate, OnStep, fine_tune
 
@@ -32,9 +34,9 @@ Files = Mapping[str, Path]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker works: its folder, its torch device; and what its owner allows: how many bytes the files
-    of a task may take, whether its classes and their numbers may be told, whose sums it may be in, how much
-    all of it may tell of an example."""
+    """Where a worker works: its folder, its torch device, the coordinator's address; and what its owner
+    allows: how many bytes the files of a task may take, whether its classes and their numbers may be told,
+    whose sums it may be in, how much all of it may tell of an example, which runs, and when."""
 
     folder: Path
     device: torch.device
@@ -42,6 +44,9 @@ class Place:
     tells_classes: bool = True
     secure: SecurePolicy = field(default_factory=SecurePolicy)
     privacy: PrivacyPolicy = field(default_factory=PrivacyPolicy)
+    policy: Policy = field(default_factory=Policy)
+    rest: Rest = field(default_factory=Rest)
+    coordinator: str = ""
 
 
 class LocalModel:

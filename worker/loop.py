@@ -44,7 +44,7 @@ from worker.client import CoordinatorClient
 from worker.contact import Contact
 from worker.data import PrivateData
 from worker.download_limits import named, read_labels, require_labels_file
-from worker.joining import joined, require_weights
+from worker.joining import joined, require_wanted, require_weights
 from worker.local_model import LocalModel, Place
 from worker.metrics import Metrics
 from worker.outbox import Outbox, question_of
@@ -71,6 +71,8 @@ class Worker:
         self._place, self._compute, self._metrics = place, compute, metrics
         self._outbox = Outbox(place.folder / "outbox")
         self._contact = Contact(coordinator, metrics)
+        self.joined: Callable[[RunSpec], None] = lambda run: None  # Told of the run, once it is entered.
+        self.rounds = 0  # For which an update was delivered.
 
     async def run(self) -> None:
         """Join, work, and leave when the run is over.
@@ -82,10 +84,10 @@ class Worker:
         reply = replace(reply, run=await self._with_labels(reply.run))
         log_about(run=reply.run.run_id)
         log.info("joined run %s", reply.run.run_id)
+        self.joined(reply.run)
         reason = "stopped"
         try:
-            self._place.secure.require(reply.run)
-            self._place.privacy.require(reply.run, len(self._data))
+            require_wanted(self._place, reply.run, self._data)
             require_weights(reply.run)
             self._data.require(reply.run.task)
             stop = await self._accompanied(reply)
@@ -170,6 +172,7 @@ class Worker:
 
     async def _do(self, model: LocalModel, task: ModelTask) -> None:
         require_as_joined(model.run, task)
+        self._place.rest.require()
         match task:
             case TrainTask():
                 await self._train(model, task)
@@ -195,6 +198,7 @@ class Worker:
             duplicate = await self._submit(*finished)
         log.info("round %d: receipt for update %s", task.round, finished[0].sha256)
         reach(Point.STEP, "delivered")
+        self.rounds += 1
         self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
 
     async def _bring_keys(self, model: LocalModel, task: TrainTask) -> None:
@@ -241,7 +245,7 @@ class Worker:
         with as_cannot_train():
             files = await self._bring_up(model, task)
             begun = time.monotonic()
-            with self._timed("train"):
+            with self._timed("train"), self._place.rest.training():
                 update = await self._compute.run(
                     model.train, task, files[task.adapter.sha256], self._stepper(task)
                 )
@@ -313,6 +317,7 @@ class Worker:
         def on_step(step: int, steps: int, loss: float) -> None:
             self._contact.report(Progress(Activity.TRAINING, task.round, step, steps, loss))
             self._metrics.steps.inc()
+            self._place.rest.look()
             reach(Point.STEP, "trained-a-step")
             self._compute.check()
             if self._contact.task is None or not same_work(self._contact.task, task):

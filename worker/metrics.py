@@ -20,6 +20,17 @@ class Metrics:
             "Unix time of the coordinator's last answer to a heartbeat; 0 before the first",
             registry=r,
         )
+        self.absent_since = Gauge(
+            "fedpft_worker_coordinator_absent_timestamp_seconds",
+            "Unix time since which the coordinator of a worker that stays has not answered; 0 while it does",
+            registry=r,
+        )
+        self.runs = Counter(
+            "fedpft_worker_runs",
+            "Runs of this process: finished, ended before that, declined",
+            ["result"],
+            registry=r,
+        )
         self.round = Gauge(
             "fedpft_worker_round",
             "Round it works for, or last worked for; 0 before its first task",
@@ -68,8 +79,17 @@ class Metrics:
             self._activity.labels(activity).set(activity is Activity.IDLE)
         for result in ("accepted", "duplicate", "refused"):
             self.updates.labels(result)
+        for result in ("finished", "ended", "declined"):
+            self.runs.labels(result)
         for part in ("download", "train", "upload", "score"):
             self.seconds.labels(part)
+
+    def transferred_bytes(self, direction: str) -> int:
+        """Bytes of messages so far, "up" or "down"."""
+        samples = (s for metric in self.transferred.collect() for s in metric.samples)
+        return int(
+            sum(s.value for s in samples if s.name.endswith("_total") and s.labels["direction"] == direction)
+        )
 
     def progressed(self, progress: Progress) -> None:
         """What the worker does now."""

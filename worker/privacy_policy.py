@@ -16,6 +16,8 @@ class PrivacyPolicy:
     """Take part in no run that promises less."""
     epsilon: float | None = None
     """How much all runs together may tell of an example of these data; None: what each run promises."""
+    named: str = "--epsilon"
+    """What sets epsilon."""
 
     @property
     def asks(self) -> bool:
@@ -36,7 +38,7 @@ class PrivacyPolicy:
         dp = run.dp
         if dp is None:
             if self.asks:
-                asked = "--epsilon" if self.required is DpUnit.NONE else "--require-dp"
+                asked = self.named if self.required is DpUnit.NONE else "--require-dp"
                 raise NotAllowed(
                     f"the run promises no differential privacy, and {asked} asks for it; ask the run's owner "
                     'for privacy.dp.unit = "example"'
@@ -44,7 +46,7 @@ class PrivacyPolicy:
             return
         if self.epsilon is not None and dp.epsilon > self.epsilon:
             raise NotAllowed(
-                f"the run may tell of an example as much as epsilon {dp.epsilon:g}, and --epsilon allows "
+                f"the run may tell of an example as much as epsilon {dp.epsilon:g}, and {self.named} allows "
                 f"{self.epsilon:g}; ask the run's owner for a lower privacy.dp.epsilon"
             )
         if dp.delta > 1 / examples:

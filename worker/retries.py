@@ -27,7 +27,9 @@ def backoff(first: float = 0.2, most: float = 10.0) -> Iterator[float]:
 class Outage:
     """Failures without a success between them: how long already, and how long to wait next."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest: float = 10.0) -> None:
+        """`longest` is the most seconds between two tries."""
+        self._longest = longest
         self.damaged = 0
         self.reached = 0
         self.progressed()
@@ -35,7 +37,7 @@ class Outage:
     def progressed(self) -> None:
         """Something came through."""
         self._since: float | None = None
-        self.delays = backoff()
+        self.delays = backoff(most=self._longest)
 
     def seconds(self) -> float:
         """Since the first failure; the first call is that failure."""

@@ -6,7 +6,7 @@ import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -18,25 +18,34 @@ from common.config.task import DataSection, PublicData, TestData
 from common.errors import ConfigError
 from common.records import TaskKind
 
+Of = TypeVar("Of", bound=Section)
+
 
 def load_config(path: Path) -> RunConfig:
     """Read and check a run's configuration; relative paths in it are relative to its folder.
 
     Raises ConfigError naming the file, the key, the rule and the value.
     """
+    return _anchored(load_section(path, RunConfig, "fedpft init"), path.parent.resolve())
+
+
+def load_section(path: Path, model: type[Of], writer: str) -> Of:
+    """Read and check a TOML file; `writer` is the command that writes one to start from.
+
+    Raises ConfigError naming the file, the key, the rule and the value.
+    """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; `fedpft init` writes one to start from") from None
+        raise ConfigError(f"{path}: no such file; `{writer}` writes one to start from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     try:
-        config = RunConfig.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error, RunConfig)}") from None
-    return _anchored(config, path.parent.resolve())
+        raise ConfigError(f"{path}: {explain(error, model)}") from None
 
 
 def parse_config(settings: Mapping[str, Any], origin: str) -> RunConfig:
@@ -155,14 +164,16 @@ def template(values: dict[str, Any]) -> str:
     if public and values.get("task.kind") == TaskKind.CAUSAL_LM:
         usual = {f"{s}.{key}": value for s, keys in OF_LANGUAGE_MODELS.items() for key, value in keys.items()}
         values = usual | values
-    lines = [
-        "# A run of FedPFT. Every key is here with its default; paths are relative to this file.",
-        *_table(RunConfig, "", values),
-    ]
-    return "\n".join(lines) + "\n"
+    first = "A run of FedPFT. Every key is here with its default; paths are relative to this file."
+    return commented(RunConfig, first, values)
 
 
-def _table(model: type[BaseModel], prefix: str, values: dict[str, Any]) -> list[str]:
+def commented(model: type[Section], first: str, values: Mapping[str, Any]) -> str:
+    """A complete commented file of this kind, with what its first line says."""
+    return "\n".join([f"# {first}", *_table(model, "", values)]) + "\n"
+
+
+def _table(model: type[BaseModel], prefix: str, values: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
