@@ -121,11 +121,15 @@ class Staying:
         return run is None or await self._suits(client, run)
 
     async def _suits(self, client: CoordinatorClient, run: RunSpec) -> bool:
+        """Whether it is to be joined now; one that does not fit is declined."""
         if run.run_id == self._last or (run.run_id, self._fresh.state) in self._declined:
             # That it is offered again must not keep this worker busy.
             await asyncio.sleep(next(self._pauses))
         else:
             self._pauses = backoff(1.0, _LONGEST_PAUSE_SECONDS)
+        if await asyncio.to_thread(self._fresh.changed):
+            # What was read last decides on no run.
+            return False
         self._last = run.run_id
         client.expect(run.run_id)
         client.known = run
