@@ -17,10 +17,11 @@ from coordinator.cli import build, coordinator, init
 from coordinator.owner.commands import export, rewind, status, stop
 from worker.cli import app as worker
 
-# What `fedpft --help` and docs/configuration.md group the commands by; in each group, the most used first.
+# What `fedpft --help` and docs/configuration.md group the commands by; in each group, the most used first,
+# and last what has commands of its own: so the help shows them.
 GROUPS: Mapping[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
     "Try it": (demo, demo_files),
-    "Run it": (coordinator, worker, stop, rewind, export, score),
+    "Run it": (coordinator, stop, rewind, export, score, worker),
     "Watch it": (status, report, audit),
     "Set it up": (init, doctor, build, certs),
     "Experiment": (experiment, datasets, split),

@@ -70,6 +70,8 @@ async def take_part(means: Means, place: Place, data: PrivateData, coordinator: 
                 outcome=outcome,
             )
             means.history.put(ended)
+        # Between runs no heartbeat is due: that none is answered is no silence.
+        means.metrics.contact.set(0)
         log_about(run="", round=0)
     return worker.rounds
 

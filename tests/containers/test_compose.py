@@ -90,8 +90,12 @@ def test_the_killed_run_ends_as_well_as_the_undisturbed_one(outcome: Outcome) ->
     assert accuracy["fm"] >= 0.93
 
 
-def test_every_service_ends_well(outcome: Outcome) -> None:
-    for service in RUNNING:
+def test_the_coordinator_ends_well_and_workers_stay_until_they_are_stopped(outcome: Outcome) -> None:
+    state = outcome.federation.inspect("coordinator")["State"]
+    assert (state["Running"], state["ExitCode"]) == (False, 0), outcome.federation.logs()
+    for service in RUNNING[1:]:
+        assert outcome.federation.inspect(service)["State"]["Running"], outcome.federation.logs()
+        outcome.federation.call("stop", service)
         state = outcome.federation.inspect(service)["State"]
         assert (state["Running"], state["ExitCode"]) == (False, 0), outcome.federation.logs()
 

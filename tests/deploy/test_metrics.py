@@ -73,6 +73,7 @@ def values(folder: Path) -> dict[tuple[str, str], set[str]]:
         ("fedpft_tries_total", "result"): begun(CoordinatorMetrics, "fedpft_tries_total"),
         ("fedpft_updates_total", "result"): begun(CoordinatorMetrics, "fedpft_updates_total") | refused,
         ("fedpft_worker_updates_total", "result"): begun(WorkerMetrics, "fedpft_worker_updates_total"),
+        ("fedpft_worker_runs_total", "result"): begun(WorkerMetrics, "fedpft_worker_runs_total"),
         ("fedpft_worker_task_seconds", "part"): begun(WorkerMetrics, "fedpft_worker_task_seconds_count"),
         ("fedpft_transfer_bytes_total", "kind"): content | {"up", "down"},
         ("fedpft_worker_transfer_bytes_total", "direction"): {"up", "down"},
