@@ -24,10 +24,10 @@ from coordinator.context import RunContext
 from coordinator.federation.inbox import Inbox
 from coordinator.federation.service import FederationService
 from coordinator.federation.sessions import Sessions
+from coordinator.hosting.listening import register
 from coordinator.modelling.foundation import load_foundation, wire_config
 from coordinator.owner.admin_client import Admin
 from coordinator.owner.admin_service import AdminService
-from coordinator.process import _register
 from coordinator.storage import retention
 from coordinator.storage.store import Store
 from coordinator.storage.traffic import TrafficCounter
@@ -52,7 +52,7 @@ class Serving:
         self.server, self.address = new_server(Address("127.0.0.1", 0))
         status = partial(live_status, self.run, RunProgress(self.run), self.sessions, self.inbox)
         federation = FederationService(self.run, self.sessions, self.inbox)
-        await _register(self.server, federation, AdminService(status, self.run.events, print))
+        await register(self.server, federation, AdminService(status, self.run.events, print))
         await self.server.start()
 
     async def stop(self) -> None:

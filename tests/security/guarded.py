@@ -21,8 +21,8 @@ from coordinator.federation.authorization import AuthorizationInterceptor
 from coordinator.federation.inbox import Inbox
 from coordinator.federation.service import FederationService
 from coordinator.federation.sessions import Sessions
+from coordinator.hosting.listening import register
 from coordinator.owner.admin_service import AdminService
-from coordinator.process import _register
 from coordinator.storage.store import Store
 from tests.contexts import context
 from worker.client import CoordinatorClient
@@ -81,7 +81,7 @@ class Guarded:
         )
         federation = FederationService(run, self.sessions, self.inbox)
         admin = AdminService(self._status, self.events, self.stops.append)
-        await _register(self.server, federation, admin)
+        await register(self.server, federation, admin)
         await self.server.start()
 
     def _status(self) -> RunStatus:

@@ -28,8 +28,8 @@ from coordinator.federation.inbox import Expected, Inbox
 from coordinator.federation.rounds import RoundState
 from coordinator.federation.service import FederationService
 from coordinator.federation.sessions import Sessions
+from coordinator.hosting.listening import register
 from coordinator.owner.admin_service import AdminService
-from coordinator.process import _register
 from coordinator.storage.store import Store, StoredUpdate
 from tests.contexts import context
 from worker.client import CoordinatorClient
@@ -57,7 +57,7 @@ class Served:
     async def __aenter__(self) -> "Served":
         self.server, self.address = new_server(Address("127.0.0.1", 0), most_calls=self.limits.calls)
         federation = FederationService(self.run, self.sessions, self.inbox)
-        await _register(self.server, federation, AdminService(lambda: None, self.events, print))  # type: ignore[arg-type, return-value]
+        await register(self.server, federation, AdminService(lambda: None, self.events, print))  # type: ignore[arg-type, return-value]
         await self.server.start()
         schema = schema_of({"x": torch.zeros(VALUES)})
         state = RoundState(1, frozenset({"w", "v"}), 1, closes_at=1e12)

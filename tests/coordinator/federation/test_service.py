@@ -52,9 +52,9 @@ from coordinator.federation.inbox import Expected, Inbox
 from coordinator.federation.rounds import RoundPhase, RoundState
 from coordinator.federation.service import FederationService
 from coordinator.federation.sessions import Assignment, Sessions
+from coordinator.hosting.listening import register
 from coordinator.owner.admin_client import Admin
 from coordinator.owner.admin_service import AdminService
-from coordinator.process import _register
 from coordinator.storage.store import Store
 from tests.contexts import context
 from worker.client import CoordinatorClient
@@ -82,7 +82,7 @@ class Served:
         self.sessions, self.inbox = Sessions(1.0), Inbox(self.store)
         self.server, self.address = new_server(Address("127.0.0.1", 0))
         federation = FederationService(run, self.sessions, self.inbox)
-        await _register(self.server, federation, AdminService(lambda: None, self.events, print))  # type: ignore[arg-type, return-value]
+        await register(self.server, federation, AdminService(lambda: None, self.events, print))  # type: ignore[arg-type, return-value]
         await self.server.start()
         state = RoundState(1, frozenset({"w", "v"}), 1, closes_at=1e12)
         schema = schema_of({"x": torch.zeros(4)})
