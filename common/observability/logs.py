@@ -4,8 +4,11 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, TextIO
 
 
@@ -18,7 +21,7 @@ class LogFormat(StrEnum):
 
 @dataclass(frozen=True)
 class About:
-    """What every line of a process is about; a process serves one run. `worker` is a worker's own name."""
+    """What a line is about. `worker` is a worker's own name."""
 
     service: str = ""
     run: str = ""
@@ -27,9 +30,22 @@ class About:
     trace: str = ""
 
 
+class Subject:
+    """What the lines of a process are about, or, where it holds several runs, those of one of them."""
+
+    def __init__(self, about: About) -> None:
+        self.about = about
+
+
 # As logging itself, one for the process: lines come from any thread.
-_about = About()
+_process = Subject(About())
+# Of a task on the event loop, and all that it begins, threads that compute for it included.
+_entered: ContextVar[Subject] = ContextVar("subject")
 _form = LogFormat.HUMAN
+
+
+def _about() -> About:
+    return _entered.get(_process).about
 
 
 def as_json() -> bool:
@@ -39,13 +55,36 @@ def as_json() -> bool:
 
 def log_about(*, run: str | None = None, round: int | None = None, trace: str | None = None) -> None:
     """From now on the lines are about this run, round or trace; what is not given stays."""
-    global _about
-    _about = replace(
-        _about,
-        run=_about.run if run is None else run,
-        round=_about.round if round is None else round,
-        trace=_about.trace if trace is None else trace,
+    subject = _entered.get(_process)
+    about = subject.about
+    subject.about = replace(
+        about,
+        run=about.run if run is None else run,
+        round=about.round if round is None else round,
+        trace=about.trace if trace is None else trace,
     )
+
+
+def subject_of(run: str) -> Subject:
+    """For the lines of one run of several."""
+    return Subject(replace(_process.about, run=run, round=None))
+
+
+def enter_subject(subject: Subject) -> None:
+    """From now on the lines of this task, and of what it begins, are about `subject`."""
+    _entered.set(subject)
+
+
+def keep_lines_of(subject: Subject, path: Path) -> Callable[[], None]:
+    """Append the lines about a subject to a file, as JSON; returns what ends that. Raises OSError."""
+    handler = _Kept(path, subject)
+    logging.getLogger().addHandler(handler)
+
+    def end() -> None:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+    return end
 
 
 def set_up_logging(
@@ -59,8 +98,8 @@ def set_up_logging(
 
     Unless `form` says how, lines are for people on a terminal and JSON elsewhere.
     """
-    global _about, _form
-    _about = About(service, worker=worker)
+    global _form
+    _process.about = About(service, worker=worker)
     stream = stream or sys.stderr
     if form is None:
         form = LogFormat.HUMAN if stream.isatty() else LogFormat.JSON
@@ -81,10 +120,11 @@ class _HumanLine(logging.Formatter):
         super().__init__("%(asctime)s %(where)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        who = f"{_about.service}[{_about.worker}]" if _about.worker else _about.service
-        where = f" {_about.run[:6]}" if _about.run else ""
-        if where and _about.round is not None:
-            where += f"/{_about.round}"
+        about = _about()
+        who = f"{about.service}[{about.worker}]" if about.worker else about.service
+        where = f" {about.run[:6]}" if about.run else ""
+        if where and about.round is not None:
+            where += f"/{about.round}"
         record.where = who + where
         return super().format(record)
 
@@ -102,22 +142,38 @@ class _JsonLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        about = _about()
         line: dict[str, Any] = {
             "time": f"{seconds}.{record.msecs:03.0f}Z",
             "level": record.levelname.lower(),
-            "service": _about.service,
-            "run": _about.run,
-            "round": getattr(record, "round", _about.round),
+            "service": about.service,
+            "run": about.run,
+            "round": getattr(record, "round", about.round),
             # A coordinator's line may concern a worker.
-            "worker": getattr(record, "worker", "") or _about.worker,
+            "worker": getattr(record, "worker", "") or about.worker,
             "logger": record.name,
             "message": record.getMessage(),
         }
         if (event := getattr(record, "event", None)) is not None:
             line["event"] = event
-        if _about.trace:
-            line["trace_id"] = _about.trace
+        if about.trace:
+            line["trace_id"] = about.trace
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         # An ASCII terminal would make of the rest what is no JSON.
         return json.dumps(line, ensure_ascii=not self._unicode)
+
+
+class _Kept(logging.FileHandler):
+    """The lines about one subject."""
+
+    def __init__(self, path: Path, subject: Subject) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._subject = subject
+        self.setFormatter(_JsonLine(self.stream))
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return _entered.get(_process) is self._subject
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk says so elsewhere; a line that is lost harms no run."""

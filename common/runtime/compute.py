@@ -1,6 +1,7 @@
 """Where torch computes: in a thread of its own beside the event loop, or at once."""
 
 import asyncio
+import contextvars
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -57,7 +58,9 @@ class ComputeThread(Compute):
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
         """The result of `work`, computed in the thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._computed, work, *arguments)
+        # As `asyncio.to_thread` does: log lines are about what they are about here.
+        context = contextvars.copy_context()
+        return await loop.run_in_executor(self._pool, context.run, self._computed, work, *arguments)
 
     def _computed(self, work: Callable[..., T], *arguments: object) -> T:
         try:
