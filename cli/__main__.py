@@ -7,7 +7,7 @@ from common.runtime.home import provide_home
 from common.runtime.signals import listen
 
 # What runs until it is told to end.
-SERVICES = (["coordinator"], ["worker"], ["certs", "serve"])
+SERVICES = (["coordinator"], ["serve"], ["worker"], ["certs", "serve"])
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ from cli.report import report
 from cli.score import score
 from coordinator.cli import build, coordinator, init
 from coordinator.owner.commands import export, rewind, status, stop
+from coordinator.owner.runs_commands import cancel, logs, runs, submit
+from coordinator.serve_cli import serve
 from worker.cli import app as worker
 
 # What `fedpft --help` and docs/configuration.md group the commands by; in each group, the most used first,
@@ -22,6 +24,7 @@ from worker.cli import app as worker
 GROUPS: Mapping[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
     "Try it": (demo, demo_files),
     "Run it": (coordinator, stop, rewind, export, score, worker),
+    "Run many": (serve, submit, runs, logs, cancel),
     "Watch it": (status, report, audit),
     "Set it up": (init, doctor, build, certs),
     "Experiment": (experiment, datasets, split),

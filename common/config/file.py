@@ -26,7 +26,7 @@ def load_config(path: Path) -> RunConfig:
 
     Raises ConfigError naming the file, the key, the rule and the value.
     """
-    return _anchored(load_section(path, RunConfig, "fedpft init"), path.parent.resolve())
+    return anchored(load_section(path, RunConfig, "fedpft init"), path.parent.resolve())
 
 
 def load_section(path: Path, model: type[Of], writer: str) -> Of:
@@ -80,14 +80,14 @@ def parse_settings(given: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _anchored(config: RunConfig, folder: Path) -> RunConfig:
+def anchored(config: RunConfig, folder: Path) -> RunConfig:
     """Resolve the paths in `config` against the folder of its file."""
 
-    def anchored(path: Path | None) -> Path | None:
+    def placed(path: Path | None) -> Path | None:
         return None if path is None else folder / path
 
     def data(section: PublicData | TestData | None) -> Any:
-        return section and section.model_copy(update={"path": anchored(section.path)})
+        return section and section.model_copy(update={"path": placed(section.path)})
 
     model, sub_fm = config.model, config.sub_fm
     if names_directory(model.path, folder):
@@ -97,12 +97,12 @@ def _anchored(config: RunConfig, folder: Path) -> RunConfig:
             "run": config.run.model_copy(update={"directory": folder / config.run.directory}),
             "model": model,
             "data": DataSection(
-                root=anchored(config.data.root), public=data(config.data.public), test=data(config.data.test)
+                root=placed(config.data.root), public=data(config.data.public), test=data(config.data.test)
             ),
             "tls": config.tls.model_copy(
-                update={name: anchored(getattr(config.tls, name)) for name in type(config.tls).model_fields}
+                update={name: placed(getattr(config.tls, name)) for name in type(config.tls).model_fields}
             ),
-            "sub_fm": sub_fm.model_copy(update={"path": anchored(sub_fm.path)}),
+            "sub_fm": sub_fm.model_copy(update={"path": placed(sub_fm.path)}),
         }
     )
 

@@ -170,6 +170,7 @@ class _Kept(logging.FileHandler):
     def __init__(self, path: Path, subject: Subject) -> None:
         super().__init__(path, encoding="utf-8")
         self._subject = subject
+        assert self.stream is not None
         self.setFormatter(_JsonLine(self.stream))
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -71,7 +71,7 @@ class _Turn:
 class ComputingTurns:
     """Hands the turn round, first come, first served. Safe to use from several threads.
 
-    `told` hears who computes from now on, by name.
+    `told` hears who computes from now on, by name; "" where nobody does.
     """
 
     def __init__(
@@ -96,13 +96,15 @@ class ComputingTurns:
                 raise
             self._queue.popleft()
             self._holder, turn.begun = turn, time.monotonic()
-        self._told(turn.name)
+            self._told(turn.name)
 
     def give_up(self, turn: _Turn) -> None:
         """Let the next one compute."""
         with self._changed:
             if self._holder is turn:
                 self._holder = None
+                if not self._queue:
+                    self._told("")
                 self._changed.notify_all()
 
     def due(self, turn: _Turn) -> bool:

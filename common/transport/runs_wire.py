@@ -28,7 +28,8 @@ def submission_from_pb(m: runs_pb2.SubmitRunRequest) -> Submission:
         raise BadMessage("request must be 16 to 64 hexadecimal digits")
     if len(m.configuration.encode()) > _MOST_CONFIGURATION or len(m.settings) > _MOST_SETTINGS:
         raise BadMessage(
-            f"a configuration must have at most {_MOST_CONFIGURATION // 1024} KiB and {_MOST_SETTINGS} settings"
+            f"a configuration must have at most {_MOST_CONFIGURATION // 1024} KiB, and "
+            f"{_MOST_SETTINGS} settings"
         )
     if abs(m.priority) > _MOST_PRIORITY:
         raise ConfigError(f"priority must be from -{_MOST_PRIORITY} to {_MOST_PRIORITY}, got {m.priority}")

@@ -41,8 +41,9 @@ def resting_status(store: Store, config: RunConfig) -> RunStatus:
         return status
     endpoint = store.directory / ENDPOINT_FILE
     if (owner := holder(store.directory)) is not None:
-        where = _read(endpoint).get("address")
-        more = f"; `fedpft status --coordinator {where}` tells more" if where else ""
+        about = _read(endpoint)
+        where, which = about.get("address"), f" --run {about['run']}" if "run" in about else ""
+        more = f"; `fedpft status --coordinator {where}{which}` tells more" if where else ""
         return replace(status, phase=_last_phase(store), waiting_for=f"{owner}, which is at work{more}")
     if (died := time_of_death(store.directory)) is not None:
         told = f"a start: {_death(died)}; the same command goes on"
@@ -79,6 +80,11 @@ def require_no_repetition(store: Store) -> None:
             f"{store.directory}: the run has {last[0].text} ({_MOST_FAILURES} times on end in the same way); "
             "it is not tried again for an hour. When what is to blame is mended, add --again to the command"
         )
+
+
+def newest_step(store: Store) -> int:
+    """The sequence number of the last event that was a step forward; 0 before the first."""
+    return next((event.sequence for event in store.events.last_of(_STEPS_FORWARD, 1)), 0)
 
 
 def _death(died: float) -> str:

@@ -47,6 +47,10 @@ MAY_CALL: Mapping[str, frozenset[Role]] = {
     "/fedpft.v1.AdminService/ReadStatus": _OWNERS,
     "/fedpft.v1.AdminService/WatchEvents": _OWNERS,
     "/fedpft.v1.AdminService/StopRun": _OWNERS,
+    "/fedpft.v1.RunsService/SubmitRun": _OWNERS,
+    "/fedpft.v1.RunsService/ListRuns": _OWNERS,
+    "/fedpft.v1.RunsService/CancelRun": _OWNERS,
+    "/fedpft.v1.RunsService/ReadLog": _OWNERS,
     # That a service is up is no secret among those who have a certificate at all.
     "/grpc.health.v1.Health/Check": _ALL,
     "/grpc.health.v1.Health/List": _ALL,

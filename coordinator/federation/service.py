@@ -314,8 +314,11 @@ class FederationService(OfferCalls, SecureCalls, federation_pb2_grpc.FederationS
             self._traffic.down(session.worker, kind, down.ByteSize() + FRAME_BYTES)
 
 
-def serve_federation(server: aio.Server, service: federation_pb2_grpc.FederationServiceServicer) -> None:
-    """Have `server` answer what workers call; calls that carry chunks without protobuf's copies of them."""
+def serve_federation(server: aio.Server, service: Any) -> None:
+    """Have `server` answer what workers call; calls that carry chunks without protobuf's copies of them.
+
+    `service` has every call as a method.
+    """
     federation_pb2_grpc.add_FederationServiceServicer_to_server(service, server)
     request = federation_pb2.DownloadArtifactRequest.FromString
     reply: Any = federation_pb2.SubmitUpdateResponse.SerializeToString

@@ -251,6 +251,10 @@ class Sessions:
         """Whether a worker of this name has joined since this process began."""
         return worker in self._by_worker
 
+    def holds(self, token: str) -> bool:
+        """Whether the session is, or was, one of these; nobody is heard by that."""
+        return token in self._by_token or token in self._replaced
+
     def __len__(self) -> int:
         return len(self._by_worker)
 

@@ -81,6 +81,8 @@ class HostedRun:
         )
         self._campaign = Campaign(run, self._progress, gathering)
         self.federation = FederationService(run, self.sessions, self._inbox, exchange)
+        self.calls = 0
+        """Of workers and owners, under way."""
         self._task: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -153,6 +155,15 @@ class HostedRun:
         self.context.events.record(
             "workers_dismissed", "workers know that the run is over", self.context.traffic.round
         )
+
+    def moved_on(self, worker: str) -> None:
+        """The worker takes part in another run of this process: it is drawn by this one no more."""
+        for session in self.sessions.all():
+            if session.worker == worker and session.progress.activity.present:
+                self.sessions.leave(session, "it takes part in another run")
+                self._inbox.turns.left(worker, "left: it takes part in another run")
+                text = f"worker {worker} left: it takes part in another run"
+                self.context.events.record("worker_quit", text, self.context.traffic.round, worker)
 
     def close(self) -> None:
         """Nobody is to wait for this run any more: streams end."""

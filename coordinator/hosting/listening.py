@@ -6,8 +6,9 @@ import resource
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from fedpft.v1 import admin_pb2, admin_pb2_grpc, federation_pb2, federation_pb2_grpc
+from fedpft.v1 import admin_pb2, admin_pb2_grpc, federation_pb2, runs_pb2, runs_pb2_grpc
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -60,19 +61,24 @@ def on_signal(
 
 
 async def register(
-    server: aio.Server,
-    federation: federation_pb2_grpc.FederationServiceServicer,
-    admin: admin_pb2_grpc.AdminServiceServicer,
+    server: aio.Server, federation: Any, admin: Any, runs: runs_pb2_grpc.RunsServiceServicer | None = None
 ) -> None:
-    """Have the server answer workers, owners, and who asks whether it is well or what it serves."""
+    """Have the server answer workers, owners, and who asks whether it is well or what it serves.
+
+    `federation` and `admin` have every call of their services as a method; `runs` is there for many runs.
+    """
     serve_federation(server, federation)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+    services = [
+        federation_pb2.DESCRIPTOR.services_by_name["FederationService"],
+        admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
+    ]
+    if runs is not None:
+        runs_pb2_grpc.add_RunsServiceServicer_to_server(runs, server)
+        services.append(runs_pb2.DESCRIPTOR.services_by_name["RunsService"])
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    names = [
-        federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name,
-        admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
-    ]
+    names = [service.full_name for service in services]
     for name in ("", *names):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
     reflected = (*names, "grpc.health.v1.Health", reflection.SERVICE_NAME)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,7 +32,7 @@ AdminTls = Annotated[
 AllowPlainText = Annotated[bool, typer.Option("--insecure", help="Allow plain text to another machine.")]
 
 
-def _reached(coordinator: str, tls: Path | None, insecure: bool) -> "tuple[Address, Tls | None]":
+def reached_at(coordinator: str, tls: Path | None, insecure: bool) -> "tuple[Address, Tls | None]":
     """Where the coordinator is, and what to show it. Raises AddressError, CertificateError."""
     from common.address import Address, require_loopback
     from common.trust.identity import Role
@@ -46,7 +47,11 @@ def _reached(coordinator: str, tls: Path | None, insecure: bool) -> "tuple[Addre
 def status(
     coordinator: CoordinatorAddress = "127.0.0.1:7070",
     run: Annotated[
-        Path | None, typer.Option(help="Read a run's directory instead; works after its end.")
+        Path | None,
+        typer.Option(
+            metavar="DIRECTORY|ID",
+            help="Read a run's directory instead, which works after its end; or the id of one run of many.",
+        ),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay and follow the run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
@@ -60,8 +65,9 @@ def status(
     from common.records import Phase
 
     with plain_errors():
-        if run is None:
-            reached = _reached(coordinator, tls, insecure)
+        named = _run_id(run)
+        if run is None or named:
+            reached = reached_at(coordinator, tls, insecure)
         else:
             _require_run(run)
 
@@ -71,13 +77,13 @@ def status(
     from coordinator.owner.status_view import follow, show
 
     async def main() -> RunStatus:
-        async with Admin(*reached) as admin:
+        async with Admin(*reached, named) as admin:
             if watch and not as_json:
                 return await follow(admin)
             return await admin.status()
 
     with plain_errors():
-        if run is not None:
+        if run is not None and not named:
             from coordinator.campaign.liveness import resting_status
             from coordinator.campaign.status import open_run
 
@@ -106,6 +112,13 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
+def _run_id(run: Path | None) -> str:
+    """The id that is meant, where there is no such directory; else empty."""
+    if run is None or run.exists() or not re.fullmatch(r"[0-9a-f]{12}", str(run)):
+        return ""
+    return str(run)
+
+
 def _require_run(directory: Path) -> None:
     """Before what takes seconds to import. Raises StoreError."""
     if not (directory / "run.sqlite").is_file():
@@ -117,7 +130,10 @@ def stop(
     tls: AdminTls = None,
     insecure: AllowPlainText = False,
 ) -> None:
-    """End a running coordinator in order; started again, it goes on from the last committed step."""
+    """End a running coordinator in order; started again, it goes on from the last committed step.
+
+    Of `fedpft serve` that is the server with all its runs; `fedpft cancel` ends one of them.
+    """
     import asyncio
 
     async def main() -> None:
@@ -127,7 +143,7 @@ def stop(
     with plain_errors():
         from coordinator.owner.admin_client import Admin
 
-        reached = _reached(coordinator, tls, insecure)
+        reached = reached_at(coordinator, tls, insecure)
         asyncio.run(main())
         typer.echo("the coordinator stops; the same command starts it again")
 

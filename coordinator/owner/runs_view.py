@@ -1,0 +1,56 @@
+"""The list of a server's runs for people, in the terminal."""
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.hosted_runs import RunEntry, RunState
+
+_STYLES = {RunState.RUNNING: "green", RunState.FAILED: "bold red", RunState.CANCELLED: "dim"}
+
+
+def show(entries: Sequence[RunEntry], console: Console | None = None) -> None:
+    """Print them, oldest first."""
+    console = console or Console()
+    if not entries:
+        console.print("there are no runs; `fedpft submit run.toml` hands one in")
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("run", "label", "state", "round", "workers", "score", "priority", "since", "left"):
+        table.add_column(column, no_wrap=column in ("run", "state"))
+    now = time.time()
+    for e in entries:
+        f = e.facts
+        running = e.state is RunState.RUNNING
+        table.add_row(
+            e.run,
+            e.label,
+            Text(f"{e.state}, {f.phase}" if running and f.phase else e.state, _STYLES.get(e.state, "")),
+            f"{f.round} of {f.rounds}" if f.rounds else "",
+            str(f.workers) if running else "",
+            f.score,
+            str(e.priority) if e.priority else "",
+            f"{span(now - (e.ended or e.began or e.submitted))} ago",
+            span(f.seconds_left) if running and f.seconds_left else "",
+        )
+    console.print(table)
+    for e in entries:
+        if e.reason:
+            console.print(
+                Text(f"{e.run}: {e.reason}", "bold red" if e.state is RunState.FAILED else "yellow")
+            )
+
+
+def span(seconds: float) -> str:
+    """A length of time for people, in its largest unit or two."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} days"
