@@ -35,6 +35,7 @@ from coordinator.hosting.listening import (
 )
 from coordinator.hosting.run_metrics import ServerMetrics
 from coordinator.hosting.runs_service import RunsService
+from coordinator.owner.page.runs import RunsPage
 
 log = logging.getLogger(__name__)
 
@@ -89,12 +90,11 @@ class _Serving:
             self._ending.asked = True
             host.close()
 
-        await register(
-            self._server,
-            FederationFront(host).servicer(),
-            AdminFront(host, stop),
-            RunsService(host),
-        )
+        admin = AdminFront(host, stop)
+        await register(self._server, FederationFront(host).servicer(), admin, RunsService(host))
+        page = self._open_page(admin)
+        if page:
+            host.about["page_port"] = page.port
         probe = HealthProbe(health) if health else None
         await self._server.start()
         if probe:
@@ -109,11 +109,20 @@ class _Serving:
                 await host.hold()
         finally:
             counting.cancel()
+            if page:
+                await asyncio.to_thread(page.close)
             file.unlink(missing_ok=True)
             if probe:
                 await probe.stop()
             await self._server.stop(GRACE_SECONDS)
         return self._ending
+
+    def _open_page(self, admin: AdminFront) -> RunsPage | None:
+        """The pages, when the configuration has them. Raises AddressError."""
+        server = self._host.config.server
+        if server.page is None:
+            return None
+        return RunsPage(server.page, server.insecure, self._host.entries, admin.look)
 
     async def _count(self) -> None:
         """Keep the gauge of runs."""

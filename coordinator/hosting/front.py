@@ -152,6 +152,14 @@ class AdminFront:
         self._stop("an admin asked for it")
         return admin_pb2.StopRunResponse()
 
+    async def look(self, run: str, after: int) -> tuple[RunStatus, list[Event]]:
+        """For the page. Raises UnknownRun, StoreError."""
+        if (hosted := self._host.active.get(run)) is not None:
+            return hosted.status(), hosted.context.store.events.all(after)
+        self._host.catalogue.get(run)
+        status = await asyncio.to_thread(self.at_rest, run)
+        return status, await asyncio.to_thread(self.events, run, after)
+
     async def _status(self, context: Any) -> RunStatus:
         run = self._named(context)
         if (hosted := self._host.active.get(run)) is not None:

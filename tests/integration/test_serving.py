@@ -1,15 +1,18 @@
 """Many runs in one server: real processes over real sockets, on a small random BERT."""
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from common.errors import RunFailed, UnknownRun
 from common.hosted_runs import RunState
 from coordinator.campaign.status import open_run, stored_status
 from tests.integration.federation import federation
 from tests.integration.serving import Serving
+from tests.services import call
 
 A, B = (1, 2), (3, 4)
 
@@ -69,3 +72,113 @@ def test_two_runs_at_once_end_as_each_does_alone_though_the_server_is_killed(
     assert serving.wait_for(first, RunState.FINISHED).reason == ""
     serving.wait_for(second, RunState.FINISHED)
     assert {7: digest(serving.runs / first), 8: digest(serving.runs / second)} == alone
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_or_is_cancelled_harms_no_other_and_the_queue_goes_by_priority(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    serving = Serving(tmp_path, model_folder, ("--at-once", "2"))
+    serving.runs.mkdir()
+    try:
+        serving.start()
+        good = serving.submit(serving.configuration(A))
+        waits = serving.submit(serving.configuration((8, 9)))
+        late = serving.submit(serving.configuration((8, 9)))
+        broken = serving.submit(
+            serving.configuration((8, 9), model__path=str(tmp_path / "nowhere")), priority=5
+        )
+        # Two are open, and `good` is the first; the others wait.
+        assert serving.wait_for(waits, RunState.RUNNING).began
+        entries = serving.entries()
+        assert [entries[run].state for run in (good, late, broken)] == [
+            RunState.RUNNING,
+            RunState.QUEUED,
+            RunState.QUEUED,
+        ]
+        with pytest.raises(UnknownRun):
+            serving.cancel("nothing")
+        serving.cancel(waits)
+        with pytest.raises(RunFailed, match="has ended already: it is cancelled"):
+            serving.cancel(waits)
+        # Younger, but more urgent; and it fails by itself.
+        for _ in serving.until("the broken run has failed"):
+            if (entry := serving.entries()[broken]).state.over:
+                break
+        assert entry.state is RunState.FAILED and "nowhere" in entry.reason
+        assert serving.wait_for(late, RunState.RUNNING).began >= entry.ended
+        serving.cancel(late)
+        for number in A:
+            serving.start_worker(number)
+        finished = serving.wait_for(good, RunState.FINISHED)
+        assert finished.facts.round == 2 and finished.facts.score.startswith("accuracy ")
+        assert serving.processes["server"].poll() is None
+        # What is told of each is there after a restart, too, and nothing begins again.
+        serving.processes["server"].send_signal(signal.SIGTERM)
+        assert serving.processes["server"].wait() == 0
+        serving.start()
+        states = {run: entry.state for run, entry in serving.entries().items()}
+        assert states == {
+            good: RunState.FINISHED,
+            waits: RunState.CANCELLED,
+            late: RunState.CANCELLED,
+            broken: RunState.FAILED,
+        }
+    finally:
+        serving.end()
+
+
+@pytest.mark.slow
+def test_admins_submit_watch_and_read_by_the_commands(serving: Serving) -> None:
+    address = str(serving.start())
+    (serving.folder / "mine.toml").write_text(serving.configuration(A))
+
+    def typed(*arguments: str, code: int = 0) -> str:
+        found, told = call("cli", *arguments, "--coordinator", address)
+        assert found == code, told
+        return told
+
+    run = typed("submit", str(serving.folder / "mine.toml"), "--set", "rounds.count=1").split()[-1]
+    serving.wait_for(run, RunState.RUNNING)
+    assert "phase" in typed("status", "--run", run)
+    listed = json.loads(typed("runs", "--json"))
+    assert [(each["run"], each["label"], each["facts"]["rounds"]) for each in listed] == [(run, "mine", 1)]
+    for number in A:
+        serving.start_worker(number)
+    lines = [json.loads(line) for line in typed("logs", run, "--follow").splitlines()]
+    assert {line["run"] for line in lines} == {run}
+    assert any("finished: adapter" in line["message"] for line in lines)
+    assert "finished" in typed("runs")
+    assert "finished" in typed("status", "--run", run)
+    assert "has ended already" in typed("cancel", run, code=1)
+    told = typed("submit", str(serving.folder / "mine.toml"), "--set", "rounds.count=0", code=2)
+    assert "rounds.count must be >= 1, got 0" in told and "Traceback" not in told
+    assert "does not hold run" in typed("logs", "nothing", code=2)
+    typed("stop")
+    assert serving.processes["server"].wait() == 0
+
+
+@pytest.mark.slow
+def test_a_run_beyond_its_quota_fails_with_a_line(tmp_path: Path, model_folder: Path) -> None:
+    serving = Serving(tmp_path, model_folder, ("--run-quota", "100000"))
+    serving.runs.mkdir()
+    try:
+        serving.start()
+        run = serving.submit(serving.configuration(A))
+        for _ in serving.until("the run has failed"):
+            if (entry := serving.entries()[run]).state.over:
+                break
+        assert entry.state is RunState.FAILED
+        assert "runs.run_quota allows 0.1 MB" in entry.reason
+    finally:
+        serving.end()
+
+
+@pytest.mark.slow
+def test_the_same_submission_is_one_run_and_another_of_the_same_text_is_another(serving: Serving) -> None:
+    serving.start()
+    text = serving.configuration(A)
+    first = serving.submit(text, request="a" * 32)
+    assert serving.submit(text, request="a" * 32) == first
+    assert serving.submit(text) != first
+    assert len(serving.entries()) == 2

@@ -9,6 +9,7 @@ import torch
 from grpc import aio
 
 from common.address import Address
+from common.config.serving import ServeConfig
 from common.records import ArtifactKind, JoinRequest, Phase
 from common.run_status import RunStatus
 from common.transport.decoding import Decoding
@@ -21,7 +22,10 @@ from coordinator.federation.authorization import AuthorizationInterceptor
 from coordinator.federation.inbox import Inbox
 from coordinator.federation.service import FederationService
 from coordinator.federation.sessions import Sessions
+from coordinator.hosting.catalogue import Catalogue
+from coordinator.hosting.host import Host
 from coordinator.hosting.listening import register
+from coordinator.hosting.runs_service import RunsService
 from coordinator.owner.admin_service import AdminService
 from coordinator.storage.store import Store
 from tests.contexts import context
@@ -81,7 +85,8 @@ class Guarded:
         )
         federation = FederationService(run, self.sessions, self.inbox)
         admin = AdminService(self._status, self.events, self.stops.append)
-        await register(self.server, federation, admin)
+        runs = RunsService(Host(ServeConfig(), Catalogue(folder / "runs")))
+        await register(self.server, federation, admin, runs)
         await self.server.start()
 
     def _status(self) -> RunStatus:

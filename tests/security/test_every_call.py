@@ -9,7 +9,7 @@ import fedpft.v1
 import grpc
 import pytest
 import pytest_asyncio
-from fedpft.v1 import admin_pb2, federation_pb2
+from fedpft.v1 import admin_pb2, federation_pb2, runs_pb2
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SERVICES: tuple[ServiceDescriptor, ...] = tuple(
     service
-    for module in (federation_pb2, admin_pb2, health_pb2, reflection_pb2)
+    for module in (federation_pb2, admin_pb2, runs_pb2, health_pb2, reflection_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 CALLS: tuple[MethodDescriptor, ...] = tuple(m for service in SERVICES for m in service.methods)
@@ -37,6 +37,7 @@ OF_WORKERS = federation_pb2.DESCRIPTOR.services_by_name["FederationService"].met
 FOR = {
     "fedpft.v1.FederationService": {Role.WORKER},
     "fedpft.v1.AdminService": {Role.ADMIN},
+    "fedpft.v1.RunsService": {Role.ADMIN},
     "grpc.health.v1.Health": set(Role),
     "grpc.reflection.v1alpha.ServerReflection": {Role.ADMIN},
 }
@@ -201,9 +202,13 @@ async def test_a_role_may_call_what_is_for_it_and_nothing_else(
     async with caller(guarded, kind) as channel:
         code = await attempt(channel, call, request_for(call, session, "a"))
     if allowed:
-        # There is no such artifact and no open round; and the library's health service has no List.
+        # There is no such artifact, no open round and no such run; and the library's health service has no
+        # List.
         expected = {
             "DownloadArtifact": StatusCode.NOT_FOUND,
+            "SubmitRun": StatusCode.INVALID_ARGUMENT,
+            "CancelRun": StatusCode.NOT_FOUND,
+            "ReadLog": StatusCode.NOT_FOUND,
             "List": StatusCode.UNIMPLEMENTED,
         } | dict.fromkeys((*SUBMISSIONS, *SECURE_CALLS), StatusCode.FAILED_PRECONDITION)
         assert code is expected.get(call.name, StatusCode.OK)

@@ -4,7 +4,8 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
@@ -12,13 +13,14 @@ from urllib.parse import parse_qs
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from common.address import Address, require_loopback
+from common.errors import FedPftError
 from common.observability.http_server import HttpServer
 from common.run_status import Event, RunStatus, told_metrics
 from coordinator.storage.event_levels import level_of
 
 log = logging.getLogger(__name__)
 
-_FILES = {
+FILES = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
@@ -40,21 +42,14 @@ _LOOK_SECONDS = 10.0
 _EVENTS = 200
 
 
-class Page:
-    """`port` is where it listens. `status` and `events` are called on the event loop that makes this."""
+class Pages(ABC):
+    """What is read-only and served to browsers. `port` is where it listens."""
 
-    def __init__(
-        self,
-        listen: str,
-        insecure: bool,
-        status: Callable[[], RunStatus],
-        events: Callable[[int], list[Event]],
-    ) -> None:
+    def __init__(self, listen: str, insecure: bool) -> None:
         """Raises AddressError when it may not or cannot listen there."""
         address = Address.parse(listen)
         require_loopback(address, insecure)
         self._loop = asyncio.get_running_loop()
-        self._status, self._events = status, events
         # A page of another site must not read this one under a name of its own that leads to loopback.
         self._hosts = (*_LOCAL, str(address).rpartition(":")[0]) if address.loopback else None
         self._server = HttpServer(address, self._answer, "the page")
@@ -76,24 +71,52 @@ class Page:
             return "403 Forbidden", "text/plain", b"ask by the address that the page is served on"
         if environ["REQUEST_METHOD"] != "GET":
             return "405 Method Not Allowed", "text/plain", b"there is nothing to change here"
+        after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[0]
         path = environ.get("PATH_INFO", "/")
-        if path == "/run.json":
-            after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[0]
+        if (look := self._looked_up(path, int(after) if after.isdecimal() else 0)) is not None:
             try:
-                found = self._look(int(after) if after.isdecimal() else 0)
+                found = asyncio.run_coroutine_threadsafe(look, self._loop).result(_LOOK_SECONDS)
             except (TimeoutError, RuntimeError):
                 return "503 Service Unavailable", "text/plain", b"the coordinator is ending"
+            except FedPftError as error:
+                return "404 Not Found", "text/plain", str(error).encode()
             return "200 OK", "application/json", json.dumps(found).encode()
-        if path in _FILES:
-            name, kind = _FILES[path]
+        if (file := self._file(path)) is not None:
+            name, kind = file
             return "200 OK", kind, files(__package__).joinpath(name).read_bytes()
         return "404 Not Found", "text/plain", b"there is no such page"
 
-    def _look(self, after: int) -> dict[str, Any]:
-        async def look() -> dict[str, Any]:
-            return pictured(self._status(), self._events(after)[-_EVENTS:])
+    @abstractmethod
+    def _looked_up(self, path: str, after: int) -> Coroutine[Any, Any, dict[str, Any]] | None:
+        """What is behind a path that changes, looked up on the event loop; None for another path."""
 
-        return asyncio.run_coroutine_threadsafe(look(), self._loop).result(_LOOK_SECONDS)
+    @abstractmethod
+    def _file(self, path: str) -> tuple[str, str] | None:
+        """Name and type of the file behind a path; None for another path."""
+
+
+class Page(Pages):
+    """Of one run. `status` and `events` are called on the event loop that makes this."""
+
+    def __init__(
+        self,
+        listen: str,
+        insecure: bool,
+        status: Callable[[], RunStatus],
+        events: Callable[[int], list[Event]],
+    ) -> None:
+        """Raises AddressError when it may not or cannot listen there."""
+        self._status, self._events = status, events
+        super().__init__(listen, insecure)
+
+    def _looked_up(self, path: str, after: int) -> Coroutine[Any, Any, dict[str, Any]] | None:
+        return self._look(after) if path == "/run.json" else None
+
+    async def _look(self, after: int) -> dict[str, Any]:
+        return pictured(self._status(), self._events(after))
+
+    def _file(self, path: str) -> tuple[str, str] | None:
+        return FILES.get(path)
 
 
 def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
@@ -151,7 +174,7 @@ def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
                 "level": logging.getLevelName(level_of(e.kind)).lower(),
                 "text": e.text,
             }
-            for e in events
+            for e in list(events)[-_EVENTS:]
         ],
     }
 

@@ -1,21 +1,30 @@
 """Log lines for people and for machines."""
 
+import asyncio
 import io
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.observability import logs
-from common.observability.logs import LogFormat, log_about, set_up_logging
+from common.observability.logs import (
+    LogFormat,
+    enter_subject,
+    keep_lines_of,
+    log_about,
+    set_up_logging,
+    subject_of,
+)
 
 
 @pytest.fixture
 def stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """A stream to log to; the process's loggers are put back afterwards."""
-    monkeypatch.setattr(logs, "_about", logs.About())
+    monkeypatch.setattr(logs, "_process", logs.Subject(logs.About()))
     root = logging.getLogger()
     before = list(root.handlers), root.level
     levels = {name: logging.getLogger(name).level for name in ("coordinator", "worker", "common", "cli")}
@@ -108,3 +117,33 @@ def test_setting_up_twice_writes_every_line_once(stream: io.StringIO) -> None:
     set_up_logging("coordinator", stream)
     logging.getLogger("coordinator").info("once")
     assert len(stream.getvalue().splitlines()) == 1
+
+
+@pytest.mark.asyncio
+async def test_lines_of_one_run_of_several_are_kept_by_themselves(
+    stream: io.StringIO, tmp_path: Path
+) -> None:
+    set_up_logging("coordinator", stream, form=LogFormat.JSON)
+    subjects = {run: subject_of(run) for run in ("a", "b")}
+    endings = [keep_lines_of(subject, tmp_path / run) for run, subject in subjects.items()]
+
+    async def work(run: str) -> None:
+        enter_subject(subjects[run])
+        log_about(round=ord(run))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(logging.getLogger("coordinator").info, "in a thread of %s", run)
+        await asyncio.create_task(later(run))
+
+    async def later(run: str) -> None:
+        logging.getLogger("coordinator").warning("in a task of %s", run)
+
+    await asyncio.gather(*map(asyncio.create_task, map(work, subjects)))
+    logging.getLogger("coordinator").info("of the process")
+    for end in endings:
+        end()
+    await asyncio.create_task(work("a"))
+    for run in subjects:
+        found = [json.loads(line) for line in (tmp_path / run).read_text().splitlines()]
+        assert [line["message"] for line in found] == [f"in a thread of {run}", f"in a task of {run}"]
+        assert {(line["run"], line["round"]) for line in found} == {(run, ord(run))}
+    assert [line["run"] for line in lines(stream) if line["message"] == "of the process"] == [""]

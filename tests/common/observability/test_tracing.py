@@ -31,7 +31,7 @@ def in_a_process(script: str, **environment: str) -> subprocess.CompletedProcess
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     """To which this process exports meanwhile."""
-    monkeypatch.setattr(logs, "_about", logs.About())
+    monkeypatch.setattr(logs, "_process", logs.Subject(logs.About()))
     receiver = Receiver()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
     with receiver.serving():
@@ -103,8 +103,8 @@ def test_a_span_hangs_below_the_one_that_another_process_names(receiver: Receive
     with tracing.exporting("fedpft-worker", "a"):
         with tracing.span("task", FOREIGN, round=3):
             assert tracing.traceparent().startswith(FOREIGN[:36])
-            assert logs._about.trace == FOREIGN[3:35]
-        assert logs._about.trace == ""
+            assert logs._process.about.trace == FOREIGN[3:35]
+        assert logs._process.about.trace == ""
         assert tracing.traceparent() == ""
     (span,) = receiver.of("fedpft-worker", "task", round=3)
     assert (span.trace, span.parent, span.instance) == (FOREIGN[3:35], FOREIGN[36:52], "a")
