@@ -43,7 +43,7 @@ class RunsCollector(Collector):
 class ServerMetrics:
     """Of a server that holds many runs."""
 
-    def __init__(self, registries: Callable[[], Mapping[str, CollectorRegistry]]) -> None:
+    def __init__(self, registries: Callable[[], Mapping[str, CollectorRegistry]] = dict) -> None:
         r = self.registry = CollectorRegistry()
         ProcessCollector(registry=r)
         Info("fedpft_build", "Version of the software", registry=r).info({"version": version("fedpft")})

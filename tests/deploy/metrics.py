@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from coordinator.hosting.run_metrics import ServerMetrics
 from coordinator.metrics import Metrics as CoordinatorMetrics
 from worker.metrics import Metrics as WorkerMetrics
 
@@ -38,9 +39,9 @@ class Declared:
 
 
 def declared(*services: type[Any]) -> dict[str, Declared]:
-    """Families by name, of the given services' metrics, or of both services'."""
+    """Families by name, of the given services' metrics, or of all."""
     found = {}
-    for service in services or (CoordinatorMetrics, WorkerMetrics):
+    for service in services or (CoordinatorMetrics, ServerMetrics, WorkerMetrics):
         # Public only as text; a family with labels and no values yet has none.
         for collector in service().registry._collector_to_names:
             if (kind := getattr(collector, "_type", None)) is None:

@@ -11,11 +11,13 @@ import pytest
 from prometheus_client import generate_latest
 
 from common.errors import BadUpdate, LateUpdate, NotSelected, StaleRound, UnknownRound
+from common.hosted_runs import RunState
 from common.private_task import DpUnit
 from common.records import Activity, ArtifactKind, Phase
 from common.run_status import METRIC_TITLES, SCORED
 from coordinator.federation.authorization import PUBLISHED
 from coordinator.federation.rounds import Outcome
+from coordinator.hosting.run_metrics import ServerMetrics
 from coordinator.metrics import Metrics as CoordinatorMetrics
 from coordinator.storage import retention
 from coordinator.storage.store import Store
@@ -68,6 +70,7 @@ def values(folder: Path) -> dict[tuple[str, str], set[str]]:
     return {
         ("fedpft_phase", "phase"): set(Phase) - {Phase.DIED},
         ("fedpft_workers", "state"): set(Activity),
+        ("fedpft_runs", "state"): set(RunState),
         ("fedpft_worker_activity", "activity"): set(Activity),
         ("fedpft_turns_without_update_total", "reason"): set(Outcome),
         ("fedpft_tries_total", "result"): begun(CoordinatorMetrics, "fedpft_tries_total"),
@@ -135,7 +138,7 @@ def test_nothing_but_names_of_things_outside_is_a_label_without_a_list(tmp_path:
     assert free == {"worker", "version", "run_id", "method", "code"}
 
 
-@pytest.mark.parametrize("service", [CoordinatorMetrics, WorkerMetrics])
+@pytest.mark.parametrize("service", [CoordinatorMetrics, ServerMetrics, WorkerMetrics])
 def test_names_and_units_pass_the_lint_of_prometheus(service: type[Any]) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
