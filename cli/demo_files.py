@@ -32,6 +32,7 @@ def demo_files(
         if done.exists():
             typer.echo(f"{owner} is written already")
             return
+        owner.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=owner) as folder:
             data = write_bbc_news(Path(folder), len(private), dirichlet or None, seed)
             shutil.copytree(packaged_model(), owner / "model", dirs_exist_ok=True)

@@ -11,6 +11,7 @@ from cli.demo import demo
 from cli.demo_files import demo_files
 from cli.doctor import doctor
 from cli.experiment import experiment
+from cli.literal_help import LiteralGroup
 from cli.report import report
 from cli.score import score
 from coordinator.cli import build, coordinator, init
@@ -33,6 +34,7 @@ GROUPS: Mapping[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    cls=LiteralGroup,
     help="Federated Proxy Fine-Tuning: tune a foundation model on data that its owner never sees, "
     "by people who never see the model.",
 )

@@ -79,6 +79,8 @@ class SecurePolicy:
 def require_as_joined(run: RunSpec, task: ModelTask) -> None:
     """Raises CannotTrain for a task that asks for more, or for other, than the run that was joined."""
     told = f"round {task.round}: "
+    if run.terms is not None and task.round > run.terms.rounds:
+        raise CannotTrain(f"{told}the run was said to have {run.terms.rounds} rounds")
     if run.secure is None:
         if isinstance(task, TrainTask) and task.secure is not None:
             raise CannotTrain(f"{told}the task sums masked updates, and the run does not")

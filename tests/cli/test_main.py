@@ -1,8 +1,11 @@
 """`fedpft --help`: every command stands in a group, and the groups show on a narrow terminal."""
 
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
+import click
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -68,3 +71,28 @@ def test_the_help_and_the_demo_need_no_extra_but_demo() -> None:
     code = f"{hidden}; import cli.main, cli.demo, experiments.packaged, experiments.splitting"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def options_of(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Help texts of all options and arguments, with the command that each is of."""
+    for parameter in command.params:
+        if text := getattr(parameter, "help", None):
+            yield path, text
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from options_of(inner, (*path, name))
+
+
+def test_what_stands_in_brackets_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worked-out defaults, and names of tables."""
+    bracketed = [
+        (path, words)
+        for path, text in options_of(typer.main.get_command(app), ())
+        for words in re.findall(r"\[[a-z][^\]]*\]", text.replace("\\[", "["))
+    ]
+    assert len(bracketed) > 20
+    monkeypatch.setenv("COLUMNS", "200")
+    for path in dict.fromkeys(path for path, _ in bracketed):
+        output = CliRunner().invoke(app, [*path, "--help"], prog_name="fedpft").output
+        told = " ".join(output.replace("│", " ").split())
+        for words in (words for of, words in bracketed if of == path):
+            assert words in told, path
