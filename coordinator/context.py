@@ -5,9 +5,8 @@ import struct
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from common.config.choices import ClassWeights, LoraAveraging, ModelDtype, UpdateWeights
+from common.config.choices import ClassWeights, LoraAveraging, ModelDtype, SumWeights, UpdateWeights
 from common.config.dp import dp_spec
-from common.config.privacy import SumWeights
 from common.config.run import RunConfig
 from common.records import (
     AdapterSpec,

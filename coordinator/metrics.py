@@ -154,6 +154,11 @@ class Metrics:
             ["unit"],
             registry=r,
         )
+        self.epsilon_spent = Gauge(
+            "fedpft_privacy_epsilon_spent",
+            "Epsilon up to now of a worker that was in all sums with noise; 0 where none is promised",
+            registry=r,
+        )
         self.delta = Gauge(
             "fedpft_privacy_delta",
             "Delta of the same promise, by whose presence stays in doubt",

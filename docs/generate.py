@@ -58,6 +58,8 @@ SIGNS: tuple[tuple[Any, str, str], ...] = (
 # Settings that break a rule between keys; what they are told is the rule's description.
 MINIMAL: dict[str, Any] = {"model": {"path": "m"}, "task": {"labels": ["a", "b"]}}
 ALLOWED: dict[str, Any] = MINIMAL | {"alignment": {"steps": 0}}
+BY_WORKER: dict[str, Any] = {"weights": "equal", "dp": {"unit": "worker"}}
+SUMMED: dict[str, Any] = {"secure": True, "insecure_keys": True}
 PUBLIC: dict[str, Any] = {"data": {"public": {"path": "p.csv"}}}
 BREAKING: tuple[dict[str, Any], ...] = (
     ALLOWED | {"task": {"labels": ["a"]}},
@@ -74,6 +76,13 @@ BREAKING: tuple[dict[str, Any], ...] = (
     ALLOWED | {"sub_fm": {"quantization": "int8"}, "adapter": {"targets": "neurons"}},
     ALLOWED | {"aggregation": {"weights": "target-tokens"}},
     ALLOWED | {"aggregation": {"lora": "exact", "rule": "median"}},
+    ALLOWED | {"privacy": {"dp": {"unit": "worker"}}},
+    ALLOWED | {"privacy": BY_WORKER, "aggregation": {"rule": "median"}},
+    ALLOWED | {"privacy": BY_WORKER, "aggregation": {"norm_limit": 3.0}},
+    ALLOWED | {"privacy": BY_WORKER, "aggregation": {"lora": "exact"}},
+    ALLOWED | {"privacy": BY_WORKER | {"dp": {"unit": "worker", "delta": 0.5}}},
+    ALLOWED | {"privacy": BY_WORKER | {"dp": {"unit": "worker", "clip_quantile": 0.5}}},
+    ALLOWED | {"privacy": BY_WORKER | SUMMED | {"ring": 64}, "rounds": {"minimum": 3}},
     ALLOWED | {"aggregation": {"lora": "exact"}, "adapter": {"targets": "neurons"}},
     ALLOWED
     | PUBLIC

@@ -6,7 +6,7 @@ differential privacy's noise, which has no seed.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from common.model.ffn import ffns_of
 from common.model.submodel import AS_IT_IS, Held, apply_patch, build
 from common.model.wire_config import read_config
 from common.privacy.accounting import undisturbed
-from common.private_task import DpSpec
+from common.private_task import DpSpec, DpUnit
 from common.records import AdapterSpec, TaskSpec, TrainingSpec, ZeroRule
 from worker.private_training import Mechanism, fine_tune_privately
 from worker.train import LocalUpdate, fine_tune
@@ -110,7 +110,7 @@ def train_client(sub_fm: Adapted, task: RoundTask, client: ClientTask) -> Traine
     """A client's local fine-tuning, as worker.local_model does it."""
     ffns = ffns_of(sub_fm.base)
     try:
-        if task.dp is not None:
+        if task.dp is not None and task.dp.unit is DpUnit.EXAMPLE:
             planned, batch = undisturbed(task.dp, len(client.data), task.training.epochs)
             return fine_tune_privately(
                 sub_fm,
@@ -120,7 +120,7 @@ def train_client(sub_fm: Adapted, task: RoundTask, client: ClientTask) -> Traine
                 Mechanism(planned, task.dp.clip, batch),
                 factor=task.factor,
             )
-        return fine_tune(
+        update = fine_tune(
             sub_fm,
             task.start,
             client.data,
@@ -129,5 +129,6 @@ def train_client(sub_fm: Adapted, task: RoundTask, client: ClientTask) -> Traine
             seed=client.seed,
             counter=ZeroCounter({i: ffns[i] for i in task.counted}, task.zero_rule, task.zero_threshold),
         )
+        return update if task.dp is None else replace(update, loss=0.0)
     except CannotTrain as error:
         return error

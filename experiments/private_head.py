@@ -43,7 +43,7 @@ class _Read(nn.Module):
         return BaseModelOutputWithPooling(last_hidden_state=read, pooler_output=read)
 
 
-class _Documents(Dataset):
+class Documents(Dataset):
     """What the head reads of some documents, and their classes."""
 
     def __init__(self, read: Tensor, labels: Tensor) -> None:
@@ -82,7 +82,7 @@ def accuracy(model: Adapted, read: Tensor, classes: Tensor, epsilon: float | Non
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(classes), generator=draw)
     test, *parts = order[: TEST + WORKERS * EACH].split([TEST, *[EACH] * WORKERS])
-    data = [_Documents(read[part], classes[part]) for part in parts]
+    data = [Documents(read[part], classes[part]) for part in parts]
     adapter = {name: torch.zeros_like(tensor) for name, tensor in model.tensors().items()}
     for number in range(ROUNDS):
         factor = 1 - number / ROUNDS

@@ -18,11 +18,12 @@ from common.data.batches import Dataset
 from common.data.examples import Examples
 from common.errors import CannotTrain, RunFailed
 from common.listing import first_workers
-from common.model.ring_update import ring_schema, ring_tensors, secure_round, weight_of
+from common.model.ring_update import noise_grid, ring_schema, ring_tensors, secure_round, weight_of
 from common.model.scores import score_sums
 from common.model.submodel import Held
 from common.model.update import update_tensors
 from common.privacy.accounting import require_installed
+from common.privacy.noise import SecretDraws
 from common.records import ArtifactKind, ArtifactRef, ClassCounts, Phase, ScoreSums, StopTask
 from common.run_status import Evaluation
 from common.runtime import seeds
@@ -84,7 +85,7 @@ def simulate(
         if store.outcome() == Phase.FINISHED:
             return Simulated(store.evaluations(), {})
         require_same(store, config)
-        if config.private:
+        if config.private_examples:
             require_installed()
         run = RunContext.of(config, store, InlineCompute())
         progress = RunProgress(run, lambda: on_progress(progress.waiting_for, *progress.steps))
@@ -249,7 +250,9 @@ class ClientGathering(Gathering):
             else:
                 assert spec.secure is not None
                 weight = weight_of(examples, spec.secure)
-                tensors = ring_tensors(update.delta, update.counts, weight, loss, within)
+                grid = noise_grid(spec.dp, within)
+                noise = None if grid is None else (grid, SecretDraws())
+                tensors = ring_tensors(update.delta, update.counts, weight, loss, within, noise)
                 examples, loss = 0, 0.0
             artifact = store.artifacts.add_tensors(ArtifactKind.UPDATE, tensors)
             targets = update.targets if spec.asks_targets else 0

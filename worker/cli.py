@@ -116,14 +116,16 @@ def worker(
         DpUnit,
         typer.Option(
             help='"example": take part only in runs under which, by noise that this worker adds, nobody can '
-            "tell whether any one example is among its data."
+            'tell whether any one example is among its data. "worker": only in runs whose results do not '
+            "tell whether this worker took part; with --require-secure it adds its noise itself."
         ),
     ] = DpUnit.NONE,
     epsilon: Annotated[
         float | None,
         typer.Option(
             metavar="E",
-            help="The most that all runs on these data together may tell of an example; then it leaves. "
+            help="The most that all runs on these data together may tell of an example, or of this worker as "
+            "a whole, whichever they promise; then it leaves. "
             "Runs without differential privacy are refused.",
         ),
     ] = None,

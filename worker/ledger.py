@@ -1,7 +1,8 @@
 """What this worker's data have paid in privacy, on its own disk, for the owner of the data.
 
-One line of JSON per training, on disk before the training begins: whatever dies when, nothing has left that
-is not written down. A training that came to nothing is paid for, too. Each line holds the digest of the line
+One line of JSON per training, on disk before the training begins, or, where noise hides the whole worker,
+before the update is made ready to leave: whatever dies when, nothing has left that is not written down. A
+training by example that came to nothing is paid for, too. Each line holds the digest of the line
 before it, so that a line that was changed or taken out shows.
 """
 
@@ -39,6 +40,9 @@ class Charge:
     delta: float
     epsilon_of_run: float
     epsilon: float
+    draw: str = ""
+    """Digest of the key of the noise, where a worker is hidden as a whole: the same update with the same
+    noise is paid for once."""
     time: float = field(default_factory=time.time)
     before: str = ""
     """Digest of the line before; empty for the first."""

@@ -1,7 +1,7 @@
 """The sub-FM on the worker, kept at the version that the task names. Blocking: runs in the compute thread."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from common.model.apoz import ZeroCounter
 from common.model.ffn import ffns_of
 from common.model.submodel import Held, apply_patch, build
 from common.model.wire_config import read_config
+from common.private_task import DpUnit
 from common.records import ArtifactRef, ModelTask, RunSpec, ScoreSums, SubModelRef, TrainTask
 from common.runtime import seeds
 from common.storage.schema import Schema, check_specs
@@ -110,7 +111,7 @@ class LocalModel:
             self._adapted = Adapted(module, task.kind, self.run.adapter, new=wanted.new_modules)
             contents = {ref.kind: files[ref.sha256].read_bytes() for ref in wanted.processor}
             processor = write_processor(self._place.folder / "processor", contents, task.kind)
-            self._dataset = self._data.encoded(processor, task, apart=self.run.dp is not None)
+            self._dataset = self._data.encoded(processor, task, apart=self._by_example)
             self._validation = self._data.encoded_validation(processor, task)
             self._base, missing = wanted.base, wanted.patches
         for patch in missing:
@@ -120,13 +121,16 @@ class LocalModel:
     def train(self, task: TrainTask, adapter: Path, on_step: OnStep) -> LocalUpdate:
         """A round's local fine-tuning from the adapter in the file."""
         assert self._adapted is not None and self._dataset is not None
-        if self.run.dp is not None:
+        if self._by_example:
             return self._train_privately(task, adapter, on_step)
         ffns = ffns_of(self._adapted.base)
         if odd := [layer for layer in task.apoz_layers if layer >= len(ffns)]:
             raise ModelError(f"the task counts in layer {odd[0]}, the sub-FM has {len(ffns)}")
         counted = {layer: ffns[layer] for layer in task.apoz_layers}
-        return fine_tune(
+        hidden = self.run.dp is not None
+        if hidden:
+            self.budget.require_sum(self.run, task.round)
+        update = fine_tune(
             self._adapted,
             TensorFile.foreign(adapter).load(),
             self._dataset,
@@ -134,8 +138,20 @@ class LocalModel:
             factor=task.learning_rate_factor,
             seed=seeds.derive(self.run.seed, "train", self.worker, task.round) % 2**62,
             counter=ZeroCounter(counted, task.zero_rule, task.zero_threshold),
-            on_step=on_step,
+            on_step=(lambda step, steps, loss: on_step(step, steps, 0.0)) if hidden else on_step,
         )
+        # No noise hides it.
+        return replace(update, loss=0.0) if hidden else update
+
+    @property
+    def _by_example(self) -> bool:
+        return self.run.dp is not None and self.run.dp.unit is DpUnit.EXAMPLE
+
+    def pay(self, task: TrainTask, key: Callable[[], bytes]) -> None:
+        """Before an update leaves that noise hides; `key` is what its own share of the noise is drawn by.
+        Raises BudgetSpent, StoreError."""
+        if self.run.dp is not None and not self._by_example:
+            self.budget.charge_sum(self.run, task.round, key())
 
     def _train_privately(self, task: TrainTask, adapter: Path, on_step: OnStep) -> LocalUpdate:
         """The same under differential privacy, paid for before it begins. Raises BudgetSpent, StoreError."""

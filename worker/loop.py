@@ -191,6 +191,7 @@ class Worker:
             finished = await self._fine_tune(model, task, question)
         else:
             log.info("round %d: its update is finished already", task.round)
+        await asyncio.to_thread(self._pay, model, task)
         if task.secure is not None:
             finished = await self._mask(task, *finished)
         self._contact.report(replace(self._contact.progress, activity=Activity.UPLOADING, round=task.round))
@@ -200,6 +201,11 @@ class Worker:
         reach(Point.STEP, "delivered")
         self.rounds += 1
         self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
+
+    def _pay(self, model: LocalModel, task: TrainTask) -> None:
+        """What the update tells of this worker goes into the ledger before the update leaves. Blocking."""
+        model.pay(task, self._outbox.noise_key)
+        self._metrics.epsilon.set(model.budget.spent)
 
     async def _bring_keys(self, model: LocalModel, task: TrainTask) -> None:
         """Of a round that sums masked updates: have a part in the masks. Raises CannotTrain."""
@@ -253,7 +259,6 @@ class Worker:
         # Under differential privacy there is none.
         loss = "" if model.run.dp else f", loss {update.loss:.3f}"
         log.info("round %d: %d steps in %.1f s%s", task.round, update.steps, seconds, loss)
-        self._metrics.epsilon.set(model.budget.spent)
         reach(Point.STEP, "trained")
         tensors = update_tensors(update.delta, update.counts)
         header = UpdateHeader(

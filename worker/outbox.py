@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import secrets
 from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 
 from common.errors import BadDigest, StoreError
+from common.privacy.noise import KEY_BYTES
 from common.records import RunSpec, TrainTask, UpdateHeader
 from common.storage.files import sha256_of, write_atomically
 from common.transport.chunks import verify
@@ -26,14 +28,23 @@ class Outbox:
     def keep(self, question: str, header: UpdateHeader, content: bytes) -> tuple[UpdateHeader, Path]:
         """Keep an update durably, in place of the last; returns its header with size and digest.
 
-        Raises StoreError when the disk does not take it.
+        With it goes a key that nobody else can know, for noise: what is made of the update is made with the
+        same noise, however often. Raises StoreError when the disk does not take it.
         """
         write_atomically(self._update, content, "update")
         header = replace(header, size=len(content), sha256=sha256_of(self._update))
         # Last: what is described here is there. Until it is written, it describes another file.
-        about = {"question": question, "header": asdict(header) | {"context": ""}}
+        kept = {"header": asdict(header) | {"context": ""}, "noise": secrets.token_hex(KEY_BYTES)}
+        about = {"question": question} | kept
         write_atomically(self._about, json.dumps(about).encode(), "update-header")
         return header, self._update
+
+    def noise_key(self) -> bytes:
+        """Of the update that is kept; goes with it. Raises StoreError."""
+        try:
+            return bytes.fromhex(json.loads(self._about.read_bytes())["noise"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self._about} holds no key for noise: {error}") from error
 
     def drop(self) -> None:
         """Keep nothing. Raises StoreError."""

@@ -72,10 +72,11 @@ class PrivacySection(Section):
     secure: bool = False
     """Only runs that sum masked updates, so that nobody sees this worker's."""
     unit: DpUnit = DpUnit.NONE
-    """"example": only runs under differential privacy of each example."""
+    """"example": only runs under differential privacy of each example; "worker": of this worker as a
+    whole."""
     epsilon: Annotated[float, Field(gt=0)] | None = None
-    """The most that all runs on the same data together may tell of an example; a run without differential
-    privacy, or whose promise is more than is left, is declined."""
+    """The most that all runs on the same data together may tell of an example, or of this worker; a run
+    without differential privacy, or whose promise is more than is left, is declined."""
 
 
 class HoursSection(Section):
@@ -178,6 +179,8 @@ def _promised(policy: Policy, run: RunSpec) -> list[str]:
     private = wanted.unit is not DpUnit.NONE or wanted.epsilon is not None
     if private and run.dp is None:
         told.append("the run promises no differential privacy, privacy.unit or privacy.epsilon asks for it")
-    if run.dp is not None and wanted.epsilon is not None and run.dp.epsilon > wanted.epsilon:
+    if run.dp is not None and wanted.unit not in (DpUnit.NONE, run.dp.unit):
+        told.append(f"the run promises privacy of each {run.dp.unit}, privacy.unit asks for each
+        {wanted.unit}") if run.dp is not None and wanted.epsilon is not None and run.dp.epsilon > wanted.epsilon:
         told.append(f"the run's epsilon is {run.dp.epsilon:g}, privacy.epsilon allows {wanted.epsilon:g}")
     return told

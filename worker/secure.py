@@ -11,8 +11,16 @@ from pathlib import Path
 
 from common.errors import SecureRefused, StaleRound
 from common.model.apoz import from_tensors
-from common.model.ring_update import as_ring, ring_schema, ring_tensors, secure_round, weight_of
+from common.model.ring_update import (
+    as_ring,
+    noise_grid,
+    ring_schema,
+    ring_tensors,
+    secure_round,
+    weight_of,
+)
 from common.model.update import APOZ, DELTA, Prefixed
+from common.privacy.noise import SecretDraws
 from common.records import RunSpec, TrainTask, UpdateHeader
 from common.runtime.fault_points import Point, reach
 from common.secagg import history, masks, member
@@ -145,6 +153,7 @@ class SecureDesk:
         assert held is not None and secrets is not None
         roster, sharers = self._files.roster(), held.sharers
         streams = member.masks_of(secrets, within, self._name, roster, sharers)
+        grid = noise_grid(self._run.dp, within)
         plain = TensorFile(update)
         tensors = ring_tensors(
             Prefixed(plain, DELTA),
@@ -152,6 +161,7 @@ class SecureDesk:
             weight_of(examples, self._run.secure),
             header.loss,
             within,
+            None if grid is None else (grid, SecretDraws(self._outbox.noise_key())),
         )
         for name, tensor in tensors.items():
             for mask in streams:

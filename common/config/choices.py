@@ -70,6 +70,13 @@ class UpdateWeights(StrEnum):
     TARGET_TOKENS = "target-tokens"
 
 
+class SumWeights(StrEnum):
+    """How workers weigh in a sum."""
+
+    EXAMPLES = "examples"
+    EQUAL = "equal"
+
+
 class ServerOptimizer(StrEnum):
     """How the one change is applied: as it is, or as FedAvgM, FedAdam, FedYogi do."""
 

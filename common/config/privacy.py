@@ -1,11 +1,10 @@
 """What the coordinator may see of a worker: its update, or sums over workers alone."""
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from common.config.choices import AggregationRule, LoraAveraging, UpdateWeights
+from common.config.choices import AggregationRule, LoraAveraging, SumWeights, UpdateWeights
 from common.config.dp import DpSection
 from common.config.section import Section
 from common.secagg.context import default_colluding, threshold
@@ -14,13 +13,6 @@ from common.secure_task import MOST_COUNTED
 
 if TYPE_CHECKING:
     from common.config.run import RunConfig
-
-
-class SumWeights(StrEnum):
-    """How workers weigh in a sum."""
-
-    EXAMPLES = "examples"
-    EQUAL = "equal"
 
 
 class PrivacySection(Section):
@@ -39,7 +31,8 @@ class PrivacySection(Section):
     """Bits of a summed number: 64 are exact to 1e-15 and twice the upload. "auto" takes 32 for equal weights,
     which lose nothing to float32, and 64 otherwise."""
     weights: SumWeights = SumWeights.EXAMPLES
-    """How much an update counts: by its worker's "examples", which nobody learns, or "equal"."""
+    """How much an update counts in a sum, under privacy.secure or privacy.dp.unit = "worker": by its worker's
+    "examples", which nobody learns, or "equal", which the latter demands."""
     most_examples: Annotated[int, Field(ge=1, le=MOST_COUNTED)] = 65_536
     """A worker with more examples weighs as if it had so many."""
     keys_seconds: Annotated[float, Field(gt=0)] = 60.0
@@ -48,8 +41,9 @@ class PrivacySection(Section):
     """Do without certificates: keys are not signed, so whoever is between coordinator and workers, or runs
     the coordinator, can read everything. For trying it on one machine only."""
     dp: DpSection = DpSection()
-    """Differential privacy: by noise, nobody who sees what a worker sends can tell whether any one example is
-    among its data. Wants "sgd", large batches and many passes; docs/differential-privacy.md says why."""
+    """Differential privacy: by noise, nobody who sees the results can tell whether any one example is among a
+    worker's data, or whether any one worker took part with them. docs/differential-privacy.md says what
+    it wants."""
 
     @property
     def bits(self) -> int:

@@ -226,8 +226,8 @@ class RunConfig(Section):
     def weighs_tokens(self) -> bool:
         """Whether updates are weighed by their target tokens, not by examples."""
         by = self.aggregation.weights
-        # What is summed in secret has weights of its own.
-        seen = not self.privacy.secure
+        # Sums, in secret or with noise, have weights of their own.
+        seen = not self.sums_only
         return seen and by is not UpdateWeights.EXAMPLES and self.task.kind is TaskKind.CAUSAL_LM
 
     @property
@@ -237,8 +237,18 @@ class RunConfig(Section):
 
     @property
     def private(self) -> bool:
-        """Whether workers train under differential privacy."""
+        """Whether examples, or workers, are promised differential privacy."""
         return self.privacy.dp.unit is not DpUnit.NONE
+
+    @property
+    def private_examples(self) -> bool:
+        """Whether workers train by each example's gradient, with noise."""
+        return self.privacy.dp.unit is DpUnit.EXAMPLE
+
+    @property
+    def sums_only(self) -> bool:
+        """Whether what a round's adapter is made of is one sum, not the updates."""
+        return self.privacy.secure or self.privacy.dp.unit is DpUnit.WORKER
 
     def with_labels(self, labels: tuple[str, ...]) -> "RunConfig":
         """The same run with the labels that there are. Raises ValidationError."""

@@ -14,14 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import BadUpdate
+from common.errors import BadUpdate, ConfigError, SecureRefused
 from common.model.apoz import ZeroCounts
 from common.model.update import APOZ, DELTA, update_schema, update_tensors
+from common.privacy.noise import SecretDraws
+from common.privacy.whole_worker import Grid, factor_within, integers, longest, noised, shared_grid
+from common.private_task import DpSpec, DpUnit
 from common.records import RunSpec, TrainTask
 from common.secagg.context import ring_step
 from common.secagg.masks import Ring
 from common.secagg.records import SecureRound, VectorSpec
-from common.secagg.vector import clip_factor, counted, dequantise, quantise, to_signed
+from common.secagg.vector import clip_factor, counted, dequantise, quantise, to_ring, to_signed
 from common.secure_task import SecureSpec
 from common.storage.schema import Schema, TensorSpec
 from common.storage.tensor_header import in_file_order
@@ -65,6 +68,8 @@ def secure_round(run: RunSpec, task: TrainTask, schema: Schema) -> SecureRound:
         # Its digest stands for what is in it, which not both sides have at hand.
         run = replace(run, task=replace(run.task, labels=()))
     timeless = replace(task, seconds_left=0.0, attempt=0, traceparent="", secure=None)
+    drawn, honest = len(told.drawn), told.minimum - told.colluding
+    grid = _grid(run.dp, told.clip, drawn, honest, spec.bits)
     return SecureRound(
         run_id=run.run_id,
         run_digest=_digest(asdict(run)),
@@ -77,13 +82,36 @@ def secure_round(run: RunSpec, task: TrainTask, schema: Schema) -> SecureRound:
         threshold=told.threshold,
         minimum=told.minimum,
         clip=told.clip,
-        step=ring_step(told.clip, spec.bits, len(told.drawn)),
+        step=grid.step if grid else ring_step(told.clip, spec.bits, drawn),
         by_examples=spec.by_examples,
         most_examples=spec.most_examples,
         vectors=tuple(
             VectorSpec(name, schema[name].shape, 8 * schema[name].dtype.itemsize) for name in sorted(schema)
         ),
     )
+
+
+def noise_grid(dp: DpSpec | None, within: SecureRound) -> Grid | None:
+    """How a worker's update is rounded and noised, where that hides the whole worker; else None.
+
+    `within.minimum` workers, of whom `within.colluding` tell the coordinator their noise, make a sum at
+    least: the noise of the others is enough. Raises SecureRefused.
+    """
+    bits = min(vector.bits for vector in within.vectors)
+    return _grid(dp, within.clip, len(within.drawn), within.minimum - within.colluding, bits)
+
+
+def _grid(dp: DpSpec | None, clip: float, drawn: int, honest: int, bits: int) -> Grid | None:
+    if dp is None or dp.unit is not DpUnit.WORKER:
+        return None
+    if honest < 1:
+        raise SecureRefused(
+            f"of the workers of a sum {honest} would be honest: there is nobody to add the noise"
+        )
+    try:
+        return shared_grid(dp.noise, clip, drawn, honest, bits)
+    except ConfigError as error:
+        raise SecureRefused(str(error)) from error
 
 
 def weight_of(examples: int, spec: SecureSpec) -> int:
@@ -97,15 +125,19 @@ def ring_tensors(
     weight: int,
     loss: float,
     within: SecureRound,
+    noise: tuple[Grid, SecretDraws] | None = None,
 ) -> dict[str, Tensor]:
     """A worker's own vectors in the ring, before masks: the names and dtypes of `ring_schema`.
 
-    The change is scaled down to the clip, weighed, and rounded to steps of `within.step`. Raises BadUpdate
-    when it, or the loss, is not finite.
+    The change is scaled down to the clip, weighed, and rounded to steps of `within.step`. With `noise` it is
+    of weight 1 and so is everybody's, its share of the sum's noise is added, and nothing else is told. Raises
+    BadUpdate when it, or the loss, is not finite.
     """
     if not math.isfinite(loss):
         raise BadUpdate(f"the update's loss must be finite, got {loss}")
     bits = {vector.name: vector.bits for vector in within.vectors}
+    if noise is not None:
+        return _hidden(delta, *noise, bits)
     factor = clip_factor(norm := l2_norm(delta), within.clip)
     share = weight / (within.most_examples if within.by_examples else 1)
     vectors: dict[str, Tensor] = {}
@@ -118,6 +150,20 @@ def ring_tensors(
         vectors[name] = torch.from_numpy(to_signed(ring))
     told = [weight, round(min(max(loss, -_MOST_LOSS), _MOST_LOSS) * weight * _LOSS_STEPS), norm > within.clip]
     vectors[SCALARS] = torch.tensor([int(value) for value in told], dtype=torch.int64)
+    return vectors
+
+
+def _hidden(
+    delta: Mapping[str, Tensor], grid: Grid, draws: SecretDraws, bits: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """The vectors of a worker that is hidden as a whole: its change with noise, and that it takes part."""
+    factor = factor_within(delta, l2_norm(delta), grid)
+    vectors: dict[str, Tensor] = {}
+    # By name, so that the same draws give the same integers.
+    for name, tensor in sorted(update_tensors(delta, {}).items()):
+        ring = to_ring(noised(integers(tensor, factor), grid, draws), bits[name])
+        vectors[name] = torch.from_numpy(to_signed(ring)).reshape(tensor.shape)
+    vectors[SCALARS] = torch.tensor([1, 0, 0], dtype=torch.int64)
     return vectors
 
 
@@ -148,11 +194,12 @@ def mean_schema(summed: Schema) -> dict[str, TensorSpec]:
 
 
 def mean_tensors(
-    total: Mapping[str, Tensor], within: SecureRound, weight: int
+    total: Mapping[str, Tensor], within: SecureRound, weight: int, grid: Grid | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """The workers' mean change and their counts, tensor by tensor in the order of a file.
 
-    `total` are the sums in the ring, without masks; `weight` that of all workers. Raises BadUpdate when the
+    `total` are the sums in the ring, without masks; `weight` that of all workers; `grid` says how each of
+    them added noise. Raises BadUpdate when the
     change is larger than the clips of all workers allow, or counts cannot be.
     """
     share = weight / (within.most_examples if within.by_examples else 1)
@@ -162,15 +209,19 @@ def mean_tensors(
         tensor = total[name]
         if name.startswith(APOZ):
             # Of a layer's neurons none was at rest at more tokens than there were.
-            most = total[name.removesuffix(_ZEROS) + _TOKENS] if name.endswith(_ZEROS) else tensor
-            if int(tensor.min()) < 0 or int(tensor.max()) > int(most.max()):
+            tokens = total[name.removesuffix(_ZEROS) + _TOKENS] if name.endswith(_ZEROS) else tensor
+            if int(tensor.min()) < 0 or int(tensor.max()) > int(tokens.max()):
                 raise BadUpdate("the summed activation counts are none that workers can have")
             yield name, tensor
             continue
         mean = dequantise(as_ring(tensor), within.step, share)
         squares.append(float(np.square(mean).sum()))
         yield name, torch.from_numpy(mean.astype(np.float32)).reshape(tensor.shape)
-    if math.sqrt(math.fsum(squares)) > within.clip * 1.001 + within.step * len(within.drawn):
+    most = within.clip * 1.001 + within.step * len(within.drawn)
+    if grid is not None:
+        elements = sum(math.prod(v.shape) for v in within.vectors if v.name.startswith(DELTA))
+        most += grid.step * longest(grid, weight, elements) / weight
+    if math.sqrt(math.fsum(squares)) > most:
         raise BadUpdate(
             f"the mean of the updates is larger than {within.clip:g}, which no worker's may be: "
             "one of them sent something else"

@@ -30,10 +30,13 @@ class SecretDraws:
         mode = modes.CTR(bytes(16))
         self._stream = Cipher(algorithms.AES(key or secrets.token_bytes(KEY_BYTES)), mode).encryptor()
 
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """[count] words of 64 bits, each as likely as any other."""
+        return np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8").astype(np.uint64, copy=False)
+
     def uniforms(self, count: int) -> NDArray[np.float64]:
         """[count] numbers between 0 and 1, neither of them among these."""
-        words = np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
-        return ((words >> (64 - _BITS)).astype(np.float64) + 0.5) * 2.0**-_BITS
+        return ((self.words(count) >> (64 - _BITS)).astype(np.float64) + 0.5) * 2.0**-_BITS
 
     def normals(self, shape: Sequence[int]) -> NDArray[np.float64]:
         """Standard normal numbers, each half the sum of four.

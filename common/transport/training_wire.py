@@ -59,6 +59,7 @@ def dp_to_pb(spec: DpSpec | None) -> types_pb2.DpSpec | None:
         clip=spec.clip,
         batch_size=spec.batch_size,
         rounds=spec.rounds,
+        noise=spec.noise,
     )
 
 
@@ -70,7 +71,11 @@ def dp_from_pb(m: types_pb2.DpSpec) -> DpSpec:
             raise BadMessage(f"differential privacy's {name} must be a number > 0, got {number}")
     if m.delta >= 1 or not m.batch_size or not m.rounds:
         raise BadMessage("differential privacy's delta must be < 1, batch_size and rounds >= 1")
-    return DpSpec(unit, m.epsilon, m.delta, m.clip, m.batch_size, m.rounds)
+    if not math.isfinite(m.noise) or m.noise < 0 or (m.noise > 0) != (unit is DpUnit.WORKER):
+        raise BadMessage(
+            f"differential privacy's noise must be > 0 by worker, and 0 by {DpUnit.EXAMPLE}, got {m.noise}"
+        )
+    return DpSpec(unit, m.epsilon, m.delta, m.clip, m.batch_size, m.rounds, m.noise)
 
 
 def terms_to_pb(terms: RunTerms | None) -> types_pb2.RunTerms | None:

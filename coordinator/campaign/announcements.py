@@ -9,6 +9,7 @@ from coordinator.campaign.status import reading
 from coordinator.context import RunContext
 from coordinator.storage.class_counts import StoredClasses
 from coordinator.storage.corrections import StoredCorrection
+from coordinator.storage.releases import Release
 from coordinator.storage.secure import StoredSum
 
 
@@ -99,4 +100,18 @@ def summed(run: RunContext, number: int, total: StoredSum) -> None:
         workers=total.workers,
         loss=total.loss,
         clipped=total.clipped,
+    )
+
+
+def noised(run: RunContext, number: int, total: StoredSum, release: Release) -> None:
+    """A round's updates have been added up with noise that hides each worker."""
+    below = "" if release.below is None else f", some {min(max(release.below, 0), 1):.0%} of them below it"
+    run.events.record(
+        "updates_summed",
+        f"round {number}: the sum of {total.workers} updates, scaled down to {release.clip:.3g}{below}, with "
+        f"noise of {release.noise:.3g} times that",
+        number,
+        workers=total.workers,
+        clip=release.clip,
+        noise=release.noise,
     )

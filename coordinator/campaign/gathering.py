@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from common.config.run import RunConfig
 from common.errors import RunFailed
+from common.model.ring_update import noise_grid
 from common.model.update import DELTA, Prefixed
 from common.observability import tracing
 from common.records import ArtifactRef, ClassCounts, ScoreSums, StopTask, TrainTask
@@ -17,9 +18,11 @@ from common.secagg.records import Mask, SecureRound
 from common.storage.tensors import TensorFile
 from coordinator.algorithms.outliers import norm, outliers
 from coordinator.campaign import announcements, schedule
+from coordinator.campaign.noised_gathering import noised, require_promise_left, tell_spent
 from coordinator.context import RunContext
 from coordinator.modelling.models import Models
 from coordinator.modelling.secure_sums import sum_up
+from coordinator.storage.releases import Release
 from coordinator.storage.store import Store, StoredUpdate
 
 
@@ -43,6 +46,14 @@ class Gathering(ABC):
 
         They are the same, also in another process, once the store has them as accepted. Raises RunFailed.
         """
+
+    async def gathered(self, models: Models, number: int, adapter: ArtifactRef) -> list[StoredUpdate]:
+        """The same; with the coordinator's noise, where it adds some, and then as one. Raises RunFailed."""
+        require_promise_left(self._run.config, self._run.store, number)
+        tell_spent(self._run)
+        updates = await noised(self._run, number, await self.gather(models, number, adapter))
+        tell_spent(self._run)
+        return updates
 
     async def validate(self, models: Models, number: int, adapter: ArtifactRef) -> None:
         """Scores after a round on examples that clients keep aside, added up and committed.
@@ -119,9 +130,12 @@ async def summed(
     """Add up a round's updates of ring elements, and commit what they come to. Raises RunFailed."""
     spec = run.spec.secure
     assert spec is not None
-    file, total = await run.compute.run(sum_up, run.store, spec, within, updates, masks)
+    grid = noise_grid(run.spec.dp, within)
+    file, total = await run.compute.run(sum_up, run.store, spec, within, updates, masks, grid)
     reach(Point.STEP, "secure-summed")
-    run.store.secure.commit_sum(within.round, file, total)
+    dp = run.spec.dp
+    release = None if grid is None or dp is None else Release(within.round, within.clip, dp.noise)
+    run.store.secure.commit_sum(within.round, file, total, release)
     announcements.summed(run, within.round, total)
 
 

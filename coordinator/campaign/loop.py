@@ -144,7 +144,7 @@ class Campaign:
     async def _gather(self, models: Models, number: int, adapter: ArtifactRef) -> list[StoredUpdate]:
         """Have clients train from the adapter."""
         with self._timing("training"):
-            return await self._gathering.gather(models, number, adapter)
+            return await self._gathering.gathered(models, number, adapter)
 
     async def _aggregate(
         self, models: Models, number: int, adapter: ArtifactRef, updates: list[StoredUpdate]
@@ -162,7 +162,7 @@ class Campaign:
                 break
             updates = await without_largest(self._run, number, updates, problem)
         reach(Point.STEP, "aggregated")
-        made_of = None if self._config.privacy.secure else [u.worker for u in updates]
+        made_of = None if self._config.sums_only else [u.worker for u in updates]
         self._store.commit_adapter(number, result, state, made_of)
         self._run.traffic.save()
         models.plug_in(result)

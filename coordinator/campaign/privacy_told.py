@@ -2,13 +2,15 @@
 
 from common.config.dp import dp_spec
 from common.config.run import RunConfig
+from common.privacy.gaussian import divergence, epsilon_at
+from common.private_task import DpSpec, DpUnit
 from common.secagg.context import threshold
 from coordinator.storage.store import Store
 
 
 def lines(config: RunConfig, store: Store) -> tuple[str, ...]:
     """Nothing where the coordinator sees every update as it is."""
-    return (*_of_sums(config, store), *_of_examples(config, store))
+    return (*_of_sums(config, store), *_of_dp(config, store))
 
 
 def _of_sums(config: RunConfig, store: Store) -> list[str]:
@@ -38,12 +40,37 @@ def _of_sums(config: RunConfig, store: Store) -> list[str]:
     return told
 
 
-def _of_examples(config: RunConfig, store: Store) -> list[str]:
+def _of_dp(config: RunConfig, store: Store) -> list[str]:
     dp = dp_spec(config)
     if dp is None:
         return []
+    if dp.unit is DpUnit.WORKER:
+        return _of_workers(config, store, dp)
     done = max(store.adapters(), default=0)
     return [
         f"differential privacy of each example of a worker: epsilon {dp.epsilon:g}, delta {dp.delta:g} for "
         f"{dp.rounds} rounds, of which {done} are done; each worker adds the noise itself and tells no loss"
+    ]
+
+
+def spent(dp: DpSpec, store: Store) -> float:
+    """Epsilon of a worker that was in all sums so far, those of rounds that were gone back on among them."""
+    return epsilon_at(divergence(release.noise for release in store.secure.releases.all()), dp.delta)
+
+
+def _of_workers(config: RunConfig, store: Store, dp: DpSpec) -> list[str]:
+    made = len(store.secure.releases.all())
+    drawn = (
+        config.rounds.sample + config.rounds.over_select if config.rounds.sample else config.rounds.workers
+    )
+    if config.privacy.secure:
+        honest = max(config.rounds.minimum, config.privacy.needed_of(drawn)) - config.privacy.colluding_of(
+            drawn
+        )
+        whose = f"each worker adds its share of the noise, and {honest} of a sum's are enough"
+    else:
+        whose = "the coordinator adds the noise: it sees every update and has to be trusted"
+    return [
+        f"differential privacy of each worker: epsilon {spent(dp, store):.2f} of {dp.epsilon:g}, delta "
+        f"{dp.delta:g}, after {made} of {dp.rounds} sums, for a worker that was in all of them; {whose}"
     ]

@@ -14,6 +14,7 @@ from common.privacy.accounting import (
     require_installed,
     undisturbed,
 )
+from common.private_task import DpSpec, DpUnit
 from common.records import ArtifactRef
 from common.storage.tensors import TensorFile
 from coordinator.context import RunContext
@@ -42,6 +43,41 @@ def noise_by_examples(config: RunConfig, values: int, sizes: Sequence[int]) -> l
     return told
 
 
+def noise_to_sum(dp: DpSpec, values: int, workers: int) -> float:
+    """Length of the noise in a round's mean over that of full-size updates of so many workers: noise √d / n.
+
+    Where workers add it, it is more by as many as are beyond those that certainly do.
+    """
+    return noise_to_signal(dp.noise, values, workers)
+
+
+def _trained_values(run: RunContext, adapter: ArtifactRef) -> int:
+    schema = TensorFile(run.store.artifacts.path(adapter.sha256)).schema()
+    return sum(math.prod(spec.shape) for name, spec in schema.items() if trained(name, run.spec.adapter))
+
+
+def _tell_by_worker(run: RunContext, dp: DpSpec, values: int) -> None:
+    rounds, secure = run.config.rounds, run.config.privacy.secure
+    workers = rounds.sample or rounds.workers
+    ratio = noise_to_sum(dp, values, workers)
+    by = "the workers add" if secure else "the coordinator adds"
+    run.events.record(
+        "privacy_promised",
+        f"workers are promised epsilon {dp.epsilon:g}, delta {dp.delta:g} over {dp.rounds} rounds; {by} "
+        f"noise of {dp.noise:.3g} times an update of norm {dp.clip:g}; noise to signal of the mean of "
+        f"{workers} workers, {values:,} values trained: {ratio:.2g}",
+        epsilon=dp.epsilon,
+        delta=dp.delta,
+    )
+    if ratio > MOST_NOISE_TO_SIGNAL:
+        run.events.record(
+            "noise_too_large",
+            f"noise to signal is {ratio:.2g}; above {MOST_NOISE_TO_SIGNAL:g} next to nothing is learnt: "
+            'train fewer values (adapter.targets = "none", a lower adapter.rank), have more workers in a '
+            "round, fewer rounds, or a larger privacy.dp.epsilon",
+        )
+
+
 async def tell(run: RunContext, adapter: ArtifactRef) -> None:
     """Before the first round: what is promised, and how much noise that takes of workers as they are here.
 
@@ -52,10 +88,12 @@ async def tell(run: RunContext, adapter: ArtifactRef) -> None:
         return
     run.metrics.epsilon.labels(dp.unit).set(dp.epsilon)
     run.metrics.delta.labels(dp.unit).set(dp.delta)
+    if dp.unit is DpUnit.WORKER:
+        _tell_by_worker(run, dp, _trained_values(run, adapter))
+        return
     known = sorted({examples for examples in run.store.workers().values() if examples})
     sizes = (known[0], known[-1]) if known else tuple(dp.batch_size * factor for factor in (1, 4, 16))
-    schema = TensorFile(run.store.artifacts.path(adapter.sha256)).schema()
-    values = sum(math.prod(spec.shape) for name, spec in schema.items() if trained(name, run.spec.adapter))
+    values = _trained_values(run, adapter)
     text = f"examples are promised epsilon {dp.epsilon:g}, delta {dp.delta:g} over {dp.rounds} rounds"
     try:
         noise = await run.compute.run(noise_by_examples, run.config, values, sorted(set(sizes)))

@@ -13,6 +13,7 @@ from common.config.run import RunConfig
 from common.errors import BadShare, RunFailed, StoreError
 from common.listing import first_workers
 from common.model.ring_update import ring_schema, secure_round
+from common.private_task import DpUnit
 from common.records import ArtifactRef, Phase, TrainTask
 from common.secagg.context import digest, threshold
 from common.secagg.records import SecureRound
@@ -262,5 +263,6 @@ def told(run: RunContext, number: int, selected: list[str], earlier: Mapping[int
             "can be opened; wait until more are here, then start again"
         )
     minimum = max(needed_of(run.config, len(selected)), needed)
-    clip = clip_of(run.store, privacy.clip, number)
+    by_worker = privacy.dp.unit is DpUnit.WORKER
+    clip = privacy.dp.clip if by_worker else clip_of(run.store, privacy.clip, number)
     return SecureTask(tuple(sorted(selected)), tuple(electorate), colluding, needed, minimum, clip, b"")

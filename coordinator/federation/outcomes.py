@@ -1,5 +1,6 @@
 """Turns that ended without an update, told: as an event, a count, and to the worker that is given up."""
 
+from common.private_task import DpUnit
 from common.records import UpdateHeader, WaitTask
 from coordinator.context import RunContext
 from coordinator.federation.rounds import Outcome, Over
@@ -40,7 +41,8 @@ def tell_received(run: RunContext, worker: str, header: UpdateHeader) -> None:
     if run.spec.dp is not None:
         # Its loss would tell of its examples, so it is none.
         run.metrics.received_masked(header.size)
-        text = f"round {header.round}: update of worker {worker}, with noise for differential privacy"
+        noise = "with noise" if run.spec.dp.unit is DpUnit.EXAMPLE else "to be added up with noise"
+        text = f"round {header.round}: update of worker {worker}, {noise} for differential privacy"
         run.events.record(
             "update_received",
             text,

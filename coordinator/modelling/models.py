@@ -83,7 +83,7 @@ class Models:
 
     def encoded(self, examples: Examples) -> Dataset:
         """Labelled examples as the models read them: what a worker does with its own."""
-        task, apart = self._config.task, self._config.private
+        task, apart = self._config.task, self._config.private_examples
         return encode(self._processor, examples, task.kind, task.max_length, task.labels, apart=apart)
 
     @property

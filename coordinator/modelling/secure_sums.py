@@ -6,6 +6,7 @@ from torch import Tensor
 
 from common.errors import BadUpdate, RunFailed
 from common.model.ring_update import SCALARS, as_ring, mean_schema, mean_tensors, read_scalars
+from common.privacy.whole_worker import Grid
 from common.records import ArtifactKind, ArtifactRef
 from common.runtime.compute import one_thread
 from common.secagg.context import digest
@@ -47,10 +48,12 @@ def sum_up(
     within: SecureRound,
     updates: Sequence[StoredUpdate],
     masks: Sequence[Mask] = (),
+    grid: Grid | None = None,
 ) -> tuple[ArtifactRef, StoredSum]:
     """The mean of the updates as a file like one of theirs, and the figures that come with it.
 
-    `masks` make the sum of the updates the plain sum. Raises RunFailed when that is none that workers can
+    `masks` make the sum of the updates the plain sum; `grid` says how each worker added noise to its own,
+    where that hides the whole worker. Raises RunFailed when that is none that workers can
     have sent: nobody can be blamed, for nobody's part is seen.
     """
     files = [opened(store, update, len(updates) + 1) for update in updates]
@@ -59,7 +62,7 @@ def sum_up(
         scalars = read_scalars(sums[SCALARS], spec, len(updates))
         schema = mean_schema(files[0].schema())
         file = store.artifacts.add_each(
-            ArtifactKind.UPDATE, schema, mean_tensors(sums, within, scalars.weight)
+            ArtifactKind.UPDATE, schema, mean_tensors(sums, within, scalars.weight, grid)
         )
     except BadUpdate as error:
         raise RunFailed(
@@ -71,6 +74,7 @@ def sum_up(
 
 
 def clip_of(store: Store, first: float, round_number: int) -> float:
-    """Largest norm of an update in a round: doubled after every round in which an update was larger."""
+    """Largest norm of an update in a round: doubled after every round in which an update was larger, where
+    that is told."""
     larger = [n for n, total in store.secure.sums().items() if n < round_number and total.clipped]
     return first * 2.0 ** len(larger)

@@ -169,7 +169,7 @@ def export(
         status = replace(status, evaluations=evaluations)
     card = model_card(config, status, fields, how)
     write_atomically(out / "README.md", card.encode())
-    if (facts := privacy_facts(config, number)) is not None:
+    if (facts := privacy_facts(config, number, store.secure.releases.all())) is not None:
         write_atomically(out / PRIVACY_FILE, (json.dumps(facts, indent=2) + "\n").encode())
     store.close()
     return sorted(out.iterdir())

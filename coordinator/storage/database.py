@@ -88,10 +88,14 @@ CREATE TABLE IF NOT EXISTS secure_sets (
     round INTEGER NOT NULL, try INTEGER NOT NULL, which TEXT NOT NULL, workers TEXT NOT NULL,
     PRIMARY KEY (round, try, which)
 );
--- What a round's masked updates came to.
+-- What a round's updates came to where their sum alone counts: masked, or with noise.
 CREATE TABLE IF NOT EXISTS secure_sums (
     round INTEGER PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES artifacts, workers INTEGER NOT NULL,
     examples INTEGER NOT NULL, loss REAL NOT NULL, clipped INTEGER NOT NULL
+);
+-- Sums with noise that were told under a promise of each worker; they stay when a run goes back.
+CREATE TABLE IF NOT EXISTS releases (
+    number INTEGER PRIMARY KEY, round INTEGER NOT NULL, clip REAL NOT NULL, noise REAL NOT NULL, below REAL
 );
 -- Target tokens of those that were asked for them.
 CREATE TABLE IF NOT EXISTS update_targets (

@@ -11,6 +11,7 @@ from common.secagg.records import Endorsement, Kind, Opening, PublicKeys, ShareO
 from common.secure_task import SecureTask
 from coordinator.storage.artifacts import Artifacts
 from coordinator.storage.database import Database, as_kept
+from coordinator.storage.releases import Release, Releases
 
 Content = PublicKeys | ShareOffer | Endorsement | tuple[Opening, ...]
 
@@ -22,8 +23,8 @@ _SECRET = (KEYS, SHARES, OPENINGS)
 
 @dataclass(frozen=True)
 class StoredSum:
-    """What a round's masked updates came to: the mean as a file like an update's, of how many examples, the
-    mean loss in nats, and how many of the updates were larger than the clip."""
+    """What a round's updates came to, masked or with noise: the mean as a file like an update's, of how many
+    examples, the mean loss in nats, and how many of the updates were larger than the clip."""
 
     sha256: str
     workers: int
@@ -37,6 +38,7 @@ class SecureTries:
 
     def __init__(self, database: Database, artifacts: Artifacts) -> None:
         self._database, self._artifacts = database, artifacts
+        self.releases = Releases(database)
 
     # --- tries ---
 
@@ -107,11 +109,16 @@ class SecureTries:
 
     # --- sums ---
 
-    def commit_sum(self, round_number: int, file: ArtifactRef, total: StoredSum) -> None:
-        """Record what came of a round's masked updates."""
+    def commit_sum(
+        self, round_number: int, file: ArtifactRef, total: StoredSum, release: Release | None = None
+    ) -> None:
+        """Record what came of a round's updates where their sum alone counts, and what it told of workers
+        that are promised privacy."""
         row = round_number, file.sha256, total.workers, total.examples, as_kept(total.loss), total.clipped
         with self._database.transaction("secure-sum") as db:
             db.execute("INSERT INTO secure_sums VALUES (?, ?, ?, ?, ?, ?)", row)
+            if release is not None:
+                self.releases.enter(db, release)
 
     def sum_of(self, round_number: int) -> StoredSum | None:
         """None while there is none."""

@@ -1,5 +1,6 @@
 """The budget: noise for what is to come, with all that was paid before counted in."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 from common.errors import BadMessage, BudgetSpent, NotAllowed
 from common.privacy import accounting
-from common.privacy.accounting import epsilon_of
+from common.privacy.accounting import PrivateSteps, epsilon_of
+from common.privacy.gaussian import divergence, epsilon_at, noise_for_rounds
 from common.private_task import DpSpec, DpUnit
 from common.records import (
     AdapterSpec,
@@ -22,6 +24,7 @@ from common.records import (
     TrainingSpec,
     TrainTask,
 )
+from common.secure_task import SecureSpec
 from worker.budget import Budget
 from worker.ledger import Ledger
 from worker.privacy_policy import PrivacyPolicy, require_private_task
@@ -143,3 +146,90 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.Mo
     ):
         PrivacyPolicy().require(RUN, 400)
     PrivacyPolicy().require(NO_DP, 400)
+
+
+# --- where noise hides the whole worker ---
+
+NOISE = noise_for_rounds(3.0, 1e-5, 3)
+BY_WORKER = replace(RUN, dp=DpSpec(DpUnit.WORKER, 3.0, 1e-5, 1.0, 64, 3, NOISE))
+KEYS = [bytes([number]) * 32 for number in range(9)]
+
+
+def test_a_worker_pays_once_for_each_sum_and_the_run_keeps_its_promise(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        budget(tmp_path).require_sum(BY_WORKER, number)
+        for _ in range(3):
+            # Killed and started again, it makes the same of the same update.
+            budget(tmp_path).charge_sum(BY_WORKER, number, KEYS[number])
+    paid = Ledger(tmp_path).charges
+    assert [(charge.round, charge.unit, charge.noise) for charge in paid] == [
+        (number, "worker", NOISE) for number in (1, 2, 3)
+    ]
+    assert 2.999 < paid[-1].epsilon_of_run <= 3.0
+    with pytest.raises(BudgetSpent, match="epsilon 3 is used up: with round 4 4 sums of the run would tell"):
+        budget(tmp_path).require_sum(BY_WORKER, 4)
+    # What has been paid for may go out again.
+    last = budget(tmp_path)
+    last.charge_sum(BY_WORKER, 3, KEYS[3])
+    assert last.spent == paid[-1].epsilon
+
+
+def test_another_draw_of_the_same_round_is_another_charge(tmp_path: Path) -> None:
+    for key in KEYS[:3]:
+        budget(tmp_path).charge_sum(BY_WORKER, 1, key)
+    assert [charge.round for charge in Ledger(tmp_path).charges] == [1, 1, 1]
+    with pytest.raises(BudgetSpent, match="is used up"):
+        budget(tmp_path).charge_sum(BY_WORKER, 1, KEYS[3])
+    assert len(Ledger(tmp_path).charges) == 3
+
+
+def test_the_owner_s_limit_adds_up_the_sums_of_all_runs(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        budget(tmp_path, 3.5).charge_sum(BY_WORKER, number, KEYS[number])
+    following = replace(BY_WORKER, run_id="next")
+    with pytest.raises(BudgetSpent, match=r"with round 1 this worker would have told epsilon 3\.\d+ in all"):
+        budget(tmp_path, 3.3).require_sum(following, 1)
+    budget(tmp_path, 5.0).require_sum(following, 1)
+    budget(tmp_path, 3.3, "other").require_sum(following, 1)
+
+
+@pytest.mark.slow
+def test_what_was_told_of_the_worker_counts_for_its_examples(tmp_path: Path) -> None:
+    budget(tmp_path).charge_sum(BY_WORKER, 1, KEYS[1])
+    own = budget(tmp_path)
+    own.charge(replace(RUN, run_id="next"), 1, 400, 1000)
+    one, other = Ledger(tmp_path).charges
+    # One example changed moves an update from one place within the clip to another: twice as far.
+    assert own.spent == epsilon_of([PrivateSteps(1, 1.0, one.noise / 2), other.paid], 1e-5)
+    # Of what examples paid the worker as a whole has no promise, and it is not mixed in.
+    budget(tmp_path).charge_sum(BY_WORKER, 2, KEYS[2])
+    assert Ledger(tmp_path).charges[-1].epsilon == pytest.approx(epsilon_at(divergence([NOISE] * 2), 1e-5))
+
+
+def test_a_promise_of_another_unit_is_refused_where_one_is_asked_for() -> None:
+    PrivacyPolicy(DpUnit.WORKER, 5.0).require(BY_WORKER, 10**9)
+    with pytest.raises(NotAllowed, match=r"promises .* of each worker, and --require-dp asks for .* example"):
+        PrivacyPolicy(DpUnit.EXAMPLE).require(BY_WORKER, 400)
+    with pytest.raises(NotAllowed, match='unit = "worker"'):
+        PrivacyPolicy(DpUnit.WORKER).require(RUN, 400)
+    with pytest.raises(NotAllowed, match='unit = "worker"'):
+        PrivacyPolicy(DpUnit.WORKER).require(NO_DP, 400)
+    with pytest.raises(NotAllowed, match="may tell of this worker as much as epsilon 3, and --epsilon"):
+        PrivacyPolicy(epsilon=1.0).require(BY_WORKER, 400)
+
+
+@pytest.mark.parametrize("noise", [NOISE / math.sqrt(2), NOISE * 0.999, 1e-300])
+def test_noise_that_does_not_keep_the_promise_is_refused(noise: float) -> None:
+    dp = BY_WORKER.dp
+    assert dp is not None
+    with pytest.raises(BadMessage, match=r"promises epsilon 3, and its noise of .* keeps"):
+        PrivacyPolicy().require(replace(BY_WORKER, dp=replace(dp, noise=noise)), 400)
+
+
+def test_a_promise_to_workers_that_weighs_them_is_refused() -> None:
+    PrivacyPolicy().require(replace(BY_WORKER, secure=SecureSpec(3, 32, False, 1, True)), 400)
+    with pytest.raises(BadMessage, match="weighs workers by their examples"):
+        PrivacyPolicy().require(replace(BY_WORKER, secure=SecureSpec(3, 32, True, 64, True)), 400)
+    for task in (replace(BY_WORKER, asks_classes=True), replace(BY_WORKER, asks_targets=True)):
+        with pytest.raises(BadMessage, match="promises differential privacy, and asks for"):
+            PrivacyPolicy().require(task, 400)

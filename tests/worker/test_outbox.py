@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import StoreError
 from common.records import (
     AdapterSpec,
     AdapterTargets,
@@ -102,3 +103,17 @@ def test_what_a_process_that_died_was_writing_does_not_stay(tmp_path: Path) -> N
     (tmp_path / ".update.safetensors.0123.part").write_bytes(b"half an up")
     assert Outbox(tmp_path).find(QUESTION) is not None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["update.json", "update.safetensors"]
+
+
+def test_the_key_of_the_noise_stays_with_the_update(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    with pytest.raises(StoreError, match="holds no key for noise"):
+        outbox.noise_key()
+    outbox.keep(QUESTION, HEADER, b"update")
+    key = outbox.noise_key()
+    assert len(key) == 32 and Outbox(tmp_path).noise_key() == key
+    outbox.keep(QUESTION, HEADER, b"update")
+    assert outbox.noise_key() != key
+    # Whoever finds it can take the noise off: it goes with the update.
+    outbox.drop()
+    assert not list(tmp_path.iterdir())

@@ -233,6 +233,10 @@ class _DpUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DpUnit.ValueTy
     """Not said: refused."""
     DP_UNIT_EXAMPLE: _DpUnit.ValueType  # 1
     """Of each example of a worker: it adds noise to its gradients, in every step."""
+    DP_UNIT_WORKER: _DpUnit.ValueType  # 2
+    """Of each worker as a whole: the sum of a round's updates has noise, which under SecureSpec each worker adds
+    a share of to its own, and else the coordinator adds.
+    """
 
 class DpUnit(_DpUnit, metaclass=_DpUnitEnumTypeWrapper):
     """Whose presence in the data stays in doubt."""
@@ -241,6 +245,10 @@ DP_UNIT_UNSPECIFIED: DpUnit.ValueType  # 0
 """Not said: refused."""
 DP_UNIT_EXAMPLE: DpUnit.ValueType  # 1
 """Of each example of a worker: it adds noise to its gradients, in every step."""
+DP_UNIT_WORKER: DpUnit.ValueType  # 2
+"""Of each worker as a whole: the sum of a round's updates has noise, which under SecureSpec each worker adds
+a share of to its own, and else the coordinator adds.
+"""
 Global___DpUnit: _TypeAlias = DpUnit  # noqa: Y015
 
 class _ZeroRule:
@@ -695,7 +703,9 @@ Global___RunTerms: _TypeAlias = RunTerms  # noqa: Y015
 
 @_typing.final
 class DpSpec(_message.Message):
-    """What a run promises of each example of a worker. A worker refuses what does not suit it before any training."""
+    """What a run promises of each example of a worker, or of each worker. A worker refuses what does not suit it
+    before any training.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -705,6 +715,7 @@ class DpSpec(_message.Message):
     CLIP_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     ROUNDS_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
     unit: Global___DpUnit.ValueType
     """Whose presence stays in doubt."""
     epsilon: _builtins.float
@@ -712,11 +723,13 @@ class DpSpec(_message.Message):
     delta: _builtins.float
     """See epsilon."""
     clip: _builtins.float
-    """Largest L2 norm of an example's gradient; larger ones are scaled down to it."""
+    """Largest L2 norm of an example's gradient, or of a worker's update; larger ones are scaled down to it."""
     batch_size: _builtins.int
     """Examples in a batch, on the average; TrainingSpec.batch_size is how many are computed with at a time."""
     rounds: _builtins.int
     """Rounds of the run."""
+    noise: _builtins.float
+    """DP_UNIT_WORKER: deviation of the noise in a round's sum over the largest norm of an update."""
     def __init__(
         self,
         *,
@@ -726,10 +739,11 @@ class DpSpec(_message.Message):
         clip: _builtins.float = ...,
         batch_size: _builtins.int = ...,
         rounds: _builtins.int = ...,
+        noise: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "clip", b"clip", "delta", b"delta", "epsilon", b"epsilon", "rounds", b"rounds", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "clip", b"clip", "delta", b"delta", "epsilon", b"epsilon", "noise", b"noise", "rounds", b"rounds", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,6 +1,7 @@
 """An update as integers: what a sum says is what the workers sent, at the edges of the ring, too."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.errors import BadUpdate
+from common.errors import BadUpdate, SecureRefused
 from common.model.apoz import ZeroCounts
 from common.model.ring_update import (
     SCALARS,
     as_ring,
     l2_norm,
     mean_tensors,
+    noise_grid,
     read_scalars,
     ring_tensors,
     weight_of,
 )
+from common.privacy.discrete import discrete_gaussians
+from common.privacy.noise import SecretDraws
+from common.privacy.whole_worker import Grid, factor_within, integers, shared_grid
+from common.private_task import DpSpec, DpUnit
 from common.secagg.context import ring_step
 from common.secagg.records import SecureRound, VectorSpec
 from common.secure_task import MOST_COUNTED, SecureSpec
@@ -63,8 +69,10 @@ def added(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return total
 
 
-def mean(total: dict[str, Tensor], within: SecureRound, spec: SecureSpec, n: int) -> dict[str, Tensor]:
-    return dict(mean_tensors(total, within, read_scalars(total[SCALARS], spec, n).weight))
+def mean(
+    total: dict[str, Tensor], within: SecureRound, spec: SecureSpec, n: int, grid: Grid | None = None
+) -> dict[str, Tensor]:
+    return dict(mean_tensors(total, within, read_scalars(total[SCALARS], spec, n).weight, grid))
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -190,3 +198,65 @@ def test_a_tensor_of_which_there_would_be_a_copy_is_refused() -> None:
         as_ring(torch.zeros((2, 3), dtype=torch.int64).T)
     with pytest.raises(ValueError, match="must be contiguous"):
         as_ring(torch.zeros(6, dtype=torch.int32)[::2])
+
+
+# --- where noise hides the whole worker ---
+
+
+def hidden_round(n: int, noise: float, size: int = 3) -> tuple[SecureRound, Grid]:
+    within = a_round(
+        n, vectors=(VectorSpec("delta.x", (size,), 32), VectorSpec(SCALARS, (3,), 64)), by_examples=False
+    )
+    dp = DpSpec(DpUnit.WORKER, 8.0, 1e-5, 1.0, 64, 5, noise)
+    grid = noise_grid(dp, within)
+    assert grid is not None
+    return replace(within, step=grid.step), grid
+
+
+def draws(number: int) -> SecretDraws:
+    return SecretDraws(bytes([number]) * 32)
+
+
+def test_a_sum_of_noised_updates_is_that_of_their_integers() -> None:
+    within, grid = hidden_round(5, 3.0)
+    deltas = [{"x": torch.randn(3, generator=torch.Generator().manual_seed(n)) * 99} for n in range(5)]
+    parts = [ring_tensors(d, {}, 400, 0.7, within, (grid, draws(n + 1))) for n, d in enumerate(deltas)]
+    total = added(parts)
+    # By hand: clipped and rounded, the same draws added, in integers without an end.
+    expected = [0, 0, 0]
+    for n, delta in enumerate(deltas):
+        rounded = integers(delta["x"], factor_within(delta, l2_norm(delta), grid))
+        assert sum(int(v) ** 2 for v in rounded) <= grid.bound**2
+        noise = discrete_gaussians(draws(n + 1), grid.deviation, 3)
+        expected = [e + int(v) + int(w) for e, v, w in zip(expected, rounded, noise, strict=True)]
+    assert total["delta.x"].tolist() == expected
+    # Neither examples nor loss, nor whether it was clipped: who takes part is all.
+    assert total[SCALARS].tolist() == [5, 0, 0]
+    mean_of = mean(total, within, SecureSpec(3, 32, False, 1, False), 5, grid)
+    assert mean_of["delta.x"].tolist() == pytest.approx([e * grid.step / 5 for e in expected])
+
+
+def test_noise_is_no_sign_of_a_bad_worker_but_more_than_it_is() -> None:
+    within, grid = hidden_round(4, 50.0, 1000)
+    parts = [
+        ring_tensors({"x": torch.zeros(1000)}, {}, 1, 0.0, within, (grid, draws(n))) for n in range(1, 5)
+    ]
+    total = added(parts)
+    spec = SecureSpec(3, 32, False, 1, False)
+    assert mean(total, within, spec, 4, grid)["delta.x"].norm() > within.clip
+    with pytest.raises(BadUpdate, match="which no worker's may be"):
+        mean(total, within, spec, 4)
+    total["delta.x"] += 2**30
+    with pytest.raises(BadUpdate, match="which no worker's may be"):
+        mean(total, within, spec, 4, grid)
+
+
+def test_of_the_fewest_survivors_those_that_collude_do_not_count_for_the_noise() -> None:
+    within, grid = hidden_round(10, 4.0)
+    assert (within.minimum, within.colluding) == (7, 3)
+    assert grid == shared_grid(4.0, within.clip, 10, 4, 32)
+    assert noise_grid(DpSpec(DpUnit.EXAMPLE, 8.0, 1e-5, 1.0, 64, 5), within) is None
+    assert noise_grid(None, within) is None
+    # What a coordinator speaks of that cannot be is no reason to send less noise.
+    with pytest.raises(SecureRefused, match="no room"):
+        noise_grid(DpSpec(DpUnit.WORKER, 8.0, 1e-5, 1.0, 64, 5, 1e-12), within)

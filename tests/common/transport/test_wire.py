@@ -112,7 +112,9 @@ spec = st.builds(
     ),
     st.booleans(),
     st.sampled_from(Quantization),
-    dp=st.none() | st.builds(DpSpec, st.just(DpUnit.EXAMPLE), above_0, shares, above_0, from_1, from_1),
+    dp=st.none()
+    | st.builds(DpSpec, st.just(DpUnit.EXAMPLE), above_0, shares, above_0, from_1, from_1)
+    | st.builds(DpSpec, st.just(DpUnit.WORKER), above_0, shares, above_0, from_1, from_1, above_0),
 )
 progress = st.builds(Progress, st.sampled_from(Activity), u32, u32, u32, number, name, u32)
 task = st.one_of(
@@ -336,6 +338,9 @@ def test_a_task_of_no_kind_is_a_bad_message() -> None:
         ("clip", -1.0),
         ("batch_size", 0),
         ("rounds", 0),
+        # By example each worker finds its own.
+        ("noise", 1.0),
+        ("noise", math.nan),
     ],
 )
 def test_a_promise_of_privacy_that_cannot_be_is_a_bad_message(field: str, value: float) -> None:
@@ -344,6 +349,15 @@ def test_a_promise_of_privacy_that_cannot_be_is_a_bad_message(field: str, value:
     dp_from_pb(message)
     setattr(message, field, value)
     with pytest.raises(BadMessage):
+        dp_from_pb(message)
+
+
+@pytest.mark.parametrize("noise", [0.0, -1.0, math.inf, math.nan])
+def test_a_promise_to_workers_names_its_noise(noise: float) -> None:
+    message = dp_to_pb(DpSpec(DpUnit.WORKER, 8.0, 1e-5, 1.0, 64, 5, 2.0))
+    assert message is not None and dp_from_pb(message).noise == 2.0
+    message.noise = noise
+    with pytest.raises(BadMessage, match="noise must be > 0 by worker"):
         dp_from_pb(message)
 
 
