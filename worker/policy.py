@@ -180,7 +180,9 @@ def _promised(policy: Policy, run: RunSpec) -> list[str]:
     if private and run.dp is None:
         told.append("the run promises no differential privacy, privacy.unit or privacy.epsilon asks for it")
     if run.dp is not None and wanted.unit not in (DpUnit.NONE, run.dp.unit):
-        told.append(f"the run promises privacy of each {run.dp.unit}, privacy.unit asks for each
-        {wanted.unit}") if run.dp is not None and wanted.epsilon is not None and run.dp.epsilon > wanted.epsilon:
+        told.append(
+            f"the run promises privacy of each {run.dp.unit}, privacy.unit asks for each {wanted.unit}"
+        )
+    if run.dp is not None and wanted.epsilon is not None and run.dp.epsilon > wanted.epsilon:
         told.append(f"the run's epsilon is {run.dp.epsilon:g}, privacy.epsilon allows {wanted.epsilon:g}")
     return told

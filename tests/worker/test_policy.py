@@ -38,6 +38,7 @@ RUN = RunSpec(
 HERE = "hub.example:7070"
 FILED = replace(RUN, terms=RunTerms(5, Construction.FULL))
 PLAIN = replace(RUN, secure=None, dp=None)
+BY_WORKER = replace(RUN, dp=DpSpec(DpUnit.WORKER, 8.0, 1e-5, 1.0, 64, 5, 2.0))
 OLD = replace(RUN, terms=None)
 TOO_MANY_LABELS = replace(
     RUN, task=replace(RUN.task, labels=(), labels_file=ArtifactRef(ArtifactKind.LABELS, "ab" * 32, 9))
@@ -79,6 +80,13 @@ RULES: list[tuple[str, dict[str, Any], RunSpec, RunSpec | None, str]] = [
     ("too many epochs", {"limits": {"epochs": 1}}, RUN, RUN, "2 epochs a round, limits.epochs allows 1"),
     ("sums", {"privacy": {"secure": True}}, RUN, PLAIN, "could see this worker's updates"),
     ("unit", {"privacy": {"unit": "example"}}, RUN, PLAIN, "promises no differential privacy"),
+    (
+        "other unit",
+        {"privacy": {"unit": "worker"}},
+        BY_WORKER,
+        RUN,
+        "of each example, privacy.unit asks for each",
+    ),
     ("epsilon", {"privacy": {"epsilon": 8.0}}, RUN, PLAIN, "promises no differential privacy"),
     ("too much", {"privacy": {"epsilon": 7.5}}, RUN, RUN, "epsilon is 8, privacy.epsilon allows 7.5"),
 ]
