@@ -73,6 +73,8 @@ BREAKING: tuple[dict[str, Any], ...] = (
     ALLOWED | PUBLIC | {"realignment": {"drift": 0.5}, "gradient_gap": {"batches": 0}},
     ALLOWED | {"task": {"kind": "causal-lm"}, "adapter": {"targets": "none"}},
     ALLOWED | {"rounds": {"workers": 2, "minimum": 3}},
+    ALLOWED | {"sub_fm": {"attention_rank": 8, "construction": "full"}},
+    ALLOWED | PUBLIC | {"alignment": {"keep_margin": 0.5, "method": "both"}},
     ALLOWED | {"sub_fm": {"quantization": "int8"}, "adapter": {"targets": "neurons"}},
     ALLOWED | {"aggregation": {"weights": "target-tokens"}},
     ALLOWED | {"aggregation": {"lora": "exact", "rule": "median"}},

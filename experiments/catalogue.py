@@ -1,83 +1,18 @@
 """The experiments: which variants of the method each compares, and how large a run of it is."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from experiments.form import Experiment as Experiment
+from experiments.form import Scale as Scale
+from experiments.form import Variant as Variant
 from experiments.paper import BEFORE, DURING, FEDOT, FEDPETUNING, FEDPFT, NONE
 from experiments.tuned import HEAD_ONLY as HEAD_ONLY
-from experiments.tuned import Settings
 
 CORRECTED = "corrected"
 # Compares no variants: experiments/attacks.
 ATTACKS = "attacks"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A configuration to compare: keys of run.toml that differ from the experiment's common ones."""
-
-    name: str
-    title: str
-    settings: Settings = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large an experiment is. `splits` are "iid" or "dirichlet-CONCENTRATION"."""
-
-    splits: tuple[str, ...]
-    seeds: int
-    clients: int
-    sample: int
-    rounds: int
-    train: int
-    """Private examples over all clients; a smaller data set gives what it has."""
-    test: int
-    public: int = 4000
-    score_every: int = 1
-    settings: Settings = field(default_factory=dict)
-    first_seed: int = 1
-    validation: float = 0.0
-    """Share of the private examples that are scored on instead of the test data, which nobody sees then."""
-    trials: int = 0
-    """Of a search, for each variant."""
-
-    @property
-    def all_seeds(self) -> range:
-        """The seeds themselves."""
-        return range(self.first_seed, self.first_seed + self.seeds)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A question, and what is run to answer it. `reference` is what all variants are compared with."""
-
-    name: str
-    question: str
-    variants: tuple[Variant, ...]
-    reference: str
-    full: Scale
-    quick: Scale
-    settings: Settings = field(default_factory=dict)
-    only_quick: tuple[str, ...] | None = None
-    """Variants of the quick form; None: all."""
-    is_search: bool = False
-    """Whether its variants are methods whose best settings are searched for."""
-    measures_steps: bool = False
-    """Whether a worker's step is timed for every variant afterwards."""
-
-    def scale(self, quick: bool) -> Scale:
-        """The size of the full or of the quick form."""
-        return self.quick if quick else self.full
-
-    def chosen(self, quick: bool) -> tuple[str, ...]:
-        """Names of the variants of the full or of the quick form."""
-        return self.only_quick if quick and self.only_quick else tuple(v.name for v in self.variants)
-
-    def variant(self, name: str) -> Variant:
-        """Raises KeyError for an unknown name."""
-        return {v.name: v for v in self.variants}[name]
 
 
 _UNALIGNED = {"alignment.steps": 0}
@@ -295,6 +230,42 @@ VARIANTS = Experiment(
     only_quick=(FEDPETUNING, "fedpft-b", "ffn", "full+ffn", "ffa-lora", "fedex-lora", HEAD_ONLY),
 )
 
+_HARD = {"sub_fm.drop_ratio": 0.95, "sub_fm.keep_first": 0, "sub_fm.keep_last": 0}
+_RANK, _MARGIN = {"sub_fm.attention_rank": 16}, {"alignment.keep_margin": 0.5}
+MARGIN = Experiment(
+    "margin",
+    "What does a worker keep, and which lever restores the owner's margin at what price? (Offsite-tuning's "
+    "criterion.)",
+    (
+        Variant("fedpft-b", "no lever: 75 % of the neurons cut"),
+        Variant("ratio-0.95", "95 % of the neurons cut", {"sub_fm.drop_ratio": 0.95}),
+        Variant("all-0.95", "95 % cut, first and last layer too", _HARD),
+        Variant("rank-16", "attention of rank 16", _RANK),
+        Variant("keep-0.5", "half of the outputs' variance not taught", _MARGIN),
+        Variant("all", "all three levers, first and last layer too", _HARD | _RANK | _MARGIN),
+        Variant("corrected", "no lever, corrected", {_STEPS: 200}),
+        Variant("all-corrected", "all three levers, corrected", _HARD | _RANK | _MARGIN | {_STEPS: 200}),
+        Variant("whole", "the whole FM (FedPETuning)", _FULL),
+        _HEAD,
+    ),
+    "fedpft-b",
+    full=replace(_SMALL, splits=("iid",), seeds=3, sample=10, rounds=8, train=2000, test=5000),
+    quick=replace(
+        _SMALL, splits=("iid",), clients=5, rounds=4, score_every=4, settings={"alignment.steps": 100}
+    ),
+    only_quick=(
+        "fedpft-b",
+        "all-0.95",
+        "rank-16",
+        "keep-0.5",
+        "all",
+        "corrected",
+        "all-corrected",
+        HEAD_ONLY,
+    ),
+    scores_before=True,
+)
+
 # The test data are drawn first and never looked at: as many as any other experiment takes, so that no text
 # that is chosen by is in the test data of a run with the same seed.
 _ASIDE = 5000
@@ -325,5 +296,8 @@ TUNE = Experiment(
 )
 
 EXPERIMENTS = MappingProxyType(
-    {e.name: e for e in (COMPARE, TUNE, RATIO, ALIGNMENT, SALIENCY, THEORY, COST, CORRECTION, VARIANTS)}
+    {
+        e.name: e
+        for e in (COMPARE, TUNE, RATIO, ALIGNMENT, SALIENCY, THEORY, COST, CORRECTION, VARIANTS, MARGIN)
+    }
 )

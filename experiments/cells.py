@@ -89,6 +89,7 @@ class ExperimentSetup:
     keep_runs: bool = False
     validation: float = 0.0
     metric: str = ACCURACY
+    score_before: bool = False
 
 
 def run_cell(
@@ -116,7 +117,14 @@ def run_cell(
     clients = {path.stem: read_examples(path, labels, config.task.kind) for path in data.workers}
     figures: dict[str, Any]
     try:
-        outcome = simulate(config, clients, on_progress, score_every=setup.score_every, trained_by=trained_by)
+        outcome = simulate(
+            config,
+            clients,
+            on_progress,
+            score_every=setup.score_every,
+            score_before=setup.score_before,
+            trained_by=trained_by,
+        )
         figures = _figures(config, outcome, hidden_error, building, setup.metric)
     except RunFailed as error:
         if not setup.validation:

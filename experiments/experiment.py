@@ -137,6 +137,7 @@ def _setup(wanted: Wanted) -> ExperimentSetup:
         wanted.keep_runs,
         scale.validation,
         wanted.source.metric,
+        wanted.experiment.scores_before,
     )
 
 

@@ -37,6 +37,10 @@ class SubModelSection(Section):
     """Public batches on which a saliency other than "l2" and "random" looks at activations."""
     drop_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75
     """Share of FFN neurons cut from every compressed layer."""
+    attention_rank: Positive | None = None
+    """Rank that is left of query, key, value and output maps in compressed layers, to put what a worker keeps
+    behind the FM; unset leaves them as they are. Not for families with several of these in one map, such as
+    GPT-2."""
     keep_first: int = Field(default=1, ge=0)
     """This many first layers stay whole."""
     keep_last: int = Field(default=1, ge=0)
@@ -76,6 +80,9 @@ class AlignmentSection(Distillation):
     """How strongly the closed form holds on to the present weights."""
     closed_form_batches: Positive = 16
     """Public batches that the closed form reads."""
+    keep_margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the variance of a layer's outputs that alignments do not teach the sub-FM, only their leading
+    directions, to put what a worker keeps behind the FM. 0 teaches all. For method = "gradient"."""
     checkpoint_every: Positive = 50
     """A broken-off alignment goes on from the last multiple of so many steps."""
 

@@ -151,6 +151,16 @@ class RunConfig(Section):
             raise ValueError(
                 f'training.class_weights must be "none" for {self.task.kind}, which has no classes'
             )
+        if self.sub_fm.attention_rank is not None and not self.prunes:
+            raise ValueError(
+                f'sub_fm.attention_rank must be unset for sub_fm.construction = "{self.sub_fm.construction}"'
+            )
+        gradient = self.prunes and self.alignment.method is AlignmentMethod.GRADIENT
+        if self.alignment.keep_margin and not gradient:
+            raise ValueError(
+                'alignment.keep_margin > 0 needs sub_fm.construction = "ffn-pruning" and alignment.method = '
+                f'"gradient", got "{self.sub_fm.construction}" and "{self.alignment.method}"'
+            )
         exact_or_full = exact or self.adapter.targets.neurons
         if self.sub_fm.quantization is not Quantization.NONE and exact_or_full:
             raise ValueError(

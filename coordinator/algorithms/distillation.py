@@ -7,7 +7,7 @@ neuron level (during the rounds) trains chosen neurons only. Source: FedPFT, sec
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from common.model.ffn import Ffn, ffns_of
 from common.model.layers import layers_of, outputs_of
 from coordinator.algorithms import distillation_state
 from coordinator.algorithms.distillation_loss import DistillationLoss, layer_error
+from coordinator.algorithms.margin import Taught, what_to_teach
 
 # Called after every step with steps done, steps in all and the loss; may raise to stop.
 OnStep = Callable[[int, int, float], None]
@@ -39,6 +40,12 @@ class Settings:
     # Not the paper's, for experiments; see DistillationLoss.
     attention_term: float = 0.0
     logit_term: float = 0.0
+    margin: float = 0.0
+    """Share of the variance of layers' outputs that the student is not taught; see `margin`."""
+
+
+# So many batches, the first ones, tell the variance.
+_MARGIN_BATCHES = 16
 
 
 @torch.no_grad()
@@ -98,6 +105,11 @@ def distil(
     ffns = ffns_of(student)
     trained = _trained(student, [ffns[i] for i in layers], neurons is not None)
     adamw = _adamw(trained, settings)
+    taught: list[Taught] = []
+    if settings.margin:
+        first = list(islice(batches, _MARGIN_BATCHES))
+        batches = chain(first, batches)
+        taught = _taught(teacher, layers, first, settings.margin, accelerator)
     loss = DistillationLoss(
         teacher,
         student,
@@ -105,6 +117,7 @@ def distil(
         weight_term=settings.weight_term,
         attention_term=settings.attention_term,
         logit_term=settings.logit_term,
+        taught=taught,
     )
     fixed = _fixed(layers, settings, neurons)
     with (
@@ -169,6 +182,20 @@ def _processes(
         accelerator.free_memory()
 
 
+def _taught(
+    teacher: PreTrainedModel,
+    layers: Sequence[int],
+    batches: Sequence[Batch],
+    margin: float,
+    accelerator: Accelerator | None,
+) -> list[Taught]:
+    """Of several processes the same in each."""
+    if accelerator is None:
+        return what_to_teach(teacher, layers, batches, margin)
+    batches = [batch.to(accelerator.device) for batch in batches]
+    return what_to_teach(teacher, layers, batches, margin, lambda own: accelerator.reduce(own, "sum"))
+
+
 def _trained(student: nn.Module, ffns: Sequence[Ffn], neurons_only: bool) -> dict[str, nn.Parameter]:
     """By name in the student."""
     parts = [ffn.neuron_parameters() if neurons_only else ffn.parameters() for ffn in ffns]
@@ -194,8 +221,11 @@ def _fixed(
     layers: Sequence[int], settings: Settings, neurons: Mapping[int, Tensor] | None
 ) -> dict[str, Tensor]:
     """What a checkpoint and the distillation that goes on from it must have in common."""
+    *others, margin = astuple(settings)
     return {
-        "settings": torch.tensor(astuple(settings), dtype=torch.float64),
+        "settings": torch.tensor(others, dtype=torch.float64),
+        # Not where there is none: checkpoints of earlier versions go on.
+        **({"margin": torch.tensor([margin], dtype=torch.float64)} if margin else {}),
         "layers": torch.tensor(list(layers)),
         **{f"neurons.{i}": neurons[i].cpu() for i in layers if neurons is not None},
     }

@@ -11,6 +11,7 @@ from common.data.batches import Batch
 from common.model.families import family_of
 from common.model.ffn import Ffn, ffns_of
 from common.model.layers import layers_of, outputs_of
+from coordinator.algorithms.margin import Taught
 
 
 def layer_error(teacher: Tensor, student: Tensor, mask: Tensor | None) -> Tensor:
@@ -50,7 +51,8 @@ class DistillationLoss(nn.Module):
     terms of our own. attention_term: mean error of the attention outputs of the layers after those in
     `layers`, whose own attention has not met their FFN yet. logit_term: error of the last layer's
     output, all that a head sees; no logits, since the head is untrained. A term whose factor is 0
-    costs nothing.
+    costs nothing. With `taught`, one for each of `layers`, their outputs are compared with that part of the
+    teacher's.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class DistillationLoss(nn.Module):
         weight_term: float,
         attention_term: float,
         logit_term: float,
+        taught: Sequence[Taught] = (),
     ) -> None:
         super().__init__()
         self.student = student
         # In a tuple, so as not to be a submodule: DDP would send the FM to every process.
         self._teacher = (teacher,)
+        self._taught = taught
         self._factors = weight_term, attention_term, logit_term
         self._ffns = [ffns_of(student)[i] for i in layers]
         with torch.no_grad():
@@ -86,6 +90,8 @@ class DistillationLoss(nn.Module):
         mask = Batch(inputs).mask
         with torch.no_grad():
             wanted = outputs_of(self._teacher[0], self._watched[0], inputs)
+            for place, part in enumerate(self._taught):
+                wanted[place] = part.part_of(wanted[place])
         with in_half(self._teacher[0]):
             got = outputs_of(self.student, self._watched[1], inputs)
         errors = torch.stack([layer_error(t, s, mask) for t, s in zip(wanted, got, strict=True)])

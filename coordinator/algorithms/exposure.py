@@ -29,8 +29,8 @@ _BLOCK = 8192
 class Exposure:
     """What workers got of the FM's parameters of one kind, in one layer (None: outside of the layers).
 
-    `as_is` were served with the FM's own values, `aligned` with values that an alignment has changed,
-    `withheld` not at all; together they are all.
+    `as_is` were served with the FM's own values, `aligned` with values that an alignment, or a rank cut of
+    attention, has changed, `withheld` not at all; together they are all.
     """
 
     layer: int | None

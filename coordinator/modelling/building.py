@@ -23,7 +23,7 @@ from common.records import TaskKind
 from common.runtime import seeds
 from common.storage.files import write_atomically
 from common.storage.tensors import TensorFile, to_bytes, write_tensors
-from coordinator.algorithms import compression, distillation, reconstruction, saliency
+from coordinator.algorithms import attention_rank, compression, distillation, reconstruction, saliency
 
 # Steps done, steps in all; may raise to stop the computation.
 OnProgress = Callable[[int, int], None]
@@ -81,7 +81,10 @@ class SubModelBuilder:
                         f"sub_fm.keep_first = {s.keep_first} and sub_fm.keep_last = {s.keep_last} keep all "
                         f'{len(plan.layers)} layers whole; keep fewer, or set sub_fm.construction = "full"'
                     )
-        return plan, self._built(plan, compression.cut(self.fm, plan))
+        sub_fm = self._built(plan, compression.cut(self.fm, plan))
+        if s.attention_rank is not None:
+            attention_rank.cut_rank(sub_fm, plan.compressed, s.attention_rank)
+        return plan, sub_fm
 
     def align(
         self,
@@ -110,7 +113,7 @@ class SubModelBuilder:
                 sub_fm,
                 plan.compressed,
                 self.batches(a.batch_size, "alignment", *self._share()),
-                distillation_settings(a, a.steps),
+                distillation_settings(a, a.steps, a.keep_margin),
                 on_step=lambda step, steps, loss: on_progress(step, steps),
                 accelerator=self.accelerator,
                 on_checkpoint=None if checkpoint is None else partial(keep_checkpoint, checkpoint, origin),
@@ -213,7 +216,7 @@ def _left_at(checkpoint: Path, origin: Tensor) -> dict[str, Tensor]:
     return state
 
 
-def distillation_settings(section: Distillation, steps: int) -> distillation.Settings:
+def distillation_settings(section: Distillation, steps: int, margin: float) -> distillation.Settings:
     """As the algorithm wants them."""
     return distillation.Settings(
         steps,
@@ -222,6 +225,7 @@ def distillation_settings(section: Distillation, steps: int) -> distillation.Set
         section.weight_term,
         section.attention_term,
         section.logit_term,
+        margin,
     )
 
 

@@ -277,7 +277,7 @@ class Models:
                 student,
                 self._plan.compressed,
                 self._builder.batches(settings.batch_size, "realignment", round_number),
-                distillation_settings(settings, settings.steps),
+                distillation_settings(settings, settings.steps, self._config.alignment.keep_margin),
                 neurons=neurons,
                 on_step=lambda step, steps, loss: on_progress(step, steps),
             )

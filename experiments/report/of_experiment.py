@@ -7,7 +7,7 @@ from pathlib import Path
 from common.errors import DataError
 from experiments.catalogue import ATTACKS, EXPERIMENTS
 from experiments.experiment import EXPERIMENT_FILE
-from experiments.report import alignments, attacks, comparison, costs, gaps, ratios, salience, tuning
+from experiments.report import alignments, attacks, comparison, costs, gaps, margins, ratios, salience, tuning
 from experiments.report.document import Document, Section
 from experiments.report.results import Results
 
@@ -21,6 +21,7 @@ _FURTHER: Mapping[str, Sequence[Callable[[Results], list[Section]]]] = {
     "cost": (costs.shares,),
     "correction": (),
     "variants": (),
+    "margin": (margins.sections,),
 }
 
 
