@@ -20,7 +20,7 @@ from common.data.batches import Batch
 from common.model.ffn import Ffn, ffns_of
 from common.model.layers import layers_of, outputs_of
 from coordinator.algorithms import distillation_state
-from coordinator.algorithms.distillation_loss import DistillationLoss, layer_error
+from coordinator.algorithms.distillation_loss import DistillationLoss, Factors, layer_error
 from coordinator.algorithms.margin import Taught, what_to_teach
 
 # Called after every step with steps done, steps in all and the loss; may raise to stop.
@@ -114,10 +114,8 @@ def distil(
         teacher,
         student,
         layers,
-        weight_term=settings.weight_term,
-        attention_term=settings.attention_term,
-        logit_term=settings.logit_term,
-        taught=taught,
+        Factors(settings.weight_term, settings.attention_term, settings.logit_term),
+        taught,
     )
     fixed = _fixed(layers, settings, neurons)
     with (

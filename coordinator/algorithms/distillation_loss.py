@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,15 @@ def weight_error(teacher_map: Tensor, student: Ffn) -> Tensor:
     return (linear_map(student) - teacher_map).square().sum() / teacher_map.square().sum()
 
 
+@dataclass(frozen=True)
+class Factors:
+    """Of the loss's terms beside the layers' own."""
+
+    weight_term: float = 0.0
+    attention_term: float = 0.0
+    logit_term: float = 0.0
+
+
 class DistillationLoss(nn.Module):
     """Model inputs → loss. A module around the student, because DDP works on a module's forward.
 
@@ -60,10 +70,7 @@ class DistillationLoss(nn.Module):
         teacher: PreTrainedModel,
         student: PreTrainedModel,
         layers: Sequence[int],
-        *,
-        weight_term: float,
-        attention_term: float,
-        logit_term: float,
+        factors: Factors,
         taught: Sequence[Taught] = (),
     ) -> None:
         super().__init__()
@@ -71,13 +78,13 @@ class DistillationLoss(nn.Module):
         # In a tuple, so as not to be a submodule: DDP would send the FM to every process.
         self._teacher = (teacher,)
         self._taught = taught
-        self._factors = weight_term, attention_term, logit_term
+        self._factors = factors
         self._ffns = [ffns_of(student)[i] for i in layers]
         with torch.no_grad():
             self._maps = [linear_map(ffns_of(teacher)[i]) for i in layers]
 
-        behind = [i + 1 for i in layers if attention_term and i + 1 < len(layers_of(teacher))]
-        last = [-1] if logit_term else []
+        behind = [i + 1 for i in layers if factors.attention_term and i + 1 < len(layers_of(teacher))]
+        last = [-1] if factors.logit_term else []
         self._sizes = [len(layers), len(behind), len(last)]
         self._watched = [
             [*_layers(model, layers), *_attention_outputs(model, behind), *_layers(model, last)]
@@ -86,7 +93,7 @@ class DistillationLoss(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """`inputs` by the models' own names; the loss, a scalar."""
-        weight_term, attention_term, logit_term = self._factors
+        factors = self._factors
         mask = Batch(inputs).mask
         with torch.no_grad():
             wanted = outputs_of(self._teacher[0], self._watched[0], inputs)
@@ -97,8 +104,9 @@ class DistillationLoss(nn.Module):
         errors = torch.stack([layer_error(t, s, mask) for t, s in zip(wanted, got, strict=True)])
         of_layers, of_attention, of_last = errors.split(self._sizes)
         of_weights = torch.stack([weight_error(m, f) for m, f in zip(self._maps, self._ffns, strict=True)])
-        loss: Tensor = (of_layers + weight_term * of_weights).mean()
-        for factor, extra in ((attention_term, of_attention), (logit_term, of_last)):
+        loss: Tensor = (of_layers + factors.weight_term * of_weights).mean()
+        further = (factors.attention_term, of_attention), (factors.logit_term, of_last)
+        for factor, extra in further:
             if len(extra):
                 loss = loss + factor * extra.mean()
         return loss

@@ -84,11 +84,11 @@ def _mean(
 
 def _points(results: Results, split: str) -> dict[str, tuple[float, float]]:
     """Of each lever the FM's cost, 0 or less where it loses, and the margin."""
-    found = {}
+    found, reference = {}, results.experiment.reference
     for variant in results.variants:
         ahead = results.mean(split, variant, margin)
-        lost = results.difference(split, variant, results.experiment.reference)
-        if variant != HEAD_ONLY and ahead is not None and lost is not None:
+        lost = results.difference(split, variant, reference)
+        if variant not in (HEAD_ONLY, reference) and ahead is not None and lost is not None:
             found[variant] = (lost.mean, ahead.mean)
     return found
 

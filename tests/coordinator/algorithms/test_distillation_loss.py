@@ -10,7 +10,13 @@ from transformers import PreTrainedModel
 from common.model.families import FAMILIES, family_of
 from common.model.ffn import ffns_of
 from common.model.layers import encoder_of, layers_of, outputs_of
-from coordinator.algorithms.distillation_loss import DistillationLoss, layer_error, linear_map, weight_error
+from coordinator.algorithms.distillation_loss import (
+    DistillationLoss,
+    Factors,
+    layer_error,
+    linear_map,
+    weight_error,
+)
 from tests.coordinator.algorithms.pairs import COMPRESSED, pair
 from tests.families import HIDDEN, LAYERS, TEXT_FAMILIES, small_inputs
 
@@ -20,7 +26,7 @@ TERMS = ("weight_term", "attention_term", "logit_term")
 def loss_of(
     fm: PreTrainedModel, sub_fm: PreTrainedModel, layers: tuple[int, ...] = COMPRESSED, **factors: float
 ) -> DistillationLoss:
-    return DistillationLoss(fm, sub_fm, layers, **(dict.fromkeys(TERMS, 0.0) | factors))
+    return DistillationLoss(fm, sub_fm, layers, Factors(**factors))
 
 
 def all_layers(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]:

@@ -13,7 +13,7 @@ from common.errors import StoreError
 from common.model.families import FAMILIES
 from common.model.layers import layers_of, outputs_of, tokens_of
 from coordinator.algorithms.distillation import Settings, distil
-from coordinator.algorithms.distillation_loss import DistillationLoss, layer_error
+from coordinator.algorithms.distillation_loss import DistillationLoss, Factors, layer_error
 from coordinator.algorithms.margin import Taught, what_to_teach
 from tests.coordinator.algorithms.pairs import COMPRESSED, batches, pair, values
 
@@ -70,13 +70,13 @@ def test_the_loss_is_the_distance_to_what_is_taught() -> None:
     fm, sub_fm = pair("bert")
     batch = some(fm)[0]
     taught = what_to_teach(fm, COMPRESSED, some(fm), 0.5)
-    terms = {"weight_term": 0.0, "attention_term": 0.0, "logit_term": 0.0}
-    loss = DistillationLoss(fm, sub_fm, COMPRESSED, **terms, taught=taught)
+    loss = DistillationLoss(fm, sub_fm, COMPRESSED, Factors(), taught)
     t, s = (outputs_of(m, [layers_of(m)[i] for i in COMPRESSED], batch.inputs) for m in (fm, sub_fm))
     wanted = [layer_error(p.part_of(a), b, batch.mask) for p, a, b in zip(taught, t, s, strict=True)]
     torch.testing.assert_close(loss(batch.inputs), torch.stack(wanted).mean())
 
 
+@pytest.mark.slow
 def test_a_student_is_brought_nearer_to_what_is_taught_than_one_that_is_taught_all() -> None:
     fm, _ = pair("bert")
     taught = what_to_teach(fm, COMPRESSED, some(fm), 0.6)
