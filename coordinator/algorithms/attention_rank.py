@@ -51,7 +51,8 @@ def truncated(weight: Tensor, rank: int) -> Tensor:
     """The nearest matrix [out, in] of this rank, in float32 at least: bfloat16 has no such decomposition."""
     precise = weight.to(torch.promote_types(weight.dtype, torch.float32))
     u, s, v = torch.linalg.svd(precise, full_matrices=False)
-    return (u[:, :rank] * s[:rank]) @ v[:rank]
+    near: Tensor = (u[:, :rank] * s[:rank]) @ v[:rank]
+    return near
 
 
 def _maps(layer: nn.Module, config: PretrainedConfig) -> list[Projection]:
