@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fedpft.v1 import federation_pb2, secure_pb2
+from fedpft.v1 import federation_pb2, runs_pb2, secure_pb2
 from google.protobuf.message import DecodeError
 
-from common.errors import BadMessage, BadScores, BadUpdate
+from common.errors import BadMessage, BadScores, BadUpdate, ConfigError
+from common.hosted_runs import RunEntry, Submission
 from common.model.scores import require_sound
 from common.private_task import DpSpec, DpUnit
 from common.records import (
@@ -38,7 +39,7 @@ from common.records import (
 from common.run_offers import Construction, FindRequest, RunTerms
 from common.storage.tensor_header import read_header
 from common.storage.tensors import TensorFile, to_bytes
-from common.transport import class_wire, offer_wire, score_wire, secure_wire, wire
+from common.transport import class_wire, offer_wire, runs_wire, score_wire, secure_wire, wire
 from common.transport.chunk_messages import decode_download, decode_submission
 from tests.common.secagg import secure_examples
 
@@ -78,7 +79,27 @@ _SAID_IN = (
 )
 
 # Both directions: what a coordinator decodes from workers, and a worker from its coordinator.
+
+
+def submitted(message: Any) -> object:
+    """What a person may have given is refused as their mistake."""
+    try:
+        return runs_wire.submission_from_pb(message)
+    except ConfigError:
+        return None
+
+
 _DECODERS: list[tuple[Any, Callable[[Any], object], Any]] = [
+    (
+        runs_pb2.SubmitRunRequest,
+        submitted,
+        runs_wire.submission_to_pb(Submission("0f" * 8, "[run]", ("rounds.count=3",), 1, "label")),
+    ),
+    (
+        runs_pb2.ListRunsResponse,
+        runs_wire.entry_from_pb,
+        runs_wire.entry_to_pb(RunEntry("r", "l", 1, "admin/a", 1.0)),
+    ),
     (
         federation_pb2.JoinRequest,
         wire.join_request_from_pb,

@@ -1,18 +1,27 @@
 """Many runs in one server: real processes over real sockets, on a small random BERT."""
 
+import asyncio
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fedpft.v1 import federation_pb2, federation_pb2_grpc
 
-from common.errors import RunFailed, UnknownRun
+from common.errors import ProtocolMismatch, RunFailed, UnknownRun, UnknownSession, Unreachable
 from common.hosted_runs import RunState
+from common.protocol import PROTOCOL_MAX
+from common.records import JoinRequest, RunSpec
+from common.run_offers import FindRequest
+from common.transport import offer_wire, wire
+from common.transport.rpc import RUN_KEY, call, new_channel
 from coordinator.campaign.status import open_run, stored_status
 from tests.integration.federation import federation
 from tests.integration.serving import Serving
-from tests.services import call
+from tests.services import call as run_command
 
 A, B = (1, 2), (3, 4)
 
@@ -134,7 +143,7 @@ def test_admins_submit_watch_and_read_by_the_commands(serving: Serving) -> None:
     (serving.folder / "mine.toml").write_text(serving.configuration(A))
 
     def typed(*arguments: str, code: int = 0) -> str:
-        found, told = call("cli", *arguments, "--coordinator", address)
+        found, told = run_command("cli", *arguments, "--coordinator", address)
         assert found == code, told
         return told
 
@@ -182,3 +191,89 @@ def test_the_same_submission_is_one_run_and_another_of_the_same_text_is_another(
     assert serving.submit(text, request="a" * 32) == first
     assert serving.submit(text) != first
     assert len(serving.entries()) == 2
+
+
+@pytest.mark.slow
+def test_staying_workers_go_from_run_to_run_and_each_is_in_one_at_a_time(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    """Three runs, two at a time, and only as many workers as one of them needs."""
+    serving = Serving(tmp_path, model_folder, ("--at-once", "2"))
+    serving.runs.mkdir()
+    try:
+        serving.start()
+        for number in A:
+            serving.start_worker(number, "--stay")
+        same = {"run__seed": 7, "admission__workers": ["worker-1", "worker-2"]}
+        runs = [serving.submit(serving.configuration(A, **same)) for _ in range(3)]
+        for run in runs:
+            serving.wait_for(run, RunState.FINISHED)
+        assert len({digest(serving.runs / run) for run in runs}) == 1
+        assert [serving.processes[f"worker-{number}"].poll() for number in A] == [None, None]
+    finally:
+        serving.end()
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_call_goes_to_the_run_that_it_names_and_a_worker_leaves_one_for_another(
+    serving: Serving,
+) -> None:
+    address = await asyncio.to_thread(serving.start)
+    settings = {"admission__workers": ["worker-1", "worker-2", "worker-3"]}
+    texts = [serving.configuration(A, run__seed=seed, **settings) for seed in (7, 8)]
+    runs = [await asyncio.to_thread(serving.submit, text) for text in texts]
+    for run in runs:
+        await asyncio.to_thread(serving.wait_for, run, RunState.RUNNING)
+    async with new_channel(address) as channel:
+        stub: Any = federation_pb2_grpc.FederationServiceStub(channel)
+
+        async def joined(run: str, newest: int = PROTOCOL_MAX) -> Any:
+            asked = JoinRequest("worker-1", 1, newest, "test", 5, process="p")
+            about = ((RUN_KEY, run),) if run else ()
+            return await call(stub.Join(wire.join_request_to_pb(asked), metadata=about, timeout=20))
+
+        async def offered() -> str:
+            asked = FindRequest("worker-1", 1, PROTOCOL_MAX, "test", "state")
+            stream = stub.FindRun(offer_wire.find_request_to_pb(asked), timeout=20)
+            found = offer_wire.found_from_pb(await stream.read())
+            stream.cancel()
+            assert isinstance(found, RunSpec)
+            return found.run_id
+
+        async def beat(session: str, run: str = "") -> None:
+            request = federation_pb2.HeartbeatRequest(session=session)
+            request.progress.activity = 1
+            about = ((RUN_KEY, run),) if run else ()
+            await call(stub.Heartbeat(request, metadata=about, timeout=20))
+
+        # Both are open, of the same priority, and nobody is there: the older one.
+        for _ in serving.until("both are open"):
+            with suppress(Unreachable):
+                with pytest.raises(ProtocolMismatch, match=r"holds 2 runs.*update the worker"):
+                    await joined("", newest=6)
+                break
+        assert await offered() == runs[0]
+        assert (await joined(runs[1])).run.run_id == runs[1]
+        # Where it is, before where workers lack.
+        assert await offered() == runs[1]
+        first = (await joined(runs[0])).session
+        assert await offered() == runs[0]
+        listed = await asyncio.to_thread(serving.entries)
+        assert {run: entry.facts.workers for run, entry in listed.items()} == {runs[0]: 1, runs[1]: 0}
+        # By its session alone, as a worker of before calls.
+        await beat(first)
+        await beat(first, runs[0])
+        with pytest.raises(UnknownSession):
+            await beat(first, runs[1])
+        with pytest.raises(UnknownSession, match="join again"):
+            await beat("made up")
+        with pytest.raises(UnknownRun, match="does not hold run 'nothing'"):
+            await joined("nothing")
+        await asyncio.to_thread(serving.cancel, runs[1])
+        with pytest.raises(UnknownRun, match="is cancelled: cancelled"):
+            await joined(runs[1])
+        for _ in serving.until("one run is open"):
+            with suppress(ProtocolMismatch):
+                assert (await joined("", newest=6)).run.run_id == runs[0]
+                break
