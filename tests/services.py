@@ -82,9 +82,14 @@ class Service:
     """A process of `start`, with what tests use of `subprocess.Popen`."""
 
     def __init__(
-        self, module: str, arguments: list[str], log: Path, environment: Mapping[str, str] | None = None
+        self,
+        module: str,
+        arguments: list[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        habit: Callable[[], None] | None = None,
     ) -> None:
-        self._process = start(module, arguments, log, environment)
+        self._process = start(module, arguments, log, environment, habit)
         assert self._process.pid is not None
         self.pid: int = self._process.pid
 

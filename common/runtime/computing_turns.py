@@ -75,9 +75,9 @@ class ComputingTurns:
     """
 
     def __init__(
-        self, told: Callable[[str], None] = lambda name: None, slice_seconds: float = SLICE_SECONDS
+        self, told: Callable[[str], None] = lambda name: None, slice_seconds: float | None = None
     ) -> None:
-        self._told, self._slice = told, slice_seconds
+        self._told, self._slice = told, SLICE_SECONDS if slice_seconds is None else slice_seconds
         self._changed = threading.Condition()
         self._queue: deque[_Turn] = deque()
         self._holder: _Turn | None = None
