@@ -9,7 +9,7 @@ import fedpft.v1
 import grpc
 import pytest
 import pytest_asyncio
-from fedpft.v1 import admin_pb2, federation_pb2, runs_pb2
+from fedpft.v1 import admin_pb2, federation_pb2, runs_pb2, runs_pb2_grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
@@ -304,3 +304,22 @@ async def test_a_call_without_a_decision_is_refused(
     status = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].methods_by_name["GetStatus"]
     async with caller(guarded, "admin-owner") as channel:
         assert await attempt(channel, status, admin_pb2.GetStatusRequest()) is StatusCode.PERMISSION_DENIED
+
+
+async def test_a_run_is_its_submitters_by_certificate_and_all_admins_see_it(guarded: Guarded) -> None:
+    text = '[model]\npath = "./fm"\n[task]\nlabels = ["a", "b"]\n[alignment]\nsteps = 0\n'
+    request = runs_pb2.SubmitRunRequest(request="ab" * 16, configuration=text, label="mine")
+    async with caller(guarded, "admin-owner") as channel:
+        stub: Any = runs_pb2_grpc.RunsServiceStub(channel)
+        run = (await stub.SubmitRun(request, timeout=10)).run
+        # Its answer was lost: asked for again.
+        assert (await stub.SubmitRun(request, timeout=10)).run == run
+    async with caller(guarded, "admin-a") as channel:
+        stub = runs_pb2_grpc.RunsServiceStub(channel)
+        found = [entry async for entry in stub.ListRuns(runs_pb2.ListRunsRequest(), timeout=10)]
+        await stub.CancelRun(runs_pb2.CancelRunRequest(run=run), timeout=10)
+        after = [entry async for entry in stub.ListRuns(runs_pb2.ListRunsRequest(), timeout=10)]
+    assert [(entry.run, entry.submitter, entry.label) for entry in found] == [(run, "admin/owner", "mine")]
+    assert [(entry.state, entry.reason) for entry in after] == [
+        (runs_pb2.RUN_STATE_CANCELLED, "cancelled by admin/a")
+    ]

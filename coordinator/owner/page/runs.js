@@ -18,7 +18,8 @@ function span(seconds) {
   return `${Math.floor(whole / 86400)} days`;
 }
 
-function row(run) {
+// A row of its own for why a run failed or waits: on a telephone, too, it is read without scrolling.
+function rows(run) {
   const made = document.createElement("tr"), facts = run.facts, running = run.state === "running";
   const link = document.createElement("a"), first = document.createElement("td");
   link.href = `run/${encodeURIComponent(run.run)}/`;
@@ -29,12 +30,14 @@ function row(run) {
   made.append(cell(running && facts.phase ? `running, ${facts.phase}` : run.state, run.state === "running" ? "training" : run.state));
   made.append(cell(facts.rounds ? `${facts.round} of ${facts.rounds}` : ""), cell(running ? facts.workers : "", "number"));
   made.append(cell(facts.score), cell(running && facts.seconds_left ? span(facts.seconds_left) : "", "number"));
-  const why = document.createElement("td"), told = document.createElement("span");
-  told.className = run.state === "failed" ? "trouble" : "";
-  told.textContent = run.reason;
+  if (!run.reason) return [made];
+  const why = document.createElement("tr"), told = document.createElement("td"), text = document.createElement("span");
+  text.className = run.state === "failed" ? "trouble" : "left";
+  text.textContent = run.reason;
+  told.colSpan = made.children.length;
+  told.append(text);
   why.append(told);
-  made.append(why);
-  return made;
+  return [made, why];
 }
 
 async function follow() {
@@ -44,7 +47,7 @@ async function follow() {
     const runs = (await reply.json()).runs;
     $("none").hidden = runs.length > 0;
     // The newest first.
-    $("runs").replaceChildren(...runs.reverse().map(row));
+    $("runs").replaceChildren(...runs.reverse().flatMap(rows));
     $("contact").textContent = "live";
     $("contact").className = "";
   } catch (error) {
