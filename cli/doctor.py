@@ -10,7 +10,6 @@ import typer
 from cli import checks
 from cli.checks import Finding
 from common.address import Address
-from common.data.examples import Columns
 from common.errors import ConfigError
 from common.observability.console import EXIT_USAGE, plain_errors
 from common.runtime.home import known_home
@@ -62,6 +61,7 @@ def doctor(
     """
     from rich.console import Console
 
+    from common.data.examples import Columns
     from worker.data import Source
 
     with plain_errors():

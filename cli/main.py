@@ -1,6 +1,8 @@
 """Everything under one name: `fedpft COMMAND`."""
 
 from collections.abc import Callable, Mapping
+from importlib.metadata import version as version_of
+from typing import Annotated
 
 import typer
 
@@ -20,7 +22,7 @@ from coordinator.owner.runs_commands import cancel, logs, runs, submit
 from coordinator.serve_cli import serve
 from worker.cli import app as worker
 
-# What `fedpft --help` and docs/configuration.md group the commands by; in each group, the most used first,
+# What `fedpft --help` and docs/commands.md group the commands by; in each group, the most used first,
 # and last what has commands of its own: so the help shows them.
 GROUPS: Mapping[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
     "Try it": (demo, demo_files),
@@ -32,12 +34,28 @@ GROUPS: Mapping[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
 }
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     cls=LiteralGroup,
     help="Federated Proxy Fine-Tuning: tune a foundation model on data that its owner never sees, "
     "by people who never see the model.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fedpft {version_of('fedpft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def fedpft(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Have options of its own."""
+
+
 for group, commands in GROUPS.items():
     for command in commands:
         if isinstance(command, typer.Typer):

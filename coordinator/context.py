@@ -4,6 +4,7 @@ import json
 import struct
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from common.config.choices import ClassWeights, LoraAveraging, ModelDtype, SumWeights, UpdateWeights
 from common.config.dp import dp_spec
@@ -18,7 +19,6 @@ from common.records import (
     TrainingSpec,
 )
 from common.run_offers import RunTerms
-from common.runtime.compute import Compute
 from common.secagg.records import LEAST_WORKERS
 from common.secure_task import SecureSpec
 from common.task_forms import FORMS, Answer
@@ -27,6 +27,10 @@ from coordinator.storage.class_counts import StoredClasses
 from coordinator.storage.event_log import EventLog
 from coordinator.storage.store import Store
 from coordinator.storage.traffic import TrafficCounter
+
+if TYPE_CHECKING:
+    # torch takes seconds to import; who only looks at a run computes nothing.
+    from common.runtime.compute import Compute
 
 # A message has room for four times as much.
 _MOST_LABEL_BYTES = 256 * 1024
@@ -41,14 +45,14 @@ class RunContext:
     events: EventLog
     traffic: TrafficCounter
     metrics: Metrics
-    compute: Compute
+    compute: "Compute"
     submitter: str = field(default="", init=False)
     """Identity of the admin who submitted the run; "" where its configuration file began it."""
     label: str = field(default="", init=False)
     """The run's name for people."""
 
     @classmethod
-    def of(cls, config: RunConfig, store: Store, compute: Compute) -> "RunContext":
+    def of(cls, config: RunConfig, store: Store, compute: "Compute") -> "RunContext":
         """The context of the run that `store` holds, with metrics of its own."""
         metrics = Metrics()
         config = settled(config, store)

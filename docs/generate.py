@@ -1,10 +1,11 @@
-"""Writes docs/configuration.md from the code that reads the settings, so that the two cannot diverge.
+"""Writes docs/configuration.md and docs/commands.md from the code that reads settings and options, so that
+neither can diverge.
 
-`make docs` runs it, `make docs-check` fails when the file in git is not what it writes.
+`make docs` runs it, `make docs-check` fails when a file in git is not what it writes.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,16 +17,16 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo, OptionInfo
 
-from cli.main import GROUPS
+from cli.main import GROUPS, app
 from common.config.file import explain
 from common.config.run import RunConfig
 from common.observability.console import EXIT_FAILED, EXIT_USAGE
 from worker.policy import Policy
 
-OUT = Path(__file__).with_name("configuration.md")
+HERE = Path(__file__).parent
 
 INTRO = """\
-<!-- Made by docs/generate.py from common/config/ and the commands. Do not edit; run `make docs`. -->
+<!-- Made by docs/generate.py from common/config/. Do not edit; run `make docs`. -->
 # Configuration
 
 ## run.toml
@@ -36,7 +37,21 @@ what it does. Relative paths are relative to the file. An unknown key is an erro
 the file, the key, the rule and the value.
 
 A run's directory remembers its configuration. The same directory with other settings is refused,
-except for `run.directory` and everything in `[server]`, `[tls]` and `[admission]`.
+except for `run.directory` and everything in `[server]`, `[tls]`, `[admission]`, `[limits]` and `[tracking]`.
+[Commands](commands.md) has every command and option.
+"""
+
+COMMANDS = """\
+<!-- Made by docs/generate.py from the commands. Do not edit; run `make docs`. -->
+# Commands
+
+`fedpft COMMAND --help` shows the same at a terminal. [Configuration](configuration.md) has the keys of
+`run.toml`.
+
+`fedpft-coordinator` and `fedpft-worker` are the same as `fedpft coordinator` and `fedpft worker`, for hosts
+that run only one of them.
+
+In a new shell after `fedpft --install-completion`, Tab completes commands, options and their values.
 """
 
 POLICY = """
@@ -183,14 +198,25 @@ def relations() -> Iterator[str]:
             raise AssertionError(f"no longer against a rule: {broken}")
 
 
+def placeholders(parameters: Iterable[Any]) -> Iterator[str]:
+    """What may follow a command's name: options, then arguments by name."""
+    yield "[OPTIONS]"
+    for parameter in parameters:
+        if parameter.param_type_name == "argument":
+            name = (parameter.metavar or parameter.name.upper()) + ("..." if parameter.nargs < 0 else "")
+            yield name.replace("......", "...") if parameter.required else f"[{name}]"
+
+
 def command(function: Callable[..., None], program: str, name: str | None = None) -> Iterator[str]:
     """A command by the name that it is called by: what it does, and a table of its options."""
     called = f"{program} {name or function.__name__.replace('_', '-')}"
     parameters = inspect.signature(function).parameters
-    app = typer.Typer(add_completion=False)
-    app.command()(function)
-    spelled = {str(p.name): p.opts for p in typer.main.get_command(app).params}
-    yield f"\n#### `{called}`\n\n{inspect.getdoc(function)}"
+    alone = typer.Typer(add_completion=False)
+    alone.command()(function)
+    made = typer.main.get_command(alone)
+    spelled = {str(p.name): p.opts for p in made.params}
+    synopsis = " ".join([called, *placeholders(made.params)])
+    yield f"\n### `{called}`\n\n```\n{synopsis}\n```\n\n{inspect.getdoc(function)}"
     if not parameters:
         return
     yield "\n| option | type and rule | default | what it is |\n|---|---|---|---|"
@@ -234,18 +260,28 @@ def exit_codes() -> Iterator[str]:
     yield row("128 + n", "Ended by another signal, number n, or by a second one, which ends it at once.")
 
 
-def page() -> str:
-    """The whole page."""
-    lines = [INTRO.rstrip(), *sections(RunConfig), *relations()]
-    lines += [POLICY.rstrip(), *sections(Policy), "\n## Commands"]
-    lines.append("\n`fedpft-coordinator` and `fedpft-worker` are the same as `fedpft coordinator` and")
-    lines.append("`fedpft worker`, for hosts that run only one of them.")
+def of_the_program() -> Iterator[str]:
+    """The options of `fedpft` itself."""
+    yield "\n## `fedpft`\n\n| option | what it is |\n|---|---|"
+    for option in typer.main.get_command(app).params:
+        yield row(", ".join(f"`{name}`" for name in option.opts), flat(getattr(option, "help", None)))
+
+
+def configuration() -> str:
+    """configuration.md."""
+    return "\n".join([INTRO.rstrip(), *sections(RunConfig), *relations(), POLICY.rstrip(), *sections(Policy)]) + "\n"
+
+
+def commands() -> str:
+    """commands.md."""
+    lines = [COMMANDS.rstrip(), *of_the_program()]
     for group, members in GROUPS.items():
-        lines.append(f"\n### {group}")
+        lines.append(f"\n## {group}")
         for member in members:
             lines += sub_commands(member) if isinstance(member, typer.Typer) else command(member, "fedpft")
     return "\n".join([*lines, *exit_codes()]) + "\n"
 
 
 if __name__ == "__main__":
-    OUT.write_text(page(), encoding="utf-8")
+    (HERE / "configuration.md").write_text(configuration(), encoding="utf-8")
+    (HERE / "commands.md").write_text(commands(), encoding="utf-8")

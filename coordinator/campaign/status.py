@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.config.run import RunConfig
 from common.listing import first_workers
@@ -15,11 +16,14 @@ from coordinator.campaign import privacy_told
 from coordinator.campaign.best import judged, result_among
 from coordinator.campaign.progress import RunProgress
 from coordinator.context import RunContext, settled
-from coordinator.federation.inbox import Inbox
 from coordinator.federation.rounds import Over, RoundState, Work
 from coordinator.federation.sessions import Session, Sessions
 from coordinator.storage.declined import DeclinedTable
 from coordinator.storage.store import Store
+
+if TYPE_CHECKING:
+    # It brings torch, which takes seconds to import.
+    from coordinator.federation.inbox import Inbox
 
 # Where a run stands while workers are asked for something.
 _PHASES = {Work.UPDATES: Phase.TRAINING, Work.SCORES: Phase.EVALUATING}
@@ -57,7 +61,7 @@ def stored_status(store: Store, config: RunConfig, workers: bool = True) -> RunS
     )
 
 
-def live_status(run: RunContext, progress: RunProgress, sessions: Sessions, inbox: Inbox) -> RunStatus:
+def live_status(run: RunContext, progress: RunProgress, sessions: Sessions, inbox: "Inbox") -> RunStatus:
     """Where a run that workers are connected to stands, now; on the event loop."""
     step, steps = progress.steps
     state, waiting_for = inbox.state, progress.waiting_for

