@@ -25,7 +25,7 @@ $(VENV)/demo-installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed: $(VENV)/demo-installed
-	@.ci/with-seconds "setting up $(VENV): packages for development" $(BIN)/pip install --quiet --editable '.[demo,experiments,privacy,ray,tracing,dev]'
+	@.ci/with-seconds "setting up $(VENV): packages for development" $(BIN)/pip install --quiet --editable '.[demo,experiments,privacy,ray,tracing,tracking,dev]'
 	@PYTHONDONTWRITEBYTECODE= .ci/with-seconds "setting up $(VENV): bytecode of what tests import" $(BIN)/python -c "import matplotlib.pyplot, scipy.stats, sklearn.datasets, sklearn.metrics, experiments.report.files"
 	@touch $@
 

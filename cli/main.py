@@ -16,6 +16,7 @@ from cli.experiment import experiment
 from cli.literal_help import LiteralGroup
 from cli.report import report
 from cli.score import score
+from cli.track import track
 from coordinator.cli import build, coordinator, init
 from coordinator.owner.commands import export, rewind, status, stop
 from coordinator.owner.runs_commands import cancel, logs, runs, submit
@@ -28,7 +29,7 @@ GROUPS: Mapping[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
     "Try it": (demo, demo_files),
     "Run it": (coordinator, stop, rewind, export, score, worker),
     "Run many": (serve, submit, runs, logs, cancel),
-    "Watch it": (status, report, audit),
+    "Watch it": (status, report, track, audit),
     "Set it up": (init, doctor, build, certs),
     "Experiment": (experiment, datasets, split),
 }

@@ -208,6 +208,7 @@ def identity(config: RunConfig) -> str:
             "tls": True,
             "admission": True,
             "limits": True,
+            "tracking": True,
             "run": {"directory", "strict"},
         }
     )

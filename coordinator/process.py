@@ -30,6 +30,7 @@ from coordinator.hosting.listening import (
 )
 from coordinator.owner.admin_service import AdminService
 from coordinator.owner.page.server import Page
+from coordinator.tracking.process import require_installed, tracked
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ async def serve(config: RunConfig, again: bool = False) -> Ending:
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
     address = Address.parse(config.server.listen)
+    require_installed(config.tracking)
     tls = open_coordinator_tls(config.tls)
     if tls is None:
         require_loopback(address, config.server.insecure)
@@ -50,10 +52,12 @@ async def serve(config: RunConfig, again: bool = False) -> Ending:
         compute = ComputeThread()
         run = await open_run(config, uuid4().hex[:12], compute, resources, again)
         if run is None:
-            log.info("the run in %s is finished; nothing to do", config.run.directory)
+            with tracked(config):
+                log.info("the run in %s is finished; nothing to do", config.run.directory)
             compute.close()
             return Ending()
         resources.enter_context(exporting("fedpft-coordinator"))
+        resources.enter_context(tracked(config))
         resources.callback(compute.close)
         calls = CallMetrics(run.metrics.called)
         # Outermost: what is not authorized is counted, too.

@@ -269,7 +269,10 @@ def of_the_program() -> Iterator[str]:
 
 def configuration() -> str:
     """configuration.md."""
-    return "\n".join([INTRO.rstrip(), *sections(RunConfig), *relations(), POLICY.rstrip(), *sections(Policy)]) + "\n"
+    return (
+        "\n".join([INTRO.rstrip(), *sections(RunConfig), *relations(), POLICY.rstrip(), *sections(Policy)])
+        + "\n"
+    )
 
 
 def commands() -> str:

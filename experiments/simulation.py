@@ -41,6 +41,7 @@ from coordinator.federation.rounds import RoundPhase
 from coordinator.modelling.content import require_same
 from coordinator.modelling.models import Models
 from coordinator.storage.store import Store, StoredUpdate
+from coordinator.tracking.process import tracked
 from experiments.clients import Clients, ClientTask, LocalClients, RoundTask, SubModel
 
 T = TypeVar("T")
@@ -95,7 +96,8 @@ def simulate(
             score_every = 1
         scoring = Scoring(before=score_before, every=score_every, sub_fm=score_sub_fm)
         campaign = Campaign(run, progress, gathering, scoring)
-        _run_at_once(campaign.run())
+        with tracked(config):
+            _run_at_once(campaign.run())
         return Simulated(store.evaluations(), campaign.seconds)
     finally:
         store.close()

@@ -89,7 +89,7 @@ def anchored(config: RunConfig, folder: Path) -> RunConfig:
     def data(section: PublicData | TestData | None) -> Any:
         return section and section.model_copy(update={"path": placed(section.path)})
 
-    model, sub_fm = config.model, config.sub_fm
+    model, sub_fm, tracking = config.model, config.sub_fm, config.tracking
     if names_directory(model.path, folder):
         model = model.model_copy(update={"path": str(folder / model.path)})
     return config.model_copy(
@@ -103,6 +103,7 @@ def anchored(config: RunConfig, folder: Path) -> RunConfig:
                 update={name: placed(getattr(config.tls, name)) for name in type(config.tls).model_fields}
             ),
             "sub_fm": sub_fm.model_copy(update={"path": placed(sub_fm.path)}),
+            "tracking": tracking.model_copy(update={"directory": placed(tracking.directory)}),
         }
     )
 

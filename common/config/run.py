@@ -34,6 +34,7 @@ from common.config.privacy import PrivacySection, require_summable
 from common.config.section import Section
 from common.config.service import AdmissionSection, ComputeSection, LimitsSection, ServerSection, TlsSection
 from common.config.task import DataSection, ModelSection, RunSection, TaskSection
+from common.config.tracking import TrackingSection
 from common.private_task import DpUnit
 from common.quantization import Quantization
 from common.records import AdapterTargets, TaskKind
@@ -94,6 +95,8 @@ class RunConfig(Section):
     """What workers may ask for. Who goes beyond is refused and told why; the run goes on."""
     compute: ComputeSection = ComputeSection()
     """Where the coordinator computes."""
+    tracking: TrackingSection = TrackingSection()
+    """Experiment trackers that the run's figures are told to, never those of a single worker."""
 
     @model_validator(mode="before")
     @classmethod

@@ -91,6 +91,9 @@ def submitted_config(
     run = raw.get("run", {})
     if isinstance(run, dict) and "directory" in run:
         raise ConfigError(f"{origin}: leave out run.directory: the server chooses it")
+    tracking = raw.get("tracking", {})
+    if isinstance(tracking, dict) and "directory" in tracking:
+        raise ConfigError(f"{origin}: leave out tracking.directory: it is in the run's own")
     # Before the rules between keys are looked at, for they need to know of TLS.
     raw |= {"server": serving.server.model_dump(), "tls": serving.tls.model_dump()}
     try:

@@ -25,6 +25,7 @@ from coordinator.hosting.facts import facts_of
 from coordinator.hosting.hosted import HostedRun, open_run
 from coordinator.hosting.placing import to_begin
 from coordinator.storage.store import Store
+from coordinator.tracking.process import tracked
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +178,8 @@ class Host:
                 if context is None:
                     self._ended(run, RunState.FINISHED)
                     return
+                # Nobody waits here: other runs are at work on this loop.
+                resources.enter_context(tracked(config, waits=False))
                 context.submitter, context.label = kept.entry.submitter, kept.entry.label
                 await self._take_part(run, HostedRun(context))
             finally:

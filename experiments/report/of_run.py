@@ -38,8 +38,11 @@ _MODELS = {
 }
 
 
-def document(directory: Path) -> Document:
-    """A report of a run that is over or still going on. Raises StoreError when there is none."""
+def document(directory: Path, each_worker: bool = True) -> Document:
+    """A report of a run that is over or still going on; of single workers only with `each_worker`.
+
+    Raises StoreError when there is no run.
+    """
     store, config = open_run(directory)
     try:
         latest = store.latest_adapter()
@@ -48,9 +51,9 @@ def document(directory: Path) -> Document:
         sections = [
             *_scores(config, (*status.evaluations, *(v.as_evaluation for v in status.at_workers))),
             *_at_workers(status.at_workers),
-            *worker_losses.sections(store, done, config.private),
+            *worker_losses.sections(store, done, config.private, each_worker),
             *_drift(store),
-            *_traffic(store),
+            *_traffic(store, each_worker),
             *_seconds(store),
             *_sizes(store),
         ]
@@ -61,7 +64,8 @@ def document(directory: Path) -> Document:
         lead += [f"Privacy: {line}." for line in status.privacy]
         if (kept := criterion(status.evaluations, status.result, config.task.kind)) is not None:
             lead.append(f"{kept}.".replace("offsite", "Offsite", 1))
-        return Document(f"Run {store.run_id()}", tuple(lead), tuple(sections), _facts(store, config))
+        facts = _facts(store, config, each_worker)
+        return Document(f"Run {store.run_id()}", tuple(lead), tuple(sections), facts)
     finally:
         store.close()
 
@@ -207,7 +211,7 @@ def _drift(store: Store) -> list[Section]:
     return [Section("Sub-FM against FM", (), tuple(parts))] if parts else []
 
 
-def _traffic(store: Store) -> list[Section]:
+def _traffic(store: Store, each_worker: bool) -> list[Section]:
     counted = store.traffic.by_worker()
     if not counted:
         return []
@@ -242,11 +246,10 @@ def _traffic(store: Store) -> list[Section]:
             Series("from workers", x, tuple(up[n] for n in sorted(down))),
         ),
     )
-    return [
-        Section(
-            "Bytes", (), (plot, Table("traffic", "Bytes by worker and round", columns, tuple(rows), (note,)))
-        )
-    ]
+    if not each_worker:
+        return [Section("Bytes", (note,), (plot,))]
+    table = Table("traffic", "Bytes by worker and round", columns, tuple(rows), (note,))
+    return [Section("Bytes", (), (plot, table))]
 
 
 def _seconds(store: Store) -> list[Section]:
@@ -284,16 +287,16 @@ def _sizes(store: Store) -> list[Section]:
     return [Section("Sizes", (), (Table("sizes", "The models", columns, rows),))]
 
 
-def _facts(store: Store, config: RunConfig) -> dict[str, str]:
+def _facts(store: Store, config: RunConfig, each_worker: bool) -> dict[str, str]:
     changed = _changed(config, "")
-    adapters = store.adapters()
+    adapters, workers = store.adapters(), store.workers()
+    named = first_few((f"{name} ({count:,})" for name, count in workers.items()), 100)
     return {
         "model": Path(config.model.path).name,
         "task": f"{config.task.kind}; {first_few(config.task.labels, 100)}"
         if config.task.labels
         else str(config.task.kind),
-        "workers": first_few((f"{name} ({count:,})" for name, count in store.workers().items()), 100)
-        or "simulated",
+        "workers": (named if each_worker else str(len(workers))) if workers else "simulated",
         "seed": str(config.run.seed),
         "settings that differ from the defaults": "; ".join(changed) or "none",
         "adapter, SHA-256": adapters[result_round(store, config)] if adapters else "none yet",

@@ -6,11 +6,11 @@ from coordinator.storage.store import Store
 from experiments.report.document import Cell, Column, Plot, PlotKind, Section, Series, Table
 
 
-def sections(store: Store, done: int, private: bool) -> list[Section]:
+def sections(store: Store, done: int, private: bool, each_worker: bool = True) -> list[Section]:
     """After so many rounds; nothing of a run whose workers tell no losses, for differential privacy."""
     if private:
         return []
-    return _sums(store) or _losses(store, done)
+    return _sums(store) or (_losses(store, done) if each_worker else [])
 
 
 def _sums(store: Store) -> list[Section]:
