@@ -162,7 +162,7 @@ def test_imports_go_one_way(copy: Path) -> None:
         (
             "common/model/ffn.py",
             "import worker.train",
-            "benchmarks | cli -> experiments -> coordinator | worker -> common -> fedpft",
+            "benchmarks | cli | fedpft_api -> experiments -> coordinator | worker -> common -> fedpft",
         ),
         ("worker/train.py", "from fedpft.v1 import types_pb2", "Protobuf stops at the wire"),
         ("coordinator/algorithms/saliency.py", "import time", "The maths knows no gRPC"),
@@ -214,7 +214,7 @@ def test_the_changelog_tells_of_this_version() -> None:
 # The map.
 
 
-@pytest.mark.parametrize("package", ["common", "coordinator", "worker", "experiments"])
+@pytest.mark.parametrize("package", ["common", "coordinator", "worker", "experiments", "fedpft_api"])
 def test_the_architecture_page_has_a_place_for_every_file(package: str) -> None:
     page = text(Path("docs/architecture.md"))
     named = {Path(name).name for name in re.findall(r"`([\w/]+(?:\.py|/))`", page)}

@@ -41,7 +41,8 @@ def require_installed(section: TrackingSection) -> None:
 def tracked(config: RunConfig, waits: bool = True) -> Iterator[None]:
     """While inside, and for a last look after it, the run's trackers are told what its store has.
 
-    Unless `waits`, that last look is left to a thread. Raises ConfigError when a tracker is not installed; nothing else of trackers reaches the run.
+    Unless `waits`, that last look is left to a thread. Raises ConfigError when a tracker is not installed;
+    nothing else of trackers reaches the run.
     """
     section = config.tracking
     require_installed(section)
