@@ -25,7 +25,7 @@ def test_the_example_notebook_tunes_a_model_that_knows_its_sections(tmp_path: Pa
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     answers = [output for output in outputs if output["output_type"] == "execute_result"]
     results = [answer["data"]["text/plain"] for answer in answers]
-    assert results[-1] == "['sport', 'business']"
+    assert results[-1] == "['sports', 'business']"
     assert "Phase.FINISHED" in results[-2]
     assert [output for output in outputs if "image/png" in output.get("data", {})]
     assert (tmp_path / "bbc-run" / "run" / "run.sqlite").is_file()
