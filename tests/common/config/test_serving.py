@@ -42,6 +42,7 @@ def test_certificates_are_the_servers_and_rules_between_keys_know_of_them() -> N
         (RUN + "[tls]\nkey = 'k'\n", (), r"leave out \[tls\]: the certificates are the server's"),
         (RUN, ("tls.key=k",), r"leave out \[tls\]"),
         (RUN + "[run]\ndirectory = 'x'\n", (), r"leave out run\.directory: the server chooses it"),
+        (RUN, ("tracking.directory=x",), r"leave out tracking\.directory: it is in the run's own"),
         (RUN, ("rounds.count=0",), r"rounds\.count must be >= 1, got 0"),
         (RUN, ("model.path.x=1",), r"model\.path\.x cannot be set: path is no section"),
         (RUN, ("odd",), r"setting 'odd' must be SECTION\.KEY=VALUE"),
