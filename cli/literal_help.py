@@ -1,4 +1,4 @@
-"""Help texts as they are written: rich would take "[default: …]" and "[tls]" for markup, and leave them out."""
+"""Help texts as they are written: rich would take "[default: …]" and "[tls]" for markup and hide them."""
 
 from typing import Any
 

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,7 +195,7 @@ class Worker:
         if task.secure is not None:
             finished = await self._mask(task, *finished)
         self._contact.report(replace(self._contact.progress, activity=Activity.UPLOADING, round=task.round))
-        with self._timed("upload"):
+        with self._metrics.timed("upload"):
             duplicate = await self._submit(*finished)
         log.info("round %d: receipt for update %s", task.round, finished[0].sha256)
         reach(Point.STEP, "delivered")
@@ -251,7 +251,7 @@ class Worker:
         with as_cannot_train():
             files = await self._bring_up(model, task)
             begun = time.monotonic()
-            with self._timed("train"), self._place.rest.training():
+            with self._metrics.timed("train"), self._place.rest.training():
                 update = await self._compute.run(
                     model.train, task, files[task.adapter.sha256], self._stepper(task)
                 )
@@ -280,7 +280,7 @@ class Worker:
         reach(Point.STEP, "evaluation-taken")
         with as_cannot_train():
             files = await self._bring_up(model, task)
-            with self._timed("score"):
+            with self._metrics.timed("score"):
                 adapter = files[task.adapter.sha256]
                 scores = await self._compute.run(model.score, adapter, self._score_stepper(task))
         reach(Point.STEP, "scored")
@@ -296,7 +296,7 @@ class Worker:
         """Fetch what is missing, and have the sub-FM at the task's version."""
         await self._compute.run(model.judge, task)
         self._contact.report(Progress(Activity.DOWNLOADING, task.round))
-        with self._timed("download"):
+        with self._metrics.timed("download"):
             files = await self._fetch(task, model.lacks(task.sub_model))
         reach(Point.STEP, "fetched")
         await self._compute.run(model.equip, task.sub_model, files)
@@ -346,10 +346,3 @@ class Worker:
         """A span around the work on a task, below the coordinator's round."""
         about = {"run": run.run_id, "worker": self._name}
         return tracing.span("task", task.traceparent, **about, round=task.round, attempt=task.attempt)
-
-    @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        begun = time.monotonic()
-        with tracing.span(part):
-            yield
-        self._metrics.seconds.labels(part).observe(time.monotonic() - begun)

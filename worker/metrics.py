@@ -1,9 +1,13 @@
 """The worker's Prometheus metrics."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
+from common.observability import tracing
 from common.records import Activity, Progress
 
 
@@ -97,3 +101,11 @@ class Metrics:
         self.loss.set(progress.loss)
         for activity in Activity:
             self._activity.labels(activity).set(activity is progress.activity)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Around a part of a round, which is a span, too."""
+        begun = time.monotonic()
+        with tracing.span(part):
+            yield
+        self.seconds.labels(part).observe(time.monotonic() - begun)

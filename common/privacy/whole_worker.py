@@ -7,13 +7,17 @@ clip on is in integers: what is promised holds to the bit, whatever floating poi
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from common.errors import BadUpdate, ConfigError
 from common.privacy.discrete import MOST_DEVIATION, Integers, discrete_gaussians
 from common.privacy.noise import SecretDraws
+
+if TYPE_CHECKING:
+    # Seconds to import, and the configuration alone wants none of it.
+    from torch import Tensor
 
 # What is bounded for one discrete Gaussian is so for a sum of several, but for less than e^-600, from here.
 LEAST_DEVIATION = 8
@@ -67,7 +71,7 @@ def central_grid(noise: float, clip: float) -> Grid:
     return Grid(clip / bound, bound, max(LEAST_DEVIATION, math.ceil(noise * bound)))
 
 
-def factor_within(delta: Mapping[str, Tensor], norm: float, grid: Grid) -> float:
+def factor_within(delta: "Mapping[str, Tensor]", norm: float, grid: Grid) -> float:
     """What an update of this norm is multiplied by before `integers`, so that all of these together have
     norm `grid.bound` at most: reckoned in integers, tensor by tensor. Raises BadUpdate for NaN."""
     if not math.isfinite(norm):
@@ -78,7 +82,7 @@ def factor_within(delta: Mapping[str, Tensor], norm: float, grid: Grid) -> float
     return factor
 
 
-def integers(tensor: Tensor, factor: float) -> Integers:
+def integers(tensor: "Tensor", factor: float) -> Integers:
     """[elements] integers, rounded towards zero: none is longer than what it stands for."""
     flat = tensor.detach().cpu().double().flatten().numpy()
     rounded: Integers = np.trunc(flat * factor).astype(np.int64)
@@ -96,7 +100,7 @@ def longest(grid: Grid, workers: int, elements: int) -> float:
     return workers * grid.bound + grid.deviation * math.sqrt(workers) * (math.sqrt(elements) + _ROOM)
 
 
-def _squared(delta: Mapping[str, Tensor], factor: float) -> int:
+def _squared(delta: "Mapping[str, Tensor]", factor: float) -> int:
     # Python's integers have no end; a tensor's own sum, within a bound of 2^31, fits 63 bits.
     total = 0
     for name in delta:
