@@ -19,7 +19,7 @@ from cli.score import score
 from cli.track import track
 from coordinator.cli import build, coordinator, init
 from coordinator.owner.commands import export, rewind, status, stop
-from coordinator.owner.runs_commands import cancel, logs, runs, submit
+from coordinator.owner.runs_commands import cancel, logs, resume, runs, submit
 from coordinator.serve_cli import serve
 from worker.cli import app as worker
 
@@ -28,7 +28,7 @@ from worker.cli import app as worker
 GROUPS: Mapping[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
     "Try it": (demo, demo_files),
     "Run it": (coordinator, stop, rewind, export, score, worker),
-    "Run many": (serve, submit, runs, logs, cancel),
+    "Run many": (serve, submit, runs, logs, cancel, resume),
     "Watch it": (status, report, track, audit),
     "Set it up": (init, doctor, build, certs),
     "Experiment": (experiment, datasets, split),

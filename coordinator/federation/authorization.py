@@ -50,6 +50,7 @@ MAY_CALL: Mapping[str, frozenset[Role]] = {
     "/fedpft.v1.RunsService/SubmitRun": _OWNERS,
     "/fedpft.v1.RunsService/ListRuns": _OWNERS,
     "/fedpft.v1.RunsService/CancelRun": _OWNERS,
+    "/fedpft.v1.RunsService/ResumeRun": _OWNERS,
     "/fedpft.v1.RunsService/ReadLog": _OWNERS,
     # That a service is up is no secret among those who have a certificate at all.
     "/grpc.health.v1.Health/Check": _ALL,

@@ -101,6 +101,12 @@ class Catalogue:
         kept = self.get(run)
         return self._changed(replace(kept, entry=replace(kept.entry, **changes)))
 
+    def requeue(self, run: str) -> KeptRun:
+        """An admin wants the run to go on: what it came to is forgotten."""
+        kept = self.get(run)
+        entry = replace(kept.entry, state=RunState.QUEUED, reason="", ended=0.0)
+        return self._changed(replace(kept, entry=entry, deaths=0))
+
     def count_death(self, run: str, step: int) -> KeptRun:
         """The process died while this run computed; its newest step forward by now was `step`."""
         kept = self.get(run)

@@ -87,6 +87,18 @@ class Host:
             task.cancel()
         self.changed.notify()
 
+    def resume(self, run: str, who: str) -> None:
+        """Have a run that failed or was cancelled go on. Raises UnknownRun, RunFailed, StoreError."""
+        state = self._told(self.catalogue.get(run)).state
+        if state not in (RunState.FAILED, RunState.CANCELLED):
+            raise RunFailed(f"run {run} is {state}; only one that failed or was cancelled is resumed")
+        if run in self._tasks:
+            raise RunFailed(f"run {run} is at its end; try again in a few seconds")
+        self.catalogue.requeue(run)
+        self._given_up.pop(run, None)
+        log.info("run %s was resumed%s", run, f" by {who}" if who else "")
+        self.changed.notify()
+
     def entries(self) -> list[RunEntry]:
         """Every run, oldest first, with how far it has come."""
         return [self._told(kept) for kept in self.catalogue]
@@ -174,7 +186,8 @@ class Host:
         compute = ComputeInTurns(self._turns, run, config.compute.threads or self._threads)
         with contextlib.ExitStack() as resources:
             try:
-                context = await open_run(config, run, compute, resources)
+                # An admin asks for each try after a failure.
+                context = await open_run(config, run, compute, resources, again=True)
                 if context is None:
                     self._ended(run, RunState.FINISHED)
                     return

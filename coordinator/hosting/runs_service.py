@@ -19,7 +19,7 @@ _MOST_READ = 128 * 1024
 
 
 class RunsService(runs_pb2_grpc.RunsServiceServicer):
-    """Submit, list, cancel, read the log."""
+    """Submit, list, cancel, resume, read the log."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -40,6 +40,11 @@ class RunsService(runs_pb2_grpc.RunsServiceServicer):
     async def CancelRun(self, request: runs_pb2.CancelRunRequest, context: Any) -> runs_pb2.CancelRunResponse:
         self._host.cancel(request.run, _caller(context))
         return runs_pb2.CancelRunResponse()
+
+    @answers
+    async def ResumeRun(self, request: runs_pb2.ResumeRunRequest, context: Any) -> runs_pb2.ResumeRunResponse:
+        self._host.resume(request.run, _caller(context))
+        return runs_pb2.ResumeRunResponse()
 
     @answers
     async def ReadLog(

@@ -68,6 +68,13 @@ class Runs:
         except aio.AioRpcError as error:
             raise _domain_error(error) from None
 
+    async def resume(self, run: str) -> None:
+        """Have a run that failed or was cancelled go on."""
+        try:
+            await self._stub.ResumeRun(runs_pb2.ResumeRunRequest(run=run), timeout=_CALL_SECONDS)
+        except aio.AioRpcError as error:
+            raise _domain_error(error) from None
+
     async def log(self, run: str, follow: bool) -> AsyncIterator[str]:
         """Pieces of the run's log; with `follow` until the run is over."""
         try:

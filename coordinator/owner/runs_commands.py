@@ -1,4 +1,4 @@
-"""What admins type to a server that holds many runs: submit, runs, cancel, logs."""
+"""What admins type to a server that holds many runs: submit, runs, cancel, resume, logs."""
 
 import json
 import sys
@@ -109,6 +109,27 @@ def cancel(
         reached = reached_at(coordinator, tls, insecure)
         asyncio.run(main())
         typer.echo(f"run {run} is cancelled")
+
+
+def resume(
+    run: RunId,
+    coordinator: CoordinatorAddress = "127.0.0.1:7070",
+    tls: AdminTls = None,
+    insecure: AllowPlainText = False,
+) -> None:
+    """Have a run that failed or was cancelled go on from its last committed step."""
+    import asyncio
+
+    async def main() -> None:
+        async with Runs(*reached) as connection:
+            await connection.resume(run)
+
+    with plain_errors():
+        from coordinator.owner.runs_client import Runs
+
+        reached = reached_at(coordinator, tls, insecure)
+        asyncio.run(main())
+        typer.echo(f"run {run} waits for its turn")
 
 
 def logs(

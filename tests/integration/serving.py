@@ -13,6 +13,8 @@ from common.config.file import template
 from common.hosted_runs import RunEntry, RunState, Submission
 from common.records import TaskKind
 from common.runtime import computing_turns
+from common.trust.identity import Role
+from common.trust.tls import Tls, open_tls
 from coordinator.owner.runs_client import Runs
 from tests.conftest import labels_of, write_data
 from tests.services import Service
@@ -28,12 +30,23 @@ class Serving:
     folder: Path
     model: Path
     options: tuple[str, ...] = ()
+    certificates: Path | None = None
+    """Folder of folders of certificates by ROLE-NAME: then all speak TLS."""
     processes: dict[str, Service] = field(default_factory=dict)
 
     @property
     def runs(self) -> Path:
         """Where all runs lie."""
         return self.folder / "runs"
+
+    @property
+    def _tls(self) -> Tls | None:
+        """The owner's."""
+        return self.certificates and open_tls(self.certificates / "admin-owner", Role.ADMIN)
+
+    def _shown(self, who: str) -> list[str]:
+        """The option by which a process shows its certificate."""
+        return ["--tls", str(self.certificates / who)] if self.certificates else []
 
     @property
     def address(self) -> Address:
@@ -70,6 +83,7 @@ class Serving:
             f'[server]\nlisten = "127.0.0.1:{port}"\nmetrics = "127.0.0.1:0"\nheartbeat_seconds = 0.3\n'
         )
         arguments = ["serve", "--runs", str(self.runs), "--config", str(self.folder / "serve.toml")]
+        arguments += self._shown("coordinator-hub")
         log = self.folder / "server.log"
         process = Service("cli", [*arguments, *self.options], log, habit=take_short_turns)
         self.processes["server"] = process
@@ -86,6 +100,7 @@ class Serving:
         data = write_data(self.folder / name, KIND, 30 + 10 * number, number)
         arguments = ["--coordinator", str(self.address), "--data", str(data), "--name", name]
         arguments += ["--folder", str(self.folder / f"{name}-files"), "--threads", "1", *extra]
+        arguments += self._shown(f"worker-{name}")
         self.processes[name] = Service("worker", arguments, self.folder / f"{name}.log")
         return self.processes[name]
 
@@ -93,7 +108,7 @@ class Serving:
         """A run's id."""
 
         async def ask() -> str:
-            async with Runs(self.address) as runs:
+            async with Runs(self.address, self._tls) as runs:
                 told = Submission(request or uuid4().hex, configuration, settings, priority)
                 return await runs.submit(told)
 
@@ -103,8 +118,17 @@ class Serving:
         """End it for good."""
 
         async def ask() -> None:
-            async with Runs(self.address) as runs:
+            async with Runs(self.address, self._tls) as runs:
                 await runs.cancel(run)
+
+        asyncio.run(ask())
+
+    def resume(self, run: str) -> None:
+        """Have one that failed or was cancelled go on."""
+
+        async def ask() -> None:
+            async with Runs(self.address, self._tls) as runs:
+                await runs.resume(run)
 
         asyncio.run(ask())
 
@@ -112,7 +136,7 @@ class Serving:
         """Every run, by id."""
 
         async def ask() -> list[RunEntry]:
-            async with Runs(self.address) as runs:
+            async with Runs(self.address, self._tls) as runs:
                 return await runs.entries()
 
         return {entry.run: entry for entry in asyncio.run(ask())}

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,9 +19,11 @@ from common.records import JoinRequest, RunSpec
 from common.run_offers import FindRequest
 from common.transport import offer_wire, wire
 from common.transport.rpc import RUN_KEY, call, new_channel
+from common.trust.identity import Role
 from coordinator.campaign.status import open_run, stored_status
 from tests.integration.federation import federation
 from tests.integration.serving import Serving
+from tests.security.guarded import Certificates
 from tests.services import call as run_command
 
 A, B = (1, 2), (3, 4)
@@ -133,17 +136,31 @@ def test_a_run_that_fails_or_is_cancelled_harms_no_other_and_the_queue_goes_by_p
             late: RunState.CANCELLED,
             broken: RunState.FAILED,
         }
+        # Mended, it goes on.
+        shutil.copytree(model_folder, tmp_path / "nowhere")
+        serving.resume(broken)
+        for number in (8, 9):
+            serving.start_worker(number)
+        assert serving.wait_for(broken, RunState.FINISHED).reason == ""
     finally:
         serving.end()
 
 
 @pytest.mark.slow
-def test_admins_submit_watch_and_read_by_the_commands(serving: Serving) -> None:
+def test_admins_submit_watch_and_read_by_the_commands_with_tls(serving: Serving) -> None:
+    certificates = Certificates(serving.folder / "certificates")
+    certificates.issue(Role.COORDINATOR, "hub")
+    certificates.issue(Role.ADMIN, "owner")
+    for number in A:
+        certificates.issue(Role.WORKER, f"worker-{number}")
+    serving.certificates = certificates.folder
     address = str(serving.start())
     (serving.folder / "mine.toml").write_text(serving.configuration(A))
 
     def typed(*arguments: str, code: int = 0) -> str:
-        found, told = run_command("cli", *arguments, "--coordinator", address)
+        found, told = run_command(
+            "cli", *arguments, "--coordinator", address, "--tls", str(certificates.folder / "admin-owner")
+        )
         assert found == code, told
         return told
 
@@ -151,7 +168,9 @@ def test_admins_submit_watch_and_read_by_the_commands(serving: Serving) -> None:
     serving.wait_for(run, RunState.RUNNING)
     assert "phase" in typed("status", "--run", run)
     listed = json.loads(typed("runs", "--json"))
-    assert [(each["run"], each["label"], each["facts"]["rounds"]) for each in listed] == [(run, "mine", 1)]
+    assert [(each["run"], each["label"], each["submitter"], each["facts"]["rounds"]) for each in listed] == [
+        (run, "mine", "admin/owner", 1)
+    ]
     for number in A:
         serving.start_worker(number)
     lines = [json.loads(line) for line in typed("logs", run, "--follow").splitlines()]

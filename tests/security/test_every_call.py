@@ -208,6 +208,7 @@ async def test_a_role_may_call_what_is_for_it_and_nothing_else(
             "DownloadArtifact": StatusCode.NOT_FOUND,
             "SubmitRun": StatusCode.INVALID_ARGUMENT,
             "CancelRun": StatusCode.NOT_FOUND,
+            "ResumeRun": StatusCode.NOT_FOUND,
             "ReadLog": StatusCode.NOT_FOUND,
             "List": StatusCode.UNIMPLEMENTED,
         } | dict.fromkeys((*SUBMISSIONS, *SECURE_CALLS), StatusCode.FAILED_PRECONDITION)

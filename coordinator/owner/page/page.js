@@ -185,4 +185,6 @@ async function follow() {
   setTimeout(follow, 1000 * seconds);
 }
 
+// Of a server that holds many, each run's page lies below their list.
+$("all").hidden = !location.pathname.startsWith("/run/");
 follow();

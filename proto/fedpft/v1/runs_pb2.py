@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66\x65\x64pft/v1/runs.proto\x12\tfedpft.v1\"m\n\x10SubmitRunRequest\x12\x0f\n\x07request\x18\x01 \x01(\t\x12\x15\n\rconfiguration\x18\x02 \x01(\t\x12\x10\n\x08settings\x18\x03 \x03(\t\x12\x10\n\x08priority\x18\x04 \x01(\x11\x12\r\n\x05label\x18\x05 \x01(\t\" \n\x11SubmitRunResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x11\n\x0fListRunsRequest\"\x9c\x02\n\x10ListRunsResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x11\x12\x11\n\tsubmitter\x18\x04 \x01(\t\x12\"\n\x05state\x18\x05 \x01(\x0e\x32\x13.fedpft.v1.RunState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x11\n\tsubmitted\x18\x07 \x01(\x01\x12\r\n\x05\x62\x65gan\x18\x08 \x01(\x01\x12\r\n\x05\x65nded\x18\t \x01(\x01\x12\r\n\x05phase\x18\n \x01(\t\x12\r\n\x05round\x18\x0b \x01(\r\x12\x0e\n\x06rounds\x18\x0c \x01(\r\x12\x0f\n\x07workers\x18\r \x01(\r\x12\r\n\x05score\x18\x0e \x01(\t\x12\x14\n\x0cseconds_left\x18\x0f \x01(\x01\"\x1f\n\x10\x43\x61ncelRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x13\n\x11\x43\x61ncelRunResponse\"-\n\x0eReadLogRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\"\x1f\n\x0fReadLogResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*\x99\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x16\n\x12RUN_STATE_FINISHED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x05\x32\xa8\x02\n\x0bRunsService\x12\x46\n\tSubmitRun\x12\x1b.fedpft.v1.SubmitRunRequest\x1a\x1c.fedpft.v1.SubmitRunResponse\x12\x45\n\x08ListRuns\x12\x1a.fedpft.v1.ListRunsRequest\x1a\x1b.fedpft.v1.ListRunsResponse0\x01\x12\x46\n\tCancelRun\x12\x1b.fedpft.v1.CancelRunRequest\x1a\x1c.fedpft.v1.CancelRunResponse\x12\x42\n\x07ReadLog\x12\x19.fedpft.v1.ReadLogRequest\x1a\x1a.fedpft.v1.ReadLogResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66\x65\x64pft/v1/runs.proto\x12\tfedpft.v1\"m\n\x10SubmitRunRequest\x12\x0f\n\x07request\x18\x01 \x01(\t\x12\x15\n\rconfiguration\x18\x02 \x01(\t\x12\x10\n\x08settings\x18\x03 \x03(\t\x12\x10\n\x08priority\x18\x04 \x01(\x11\x12\r\n\x05label\x18\x05 \x01(\t\" \n\x11SubmitRunResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x11\n\x0fListRunsRequest\"\x9c\x02\n\x10ListRunsResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x11\x12\x11\n\tsubmitter\x18\x04 \x01(\t\x12\"\n\x05state\x18\x05 \x01(\x0e\x32\x13.fedpft.v1.RunState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x11\n\tsubmitted\x18\x07 \x01(\x01\x12\r\n\x05\x62\x65gan\x18\x08 \x01(\x01\x12\r\n\x05\x65nded\x18\t \x01(\x01\x12\r\n\x05phase\x18\n \x01(\t\x12\r\n\x05round\x18\x0b \x01(\r\x12\x0e\n\x06rounds\x18\x0c \x01(\r\x12\x0f\n\x07workers\x18\r \x01(\r\x12\r\n\x05score\x18\x0e \x01(\t\x12\x14\n\x0cseconds_left\x18\x0f \x01(\x01\"\x1f\n\x10\x43\x61ncelRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x13\n\x11\x43\x61ncelRunResponse\"\x1f\n\x10ResumeRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x13\n\x11ResumeRunResponse\"-\n\x0eReadLogRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\"\x1f\n\x0fReadLogResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*\x99\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x16\n\x12RUN_STATE_FINISHED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x05\x32\xf0\x02\n\x0bRunsService\x12\x46\n\tSubmitRun\x12\x1b.fedpft.v1.SubmitRunRequest\x1a\x1c.fedpft.v1.SubmitRunResponse\x12\x45\n\x08ListRuns\x12\x1a.fedpft.v1.ListRunsRequest\x1a\x1b.fedpft.v1.ListRunsResponse0\x01\x12\x46\n\tCancelRun\x12\x1b.fedpft.v1.CancelRunRequest\x1a\x1c.fedpft.v1.CancelRunResponse\x12\x46\n\tResumeRun\x12\x1b.fedpft.v1.ResumeRunRequest\x1a\x1c.fedpft.v1.ResumeRunResponse\x12\x42\n\x07ReadLog\x12\x19.fedpft.v1.ReadLogRequest\x1a\x1a.fedpft.v1.ReadLogResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedpft.v1.runs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNSTATE']._serialized_start=621
-  _globals['_RUNSTATE']._serialized_end=774
+  _globals['_RUNSTATE']._serialized_start=675
+  _globals['_RUNSTATE']._serialized_end=828
   _globals['_SUBMITRUNREQUEST']._serialized_start=35
   _globals['_SUBMITRUNREQUEST']._serialized_end=144
   _globals['_SUBMITRUNRESPONSE']._serialized_start=146
@@ -45,10 +45,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELRUNREQUEST']._serialized_end=517
   _globals['_CANCELRUNRESPONSE']._serialized_start=519
   _globals['_CANCELRUNRESPONSE']._serialized_end=538
-  _globals['_READLOGREQUEST']._serialized_start=540
-  _globals['_READLOGREQUEST']._serialized_end=585
-  _globals['_READLOGRESPONSE']._serialized_start=587
-  _globals['_READLOGRESPONSE']._serialized_end=618
-  _globals['_RUNSSERVICE']._serialized_start=777
-  _globals['_RUNSSERVICE']._serialized_end=1073
+  _globals['_RESUMERUNREQUEST']._serialized_start=540
+  _globals['_RESUMERUNREQUEST']._serialized_end=571
+  _globals['_RESUMERUNRESPONSE']._serialized_start=573
+  _globals['_RESUMERUNRESPONSE']._serialized_end=592
+  _globals['_READLOGREQUEST']._serialized_start=594
+  _globals['_READLOGREQUEST']._serialized_end=639
+  _globals['_READLOGRESPONSE']._serialized_start=641
+  _globals['_READLOGRESPONSE']._serialized_end=672
+  _globals['_RUNSSERVICE']._serialized_start=831
+  _globals['_RUNSSERVICE']._serialized_end=1199
 # @@protoc_insertion_point(module_scope)

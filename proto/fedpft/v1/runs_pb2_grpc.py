@@ -51,6 +51,11 @@ class RunsServiceStub:
                 request_serializer=fedpft_dot_v1_dot_runs__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=fedpft_dot_v1_dot_runs__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.ResumeRun = channel.unary_unary(
+                '/fedpft.v1.RunsService/ResumeRun',
+                request_serializer=fedpft_dot_v1_dot_runs__pb2.ResumeRunRequest.SerializeToString,
+                response_deserializer=fedpft_dot_v1_dot_runs__pb2.ResumeRunResponse.FromString,
+                _registered_method=True)
         self.ReadLog = channel.unary_stream(
                 '/fedpft.v1.RunsService/ReadLog',
                 request_serializer=fedpft_dot_v1_dot_runs__pb2.ReadLogRequest.SerializeToString,
@@ -85,6 +90,14 @@ class RunsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeRun(self, request, context):
+        """Have a run that failed or was cancelled go on from its last committed step, as soon as there is room for
+        it. FAILED_PRECONDITION when it has not ended so, or the coordinator is still at its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadLog(self, request, context):
         """The lines that the coordinator logged about a run, oldest first.
         """
@@ -109,6 +122,11 @@ def add_RunsServiceServicer_to_server(servicer, server):
                     servicer.CancelRun,
                     request_deserializer=fedpft_dot_v1_dot_runs__pb2.CancelRunRequest.FromString,
                     response_serializer=fedpft_dot_v1_dot_runs__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'ResumeRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRun,
+                    request_deserializer=fedpft_dot_v1_dot_runs__pb2.ResumeRunRequest.FromString,
+                    response_serializer=fedpft_dot_v1_dot_runs__pb2.ResumeRunResponse.SerializeToString,
             ),
             'ReadLog': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLog,
@@ -199,6 +217,33 @@ class RunsService:
             '/fedpft.v1.RunsService/CancelRun',
             fedpft_dot_v1_dot_runs__pb2.CancelRunRequest.SerializeToString,
             fedpft_dot_v1_dot_runs__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedpft.v1.RunsService/ResumeRun',
+            fedpft_dot_v1_dot_runs__pb2.ResumeRunRequest.SerializeToString,
+            fedpft_dot_v1_dot_runs__pb2.ResumeRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class RunsServiceStub:
     """Every run that the coordinator holds, oldest first."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.CancelRunRequest, _runs_pb2.CancelRunResponse]
     """End a run for good, or take it out of the queue. FAILED_PRECONDITION when it has ended already."""
+    ResumeRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.ResumeRunRequest, _runs_pb2.ResumeRunResponse]
+    """Have a run that failed or was cancelled go on from its last committed step, as soon as there is room for
+    it. FAILED_PRECONDITION when it has not ended so, or the coordinator is still at its end.
+    """
     ReadLog: _grpc.UnaryStreamMultiCallable[_runs_pb2.ReadLogRequest, _runs_pb2.ReadLogResponse]
     """The lines that the coordinator logged about a run, oldest first."""
 
@@ -61,6 +65,10 @@ class RunsServiceAsyncStub(RunsServiceStub):
     """Every run that the coordinator holds, oldest first."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.CancelRunRequest, _runs_pb2.CancelRunResponse]  # type: ignore[assignment]
     """End a run for good, or take it out of the queue. FAILED_PRECONDITION when it has ended already."""
+    ResumeRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.ResumeRunRequest, _runs_pb2.ResumeRunResponse]  # type: ignore[assignment]
+    """Have a run that failed or was cancelled go on from its last committed step, as soon as there is room for
+    it. FAILED_PRECONDITION when it has not ended so, or the coordinator is still at its end.
+    """
     ReadLog: _aio.UnaryStreamMultiCallable[_runs_pb2.ReadLogRequest, _runs_pb2.ReadLogResponse]  # type: ignore[assignment]
     """The lines that the coordinator logged about a run, oldest first."""
 
@@ -94,6 +102,16 @@ class RunsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_runs_pb2.CancelRunResponse, _abc.Awaitable[_runs_pb2.CancelRunResponse]]:
         """End a run for good, or take it out of the queue. FAILED_PRECONDITION when it has ended already."""
+
+    @_abc_1.abstractmethod
+    def ResumeRun(
+        self,
+        request: _runs_pb2.ResumeRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runs_pb2.ResumeRunResponse, _abc.Awaitable[_runs_pb2.ResumeRunResponse]]:
+        """Have a run that failed or was cancelled go on from its last committed step, as soon as there is room for
+        it. FAILED_PRECONDITION when it has not ended so, or the coordinator is still at its end.
+        """
 
     @_abc_1.abstractmethod
     def ReadLog(

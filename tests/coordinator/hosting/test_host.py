@@ -81,6 +81,27 @@ async def test_a_cancelled_run_never_begins(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_run_that_failed_or_was_cancelled_goes_on_when_an_admin_says_so(tmp_path: Path) -> None:
+    held = host(tmp_path)
+    failed, cancelled, waiting = submitted(held), submitted(held), submitted(held)
+    held.cancel(cancelled, "")
+    held.catalogue.change(failed, state=RunState.FAILED, reason="why", ended=1.0)
+    for run in (failed, cancelled):
+        held.resume(run, "admin/b")
+    with pytest.raises(RunFailed, match="is queued; only one that failed or was cancelled is resumed"):
+        held.resume(waiting, "admin/b")
+    with pytest.raises(UnknownRun):
+        held.resume("nothing", "admin/b")
+    again = host(tmp_path)
+    assert {(entry.state, entry.reason, entry.ended) for entry in again.entries()} == {
+        (RunState.QUEUED, "", 0.0)
+    }
+    # And each is tried, as the one that waited is.
+    await seen_through(again, 3)
+    assert {entry.state for entry in again.entries()} == {RunState.FAILED}
+
+
+@pytest.mark.asyncio
 async def test_nothing_begins_while_all_runs_take_more_than_the_quota(tmp_path: Path) -> None:
     held = host(tmp_path, quota=100)
     run = submitted(held)
