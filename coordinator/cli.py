@@ -222,6 +222,14 @@ def build(
     seed: Annotated[
         int, typer.Option(min=0, help="Fixes every random choice; the run's gives the run's bits.")
     ] = 7,
+    processes: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Share both models out to N processes of this host, each on a GPU, if any.",
+        ),
+    ] = 1,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -231,7 +239,7 @@ def build(
 ) -> None:
     """Cut and align a sub-FM ahead of a run, on one CPU or many GPUs.
 
-    On several: accelerate launch $(which fedpft) build … Broken off, the same command goes on.
+    Broken off, the same command goes on.
     """
     with plain_errors():
         from common.config.file import parse_config, parse_settings
@@ -259,6 +267,11 @@ def build(
         loaded = parse_config(given, "fedpft build")
         if not loaded.aligns_layers:
             raise ConfigError("--steps must be >= 1 unless alignment.method says otherwise")
+        if processes > 1:
+            from coordinator.modelling.ranks import build_together
+
+            build_together(loaded, out, processes)
+            return
         from coordinator.modelling.prebuild import build_ahead
 
         build_ahead(loaded, out)

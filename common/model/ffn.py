@@ -52,7 +52,11 @@ class Projection:
 
     def own(self, rows: Tensor) -> Tensor:
         """This map's, of rows that are the module's."""
-        return rows if self.parts == 1 else rows.chunk(self.parts)[self.part]
+        if self.parts == 1:
+            return rows
+        height = rows.shape[0] // self.parts
+        # Not `chunk`, whose gradient several processes cannot form of parts of their own.
+        return rows.narrow(0, self.part * height, height)
 
     def outputs(self, values: Tensor) -> Tensor:
         """This map's [..., out], of what the module puts out."""

@@ -6,6 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig, PreTrainedModel
 
 from common.errors import ModelError
@@ -94,14 +95,17 @@ def outputs_of(
 ) -> list[Tensor]:
     """What each of these parts of the encoder puts out, [B, T, d], in their order.
 
-    The encoder runs no further than to the last of them.
+    The encoder runs no further than to the last of them, unless processes share it: then it must come to its
+    end, for they gather and let go of its weights along the way.
     """
     seen: dict[int, Tensor] = {}
+    encoder = encoder_of(model)
+    breaks_off = not isinstance(encoder, FSDPModule)
 
     def note(index: int) -> Any:
         def observe(module: nn.Module, inputs: Any, output: Any) -> None:
             seen[index] = output[0] if isinstance(output, tuple) else output
-            if len(seen) == len(modules):
+            if breaks_off and len(seen) == len(modules):
                 raise _SeenAll
 
         return observe
@@ -109,7 +113,7 @@ def outputs_of(
     hooks = [module.register_forward_hook(note(index)) for index, module in enumerate(modules)]
     try:
         with suppress(_SeenAll):
-            encoder_of(model)(**inputs, **without_cache(model.config))
+            encoder(**inputs, **without_cache(model.config))
     finally:
         for hook in hooks:
             hook.remove()

@@ -45,7 +45,7 @@ class Settings:
 
 
 # So many batches, the first ones, tell the variance.
-_MARGIN_BATCHES = 16
+MARGIN_BATCHES = 16
 
 
 @torch.no_grad()
@@ -103,11 +103,11 @@ def distil(
         if accelerator is not None:
             model.to(accelerator.device)
     ffns = ffns_of(student)
-    trained = _trained(student, [ffns[i] for i in layers], neurons is not None)
-    adamw = _adamw(trained, settings)
+    trained = trained_of(student, [ffns[i] for i in layers], neurons is not None)
+    adamw = adamw_of(trained, settings)
     taught: list[Taught] = []
     if settings.margin:
-        first = list(islice(batches, _MARGIN_BATCHES))
+        first = list(islice(batches, MARGIN_BATCHES))
         batches = chain(first, batches)
         taught = _taught(teacher, layers, first, settings.margin, accelerator)
     loss = DistillationLoss(
@@ -117,17 +117,17 @@ def distil(
         Factors(settings.weight_term, settings.attention_term, settings.logit_term),
         taught,
     )
-    fixed = _fixed(layers, settings, neurons)
+    fixed = fixed_of(layers, settings, neurons)
     with (
         _in_float32(trained.values()),
-        _only_trainable(student, trained.values()),
+        only_trainable(student, trained.values()),
         _processes(accelerator, loss, adamw) as run,
     ):
         done = 0
         if resume is not None:
             done = distillation_state.restore(resume, settings.steps, trained, adamw, fixed)
         batches = islice(batches, done, None)
-        schedule = _schedule(adamw, settings, done)
+        schedule = schedule_of(adamw, settings, done)
         for step in range(done + 1, settings.steps + 1):
             value = run.backward(next(batches))
             if neurons is not None:
@@ -194,28 +194,32 @@ def _taught(
     return what_to_teach(teacher, layers, batches, margin, lambda own: accelerator.reduce(own, "sum"))
 
 
-def _trained(student: nn.Module, ffns: Sequence[Ffn], neurons_only: bool) -> dict[str, nn.Parameter]:
-    """By name in the student."""
+def trained_of(student: nn.Module, ffns: Sequence[Ffn], neurons_only: bool) -> dict[str, nn.Parameter]:
+    """What is trained, by name in the student."""
     parts = [ffn.neuron_parameters() if neurons_only else ffn.parameters() for ffn in ffns]
     chosen = {parameter for part in parts for parameter in part}
     return {name: parameter for name, parameter in student.named_parameters() if parameter in chosen}
 
 
-def _adamw(trained: Mapping[str, nn.Parameter], settings: Settings) -> torch.optim.AdamW:
+def adamw_of(trained: Mapping[str, nn.Parameter], settings: Settings) -> torch.optim.AdamW:
+    """What trains them."""
     # A schedule that does not begin at step 0 wants to be told the initial rate.
     group = {"params": list(trained.values()), "initial_lr": settings.learning_rate}
     # Weight decay would move frozen neurons, and pulls kept ones from where distillation puts them.
     return torch.optim.AdamW([group], lr=settings.learning_rate, weight_decay=0.0)
 
 
-def _schedule(adamw: torch.optim.AdamW, settings: Settings, done: int) -> LambdaLR:
-    """Not for accelerate to prepare: it takes as many of its steps at once as there are processes."""
+def schedule_of(adamw: torch.optim.AdamW, settings: Settings, done: int) -> LambdaLR:
+    """Its rates, where so many steps are done.
+
+    Not for accelerate to prepare: it takes as many of its steps at once as there are processes.
+    """
     warmup = round(settings.warmup * settings.steps)
     schedule: LambdaLR = get_cosine_schedule_with_warmup(adamw, warmup, settings.steps, last_epoch=done - 1)
     return schedule
 
 
-def _fixed(
+def fixed_of(
     layers: Sequence[int], settings: Settings, neurons: Mapping[int, Tensor] | None
 ) -> dict[str, Tensor]:
     """What a checkpoint and the distillation that goes on from it must have in common."""
@@ -254,7 +258,7 @@ def _in_float32(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def _only_trainable(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def only_trainable(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """While open, only these parameters of the model are trainable."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)

@@ -78,7 +78,7 @@ class DistillationLoss(nn.Module):
         # In a tuple, so as not to be a submodule: DDP would send the FM to every process.
         self._teacher = (teacher,)
         self._taught = taught
-        self._factors = factors
+        self.factors = factors
         self._ffns = [ffns_of(student)[i] for i in layers]
         with torch.no_grad():
             self._maps = [linear_map(ffns_of(teacher)[i]) for i in layers]
@@ -93,18 +93,31 @@ class DistillationLoss(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """`inputs` by the models' own names; the loss, a scalar."""
-        factors = self._factors
-        mask = Batch(inputs).mask
+        wanted, got, mask = self.observed(inputs)
+        errors = torch.stack([layer_error(t, s, mask) for t, s in zip(wanted, got, strict=True)])
+        return self.weighed(errors, self.weight_errors())
+
+    def observed(self, inputs: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+        """What of teacher and student is compared, [B, T, d] each, and the mask of tokens [B, T]."""
         with torch.no_grad():
             wanted = outputs_of(self._teacher[0], self._watched[0], inputs)
             for place, part in enumerate(self._taught):
                 wanted[place] = part.part_of(wanted[place])
         with in_half(self._teacher[0]):
             got = outputs_of(self.student, self._watched[1], inputs)
-        errors = torch.stack([layer_error(t, s, mask) for t, s in zip(wanted, got, strict=True)])
+        return wanted, got, Batch(inputs).mask
+
+    def weight_errors(self) -> Tensor:
+        """`weight_error` of each layer."""
+        return torch.stack([weight_error(m, f) for m, f in zip(self._maps, self._ffns, strict=True)])
+
+    def weighed(self, errors: Tensor, of_weights: Tensor | None) -> Tensor:
+        """The loss, of the errors of what is observed and of `weight_errors`, or without that term."""
+        factors = self.factors
         of_layers, of_attention, of_last = errors.split(self._sizes)
-        of_weights = torch.stack([weight_error(m, f) for m, f in zip(self._maps, self._ffns, strict=True)])
-        loss: Tensor = (of_layers + factors.weight_term * of_weights).mean()
+        loss: Tensor = (
+            of_layers if of_weights is None else of_layers + factors.weight_term * of_weights
+        ).mean()
         further = (factors.attention_term, of_attention), (factors.logit_term, of_last)
         for factor, extra in further:
             if len(extra):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from common.errors import BadUpdate, StoreError
 from common.storage.schema import TensorSpec, check, schema_of
@@ -45,7 +46,7 @@ def restore(
     _require_fit(tensors, steps, trained, fixed)
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(tensors[f"{_PARAMETER}.{name}"])
+            parameter.copy_(_parted_as(parameter, tensors[f"{_PARAMETER}.{name}"]))
     # Through load_state_dict, which knows what of the state belongs on the parameters' device. Copies:
     # AdamW goes on to change them in place.
     order = {parameter: name for name, parameter in trained.items()}
@@ -55,12 +56,23 @@ def restore(
     present["state"] = {
         index: {
             "step": tensors[f"{_ADAMW_STEP}.{order[parameter]}"].clone(),
-            **{moment: tensors[f"{moment}.{order[parameter]}"].clone() for moment in _MOMENTS},
+            **{
+                moment: _parted_as(parameter, tensors[f"{moment}.{order[parameter]}"]).clone()
+                for moment in _MOMENTS
+            },
         }
         for index, parameter in enumerate(parameters)
     }
     optimizer.load_state_dict(present)
     return int(tensors[_STEP])
+
+
+def _parted_as(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
+    """A whole tensor as the parameter is held: of one that processes share, this one's part."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    mesh = parameter.device_mesh
+    return distribute_tensor(tensor.to(mesh.device_type), mesh, parameter.placements)
 
 
 def _require_fit(

@@ -23,7 +23,15 @@ from common.records import TaskKind
 from common.runtime import seeds
 from common.storage.files import write_atomically
 from common.storage.tensors import TensorFile, to_bytes, write_tensors
-from coordinator.algorithms import attention_rank, compression, distillation, reconstruction, saliency
+from coordinator.algorithms import (
+    attention_rank,
+    compression,
+    distillation,
+    reconstruction,
+    saliency,
+    sharded_distillation,
+)
+from coordinator.algorithms.sharding import Ranks, whole
 
 # Steps done, steps in all; may raise to stop the computation.
 OnProgress = Callable[[int, int], None]
@@ -59,6 +67,8 @@ class SubModelBuilder:
     public: Dataset | None
     recipe: Recipe
     accelerator: Accelerator | None = None
+    ranks: Ranks | None = None
+    """The processes that hold both models together when they are aligned; each of these calls all methods."""
 
     def cut(self, on_progress: OnProgress) -> tuple[SubModelPlan, PreTrainedModel]:
         """Plan the sub-FM and cut it from the FM (FedPFT, section 3.2).
@@ -108,15 +118,31 @@ class SubModelBuilder:
                 self.fm, sub_fm, plan.compressed, batches, a.ridge, on_layer=on_progress
             )
         if a.method is not AlignmentMethod.CLOSED_FORM and a.steps:
+            keep = None if checkpoint is None else partial(keep_checkpoint, checkpoint, origin)
+            settings = distillation_settings(a, a.steps, a.keep_margin)
+            if self.ranks is not None:
+                sharded_distillation.distil_sharded(
+                    self.fm,
+                    sub_fm,
+                    plan.compressed,
+                    self.batches(a.batch_size, "alignment"),
+                    settings,
+                    self.ranks,
+                    on_step=lambda step, steps, loss: on_progress(step, steps),
+                    on_checkpoint=keep,
+                    checkpoint_every=a.checkpoint_every,
+                    resume=resume,
+                )
+                return before, self.hidden_error(plan, sub_fm)
             distillation.distil(
                 self.fm,
                 sub_fm,
                 plan.compressed,
                 self.batches(a.batch_size, "alignment", *self._share()),
-                distillation_settings(a, a.steps, a.keep_margin),
+                settings,
                 on_step=lambda step, steps, loss: on_progress(step, steps),
                 accelerator=self.accelerator,
-                on_checkpoint=None if checkpoint is None else partial(keep_checkpoint, checkpoint, origin),
+                on_checkpoint=keep,
                 checkpoint_every=a.checkpoint_every,
                 resume=resume,
             )
@@ -183,11 +209,21 @@ class SubModelBuilder:
     ) -> None:
         """Write plan and layers: a secret of the FM's owner, as the plan tells which neurons were cut."""
         stack = layer_prefix(self.fm.config, 0).removesuffix("0.")
-        layers = {name: t for name, t in own_weights(sub_fm).items() if name.startswith(stack)}
+        writes = self.ranks is None or self.ranks.is_main
+        layers = {}
+        for name, tensor in own_weights(sub_fm).items():
+            if name.startswith(stack):
+                # Of several processes each holds a part, and one gets to hold all.
+                value = whole(tensor)
+                if writes:
+                    layers[name] = value if self.ranks is None else value.to("cpu", self.fm.dtype)
+        fm_sha256 = fingerprint(self.fm)
+        if not writes:
+            return
         write_tensors(folder / PLAN_FILE, plan.to_tensors())
         write_tensors(folder / LAYERS_FILE, layers)
         about = {
-            "fm_sha256": fingerprint(self.fm),
+            "fm_sha256": fm_sha256,
             "ffn_widths": compression.ffn_widths(self.fm, plan),
             "settings": self.recipe.sub_fm.model_dump(mode="json"),
             "alignment": self.recipe.alignment.model_dump(mode="json"),
@@ -237,5 +273,5 @@ def fingerprint(fm: PreTrainedModel) -> str:
         if name.startswith(stack):
             digest.update(name.encode())
             # As bytes: numpy knows no bfloat16.
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            digest.update(whole(tensor).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
