@@ -108,6 +108,8 @@ BREAKING: tuple[dict[str, Any], ...] = (
         "adapter": {"targets": "attention+ffn"},
         "realignment": {"every": 1},
     },
+    ALLOWED | {"compute": {"device_map": "auto"}, "aggregation": {"lora": "exact"}},
+    ALLOWED | {"compute": {"device_map": {"layers.0": "disk"}}},
     ALLOWED | {"rounds": {"patience": 2}},
     ALLOWED | {"rounds": {"best_by": "pearson"}},
     ALLOWED | {"validation": {"every": 1}, "rounds": {"workers": 1}},
@@ -139,6 +141,8 @@ def rule(annotation: Any, metadata: list[Any]) -> str:
         kind = " or ".join(f'`"{member.value}"`' for member in annotation)
     elif origin in (list, tuple):
         kind = f"list of {rule(inner[0], [])}"
+    elif origin is dict:
+        kind = f"table of {rule(inner[1], [])}"
     else:
         kind = NAMES[annotation]
     return ", ".join([kind, *told])

@@ -102,6 +102,9 @@ def anchored(config: RunConfig, folder: Path) -> RunConfig:
             "tls": config.tls.model_copy(
                 update={name: placed(getattr(config.tls, name)) for name in type(config.tls).model_fields}
             ),
+            "compute": config.compute.model_copy(
+                update={"offload_folder": placed(config.compute.offload_folder)}
+            ),
             "sub_fm": sub_fm.model_copy(update={"path": placed(sub_fm.path)}),
             "tracking": tracking.model_copy(update={"directory": placed(tracking.directory)}),
         }

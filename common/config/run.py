@@ -176,6 +176,11 @@ class RunConfig(Section):
                 f'aggregation.weights must be "examples" or "auto" for {self.task.kind}, which has no target '
                 f'tokens, got "{self.aggregation.weights}"'
             )
+        if self.compute.device_map is not None and exact_or_full:
+            raise ValueError(
+                'compute.device_map must be unset for aggregation.lora = "exact" and where adapter.targets '
+                "names neurons: both change the FM's weights, which are only read where they are spread"
+            )
         self._check_exact_averaging()
         self._check_robust_rule()
         self._check_best()

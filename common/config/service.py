@@ -1,9 +1,10 @@
 """The service around a run: where it listens, whom it lets in, what it allows, where it computes."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from common.address import Address
 from common.config.section import Positive, Section
@@ -22,6 +23,30 @@ def _address(text: str) -> str:
 
 
 Listen = Annotated[str, AfterValidator(_address)]
+
+
+# Of `compute.device_map`.
+AUTO, DISK = "auto", "disk"
+_LAYERS = re.compile(r"layers\.(\d+)(?:-(\d+))?")
+
+
+def _device_map(given: object) -> object:
+    if given is None or given == AUTO:
+        return given
+    if not isinstance(given, dict) or not given:
+        raise ValueError(
+            'must be "auto", or name layers and their devices, such as { "layers.0-11" = "cpu" }'
+        )
+    for key, place in given.items():
+        match = _LAYERS.fullmatch(str(key))
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError(f'keys must be "layers.N" or "layers.N-M", N <= M, got "{key}"')
+        if not isinstance(place, str) or not place:
+            raise ValueError(f'"{key}" must be a device, such as "cuda:1", "cpu" or "disk", got {place!r}')
+    return given
+
+
+DeviceMap = Annotated[Literal["auto"] | dict[str, str], BeforeValidator(_device_map)]
 
 
 class ServerSection(Section):
@@ -106,5 +131,23 @@ class ComputeSection(Section):
 
     device: str = "cpu"
     """A torch device, such as "cpu" or "cuda:0"."""
+    device_map: DeviceMap | None = None
+    """Where the FM's layers are held: "auto" fills device, then other GPUs, memory and disk, in this order;
+    or by number, such as { "layers.0-11" = "cuda:1", "layers.12" = "disk" }, on a device, in memory ("cpu")
+    or on "disk". What is not named is on device, and so is all of it where this is unset."""
+    max_gigabytes: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """Under device_map = "auto": most of the FM on a device, such as { "cuda:0" = 20, "cpu" = 60 }. Of others
+    nine tenths of what is free, of device itself, where the sub-FM is too, half."""
+    offload_folder: Path | None = None
+    """Folder for layers on "disk": a copy of them lies there while the coordinator runs."""
     threads: Positive | None = None
     """CPU threads of torch; unset takes all cores. Part of what makes a result repeat."""
+
+    @model_validator(mode="after")
+    def _placed(self) -> "ComputeSection":
+        if self.max_gigabytes and self.device_map != AUTO:
+            raise ValueError('max_gigabytes needs device_map = "auto"')
+        on_disk = isinstance(self.device_map, dict) and DISK in self.device_map.values()
+        if on_disk and self.offload_folder is None:
+            raise ValueError('offload_folder must be set for layers on "disk" in device_map')
+        return self

@@ -28,6 +28,7 @@ from common.errors import BadUpdate, ModelError, UnsupportedFamily
 from common.model.families import family_of
 from common.model.family import Family
 from common.model.ffn import Projection
+from common.model.held import held_itself
 from common.model.neurons import tune_neurons, work_in
 from common.model.tasks import peft_type
 from common.records import AdapterSpec, AdapterTargets, TaskKind
@@ -144,7 +145,8 @@ class Adapted:
                 model.get_submodule(head).requires_grad_(True)
         else:
             config = lora_config(spec, self.family, kind, is_transposed(model), new)
-            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # peft puts LoRA where the map is that it is for.
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), held_itself(model):
                 # peft 0.21 still reads an attribute that transformers 5 deprecates.
                 warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
                 torch.manual_seed(seed)

@@ -1,7 +1,6 @@
 """A layer's FFN, seen alike in every family."""
 
 from dataclasses import dataclass
-from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from common.errors import UnsupportedFamily
 from common.model.families import family_of, sizes_of
 from common.model.family import Family
+from common.model.held import value_of
 from common.model.int8 import Int8
 from common.model.layers import layers_of
 
@@ -38,9 +38,9 @@ class Projection:
 
     @property
     def weight(self) -> Tensor:
-        """[out, in]; writing into it writes into the model, unless that holds it as int8."""
+        """[out, in]; writing into it writes into the model, unless that holds it as int8 or elsewhere."""
         module = self.module
-        weight: Tensor = module.values if isinstance(module, Int8) else module.weight
+        weight: Tensor = module.values if isinstance(module, Int8) else value_of(module, "weight")
         return self.own(self.stored(weight))
 
     @property
@@ -76,7 +76,7 @@ class Projection:
     @property
     def bias(self) -> Tensor | None:
         """[out], where the family has one; writing into it writes into the model."""
-        bias: Tensor | None = self.module.bias
+        bias: Tensor | None = value_of(self.module, "bias")
         return None if bias is None else self.own(bias)
 
     @property
@@ -173,7 +173,8 @@ def _norm(layer: nn.Module, path: str | None, family: Family) -> nn.Module | Non
 def _scale(layer: nn.Module, family: Family) -> Tensor | None:
     if family.ffn_scale is None:
         return None
-    found: Tensor | float = attrgetter(family.ffn_scale)(layer)
+    owner, _, name = family.ffn_scale.rpartition(".")
+    found: Tensor | float = value_of(layer.get_submodule(owner), name)
     if isinstance(found, Tensor):
         return found
     device = _projection(layer, family.ffn_out, family).weight.device

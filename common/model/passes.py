@@ -126,7 +126,8 @@ def _next_tokens(
     head: nn.Module = owner.get_output_embeddings()
     with _headless(head) as seen:
         logits(model, inputs)
-    (hidden,) = seen
+    # Of a spread model the last layer may be elsewhere.
+    hidden = seen[0].to(labels.device)
     wanted = labels[:, 1:] != IGNORED
     return hidden[:, :-1][wanted], labels[:, 1:][wanted], head
 

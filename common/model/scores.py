@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import BadScores, CannotTrain
+from common.model.held import device_of
 from common.model.metrics import TaskMetrics
 from common.model.passes import tally
 from common.records import ScoreSums, TaskKind
@@ -53,7 +54,7 @@ def tallied(
     `metrics` counts, too. `on_progress` is called before every batch with batches done and in all; it may
     raise to stop.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     right, loss, answers = 0.0, 0.0, 0
     batches = -(-len(data) // batch_size)
     for done, padded in enumerate(data.in_order(batch_size)):

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from common.errors import BadUpdate, ModelError
 from common.model.families import family_of
 from common.model.ffn import Ffn, set_ffn_width
+from common.model.held import value_of
 from common.model.int8 import Int8, hold_as_int8, rounded, scale_of, tie_scales, values_of
 from common.model.layers import layers_of
 from common.model.tasks import from_config
@@ -130,8 +131,12 @@ def tied_names(model: PreTrainedModel) -> set[str]:
 
 def own_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """The state dict without what is tied to another of its tensors."""
-    tied = tied_names(model)
-    return {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in tied}
+    tied, found = tied_names(model), {}
+    for name, tensor in model.state_dict().items():
+        if name not in tied:
+            path, _, part = name.rpartition(".")
+            found[name] = (value_of(model.get_submodule(path), part) if tensor.is_meta else tensor).detach()
+    return found
 
 
 # --- patches: the neurons that an alignment changed, indexed within the sub-FM ---

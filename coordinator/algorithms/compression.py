@@ -29,7 +29,7 @@ def plan_ffn_pruning(
     for i, score in enumerate(scores):
         whole = i < keep_first or i >= len(scores) - keep_last
         keep = max(1, round(len(score) * (1 - drop_ratio)))
-        layers.append(LayerPlan(i, None if whole else top_k(score, keep)))
+        layers.append(LayerPlan(i, None if whole else top_k(score, keep).cpu()))
     return SubModelPlan(tuple(layers))
 
 

@@ -61,7 +61,8 @@ def hidden_error(
     for batch in batches:
         wanted = outputs_of(teacher, of_teacher, batch.inputs)
         got = outputs_of(student, of_student, batch.inputs)
-        errors += [layer_error(t, s, batch.mask).item() for t, s in zip(wanted, got, strict=True)]
+        pairs = zip(wanted, got, strict=True)
+        errors += [layer_error(t.to(s.device), s, batch.mask).item() for t, s in pairs]
     return sum(errors) / len(errors)
 
 

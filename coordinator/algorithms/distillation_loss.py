@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from common.data.batches import Batch
 from common.model.families import family_of
 from common.model.ffn import Ffn, ffns_of
+from common.model.held import device_of
 from common.model.layers import layers_of, outputs_of
 from coordinator.algorithms.margin import Taught
 
@@ -27,9 +28,8 @@ def layer_error(teacher: Tensor, student: Tensor, mask: Tensor | None) -> Tensor
 
 def in_half(model: PreTrainedModel) -> AbstractContextManager[object]:
     """Of a model in bfloat16 the student, trained in float32, computes in bfloat16 as well."""
-    parameter = next(model.parameters())
-    half = parameter.dtype is torch.bfloat16
-    return torch.autocast(parameter.device.type, torch.bfloat16) if half else nullcontext()
+    half = next(model.parameters()).dtype is torch.bfloat16
+    return torch.autocast(device_of(model).type, torch.bfloat16) if half else nullcontext()
 
 
 def linear_map(ffn: Ffn) -> Tensor:
@@ -81,7 +81,9 @@ class DistillationLoss(nn.Module):
         self.factors = factors
         self._ffns = [ffns_of(student)[i] for i in layers]
         with torch.no_grad():
-            self._maps = [linear_map(ffns_of(teacher)[i]) for i in layers]
+            teachers = [ffns_of(teacher)[i] for i in layers]
+            pairs = zip(teachers, self._ffns, strict=True)
+            self._maps = [linear_map(t).to(s.out.weight.device) for t, s in pairs]
 
         behind = [i + 1 for i in layers if factors.attention_term and i + 1 < len(layers_of(teacher))]
         last = [-1] if factors.logit_term else []
@@ -105,6 +107,7 @@ class DistillationLoss(nn.Module):
                 wanted[place] = part.part_of(wanted[place])
         with in_half(self._teacher[0]):
             got = outputs_of(self.student, self._watched[1], inputs)
+        wanted = [t.to(s.device) for t, s in zip(wanted, got, strict=True)]
         return wanted, got, Batch(inputs).mask
 
     def weight_errors(self) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from common.data.batches import Batch
 from common.model.adapter import PEFT_PREFIX, Adapted, layer_pattern
 from common.model.ffn import ffns_of
+from common.model.held import device_of
 from common.model.layers import layers_of, watch_outputs
 from common.model.passes import logits, loss
 from common.model.submodel import SubModelPlan
@@ -58,6 +59,8 @@ def measure(
     fm_gradients = seen_from_below(
         gradients, {_saved_name(name): value for name, value in above.items()}, plan, fm.base.config
     )
+    # Of a spread FM they are where its layers compute.
+    fm_gradients = {name: value.to(gradients[name].device) for name, value in fm_gradients.items()}
     fm_ffns, sub_ffns = ffns_of(fm.base), ffns_of(sub_fm.base)
     pattern = layer_pattern(fm.base.config)
     layers = []
@@ -65,7 +68,8 @@ def measure(
         names = [n for n in gradients if (m := pattern.fullmatch(n)) and int(m[2]) == i]
         cosine, ratio, difference = _compare(fm_gradients, gradients, names)
         with torch.no_grad():
-            target, own = linear_map(fm_ffns[layer.source]), linear_map(sub_ffns[i])
+            own = linear_map(sub_ffns[i])
+            target = linear_map(fm_ffns[layer.source]).to(own.device)
         weights = float((own - target).norm() / target.norm())
         layers.append(LayerGap(i, cosine, ratio, difference, differences[i], weights))
     cosine, ratio, _ = _compare(fm_gradients, gradients, list(gradients))
@@ -84,7 +88,7 @@ def _labelled(fm: Adapted, batch: Batch, seed: int) -> Batch:
     if fm.kind is TaskKind.CAUSAL_LM:
         return batch
     drawn = drawn_labels(logits(fm.model, batch.inputs), batch.mask, fm.kind, seed)
-    return Batch(batch.inputs, drawn.to(next(fm.model.parameters()).device))
+    return Batch(batch.inputs, drawn.to(device_of(fm.model)))
 
 
 def _trainable(adapted: Adapted) -> dict[str, nn.Parameter]:
@@ -130,6 +134,6 @@ def _compare(fm: Tensors, sub_fm: Tensors, names: Sequence[str]) -> tuple[float,
 def _squares(teacher: Tensor, student: Tensor, mask: Tensor | None) -> Tensor:
     """Of the difference and of the teacher's outputs, summed: float64 [2]."""
     tokens = ... if mask is None else mask.bool()
-    target = teacher[tokens].float()
+    target = teacher.to(student.device)[tokens].float()
     norms = torch.stack([(student[tokens] - target).norm(), target.norm()])
     return norms.double().cpu().square()

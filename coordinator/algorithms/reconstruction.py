@@ -74,9 +74,8 @@ def reconstruct(
             chosen = None if neurons is None else neurons[i].to(ffn.out.weight.device)
             system, seen = _System(ffn, chosen), []
             for whole, part, batch in zip(wholes.steps(), parts.steps(), batches, strict=True):
-                system.add(
-                    *(tokens_of(values, batch.mask) for values in (part.activation, part.total, whole.total))
-                )
+                seen_of = part.activation, part.total, whole.total.to(part.total.device)
+                system.add(*(tokens_of(values, batch.mask) for values in seen_of))
                 seen.append(part.activation)
             change = system.solve(ridge)
             _correct(ffn, chosen, change)

@@ -103,7 +103,8 @@ def activation_aware(
 
     def add(layer: int, mask: Tensor | None, activation: Tensor) -> None:
         tokens = tokens_of(activation, mask).float()
-        sums[layer] += tokens.square().sum(0)
+        # Of a spread FM the weights may be elsewhere than the activations.
+        sums[layer] += tokens.square().sum(0).to(sums[layer].device)
         counts[layer] += len(tokens)
 
     for done, batch in enumerate(batches, start=1):
@@ -139,7 +140,8 @@ def attention_based(
     def add(layer: int, mask: Tensor | None, activation: Tensor) -> None:
         # A layer's attention comes before its FFN.
         weights = received.pop(layer)
-        sums[layer] += weights @ tokens_of(activation, mask).float().abs()
+        more = weights.to(activation.device) @ tokens_of(activation, mask).float().abs()
+        sums[layer] += more.to(sums[layer].device)
         weight_sums[layer] += float(weights.sum())
 
     for done, batch in enumerate(batches, start=1):
@@ -184,7 +186,8 @@ def integrated_gradients(
         power += float(unchanged.square().sum())
         for i, ffn in enumerate(ffns):
             for k in range(steps):
-                sums[i] += _slope(fm, ffn, (k + 0.5) / steps, batch, unchanged) / steps
+                slope = _slope(fm, ffn, (k + 0.5) / steps, batch, unchanged)
+                sums[i] += slope.to(sums[i].device) / steps
                 done += 1
                 on_progress(done, passes)
     return [(total / power).float() for total in sums]
@@ -217,7 +220,8 @@ def _held_norm(ffn: Ffn, seen: list[Tensor]) -> Iterator[None]:
 
     def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         with torch.no_grad():
-            whole = nn.functional.linear(seen[0], ffn.out.weight, ffn.out.bias)
+            weight, bias = ffn.out.weight.to(seen[0].device), ffn.out.bias
+            whole = nn.functional.linear(seen[0], weight, None if bias is None else bias.to(weight.device))
             # What is 0 stays 0, by any factor.
             factor = torch.where(whole == 0, 0.0, norm.forward(whole) / whole)
         return inputs[0] * factor

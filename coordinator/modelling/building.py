@@ -17,6 +17,7 @@ from common.config.method import AlignmentSection, Distillation, SubModelSection
 from common.config.run import RunConfig
 from common.data.batches import Batch, Dataset
 from common.errors import ConfigError, ModelError, StoreError
+from common.model.held import device_of
 from common.model.layers import layer_prefix
 from common.model.submodel import SubModelPlan, build, own_weights
 from common.records import TaskKind
@@ -176,7 +177,7 @@ class SubModelBuilder:
         """Public data without end, in an order of its own for every purpose."""
         assert self.public is not None
         batches = self.public.endless(batch_size, seeds.derive(self.recipe.seed, *purpose) % 2**62)
-        device = next(self.fm.parameters()).device
+        device = device_of(self.fm)
         return (batch.to(device) for batch in batches)
 
     def _some(self, count: int, purpose: str, batch_size: int = 16) -> list[Batch]:
@@ -185,7 +186,7 @@ class SubModelBuilder:
 
     def _built(self, plan: SubModelPlan, weights: dict[str, Tensor]) -> PreTrainedModel:
         config, widths = compression.config_of(self.fm, plan), compression.ffn_widths(self.fm, plan)
-        return build(config, self.kind, widths, weights, next(self.fm.parameters()).device)
+        return build(config, self.kind, widths, weights, device_of(self.fm))
 
     # --- ahead of a run ---
 

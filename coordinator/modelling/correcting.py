@@ -15,6 +15,7 @@ from common.config.method import CorrectionSection
 from common.data.batches import Dataset, Subset
 from common.errors import BadUpdate
 from common.model.adapter import Adapted
+from common.model.held import device_of
 from common.records import ArtifactRef
 from common.runtime import seeds
 from common.storage.tensors import TensorFile
@@ -59,7 +60,7 @@ class Corrector:
         s, kind = self.section, self.fm.kind
         rows = torch.randperm(len(self.public), generator=self._draw("held-out")).tolist()
         aside = min(s.held_out, max(1, len(rows) // 10))
-        device = next(self.fm.model.parameters()).device
+        device = device_of(self.fm.model)
         held = [b.to(device) for b in Subset(self.public, rows[:aside]).in_order(s.batch_size)]
         order = seeds.derive(self.seed, "correction") % 2**62
         # Of a single row both are made: it says little, but is no error.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ from coordinator.modelling.data import read_source
 from coordinator.modelling.evaluation import perplexity, score
 from coordinator.modelling.foundation import foundation_of, wire_config
 from coordinator.modelling.publishing import facts_of, write_weights
+from coordinator.modelling.spreading import brought, settle
 from coordinator.storage.alignments import StoredPatch
 from coordinator.storage.store import Store, StoredUpdate
 
@@ -59,14 +61,15 @@ class Models:
         self._spec = adapter_spec(config)
         loaded = foundation_of(config)
         self._processor, self._new = loaded.processor, loaded.new_modules
-        self._fm = loaded.model.to(self._device)  # type: ignore[arg-type]  # mistyped in transformers 5
+        self._fm = loaded.model
         self._public: Dataset | None = None
         if config.data.public is not None and (not self._whole or self._controlled):
             self._public = self._read(config.data.public, None)
         self._test: Dataset | None = None
         if config.data.test is not None:
             self._test = self._read(config.data.test, config.task.labels)
-        self._tried = check_run(loaded, config, (self._test, self._public))
+        check = partial(check_run, loaded, config, (self._test, self._public))
+        self._tried = brought(self._fm, config.compute, check)
         self._builder = SubModelBuilder(self._fm, self._kind, self._public, Recipe.of(config))
         self._plan: SubModelPlan
         self._tuned_fm: Adapted
@@ -190,6 +193,7 @@ class Models:
         # What is new as published: a run that an earlier version began goes on as it was.
         self._tuned_fm = Adapted(self._fm, self._kind, self._spec, seed, reference.new_modules)
         self._tuned_sub_fm = Adapted(module, self._kind, self._spec, seed, reference.new_modules)
+        settle(self._fm, self._config.compute)
         self._fresh = self._tuned_fm.tensors()
         return self._tuned_sub_fm.tensors()
 

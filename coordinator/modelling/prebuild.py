@@ -18,6 +18,7 @@ from coordinator.modelling.building import ABOUT_FILE, CHECKPOINT_FILE, OnProgre
 from coordinator.modelling.checks import check_run
 from coordinator.modelling.data import read_source
 from coordinator.modelling.foundation import foundation_of
+from coordinator.modelling.spreading import spread
 
 
 def require_buildable(config: RunConfig, out: Path) -> None:
@@ -39,10 +40,12 @@ def build_ahead(config: RunConfig, out: Path, ranks: Ranks | None = None) -> Non
     # Without a GPU several processes on CPUs work together all the same.
     accelerator = Accelerator(cpu=not torch.cuda.is_available()) if ranks is None else None
     alone = accelerator is not None and accelerator.num_processes == 1
+    if config.compute.device_map is not None and not alone:
+        raise ConfigError("compute.device_map must be unset for several processes, which share the FM out")
     task = config.task
     loaded = foundation_of(config)
-    fm = loaded.model
-    if accelerator is not None:
+    fm, spreads = loaded.model, config.compute.device_map is not None
+    if accelerator is not None and not spreads:
         fm.to(accelerator.device)
     assert config.data.public is not None
     examples = read_source(config.data.public, config)
@@ -52,10 +55,12 @@ def build_ahead(config: RunConfig, out: Path, ranks: Ranks | None = None) -> Non
         encode(loaded.processor, examples, task.kind, task.max_length, None),
         Recipe.of(config),
         # One process on a CPU needs nothing of it, and ends with the coordinator's own bits.
-        None if alone and fm.device.type == "cpu" else accelerator,
+        None if spreads or (alone and fm.device.type == "cpu") else accelerator,
         ranks,
     )
     check_run(loaded, config, (builder.public,))
+    if spreads:
+        spread(fm, config.compute)
     whole = _parameters_in_layers(fm)
     if ranks is not None:
         several, is_main = ranks.count, ranks.is_main

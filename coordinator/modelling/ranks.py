@@ -53,6 +53,8 @@ def _require_fit(config: RunConfig, processes: int) -> None:
             f'--processes {processes} needs alignment.method = "gradient", got "{a.method}": a closed form '
             "is one pass, which one process makes"
         )
+    if config.compute.device_map is not None:
+        raise ConfigError("compute.device_map must be unset for --processes, which share the FM out")
     if a.batch_size < processes:
         raise ConfigError(
             f"--processes must be <= alignment.batch_size, whose rows are shared out: got {processes} and "
