@@ -113,8 +113,8 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"compute.device_map": "all"}, 'compute.device_map: must be "auto", or name layers and their devices'),
-        ({"compute.device_map": {}}, 'compute.device_map: must be "auto", or name layers and their devices'),
+        ({"compute.device_map": "all"}, 'device_map: must be "auto", or name layers and their devices'),
+        ({"compute.device_map": {}}, 'device_map: must be "auto", or name layers and their devices'),
         ({"compute.device_map": {"0": "cpu"}}, 'keys must be "layers.N" or "layers.N-M", N <= M, got "0"'),
         ({"compute.device_map": {"layers.2-1": "cpu"}}, 'N <= M, got "layers.2-1"'),
         ({"compute.device_map": {"layers.1": 1}}, '"layers.1" must be a device'),
