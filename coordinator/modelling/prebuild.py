@@ -13,6 +13,7 @@ from common.config.run import RunConfig
 from common.data.encoding import encode
 from common.errors import ConfigError
 from common.model.layers import layers_of
+from common.runtime.allocator import give_back
 from coordinator.algorithms.sharding import Ranks, shard
 from coordinator.modelling.building import ABOUT_FILE, CHECKPOINT_FILE, OnProgress, Recipe, SubModelBuilder
 from coordinator.modelling.checks import check_run
@@ -74,6 +75,7 @@ def build_ahead(config: RunConfig, out: Path, ranks: Ranks | None = None) -> Non
         if ranks is not None:
             shard(fm, ranks)
             shard(sub_fm, ranks, trained=True)
+            give_back()
         checkpoint = out / CHECKPOINT_FILE
         if checkpoint.exists():
             console.print(f"going on from {checkpoint}")

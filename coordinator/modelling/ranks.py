@@ -30,6 +30,8 @@ TASK_FILE, MEETING_FILE, REPORT_FILE = "task.json", "meeting", "report-{}.json"
 # Where one has died, the others notice: so long is waited for what they say, to tell the first one's fate.
 _ALSO_SECONDS = 0.5
 _GRACE_SECONDS = 4.0
+# Bytes: what is as large goes back to the system when it is freed.
+_GIVEN_BACK = 1 << 20
 
 
 def build_together(config: RunConfig, out: Path, processes: int) -> None:
@@ -90,6 +92,8 @@ def _started(folder: Path, rank: int, count: int) -> "subprocess.Popen[bytes]":
         "GLOO_SOCKET_IFNAME": loopback,
         "NCCL_SOCKET_IFNAME": loopback,
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        # Layers come and go whole: glibc is to give them back, and not to keep them for the next.
+        "MALLOC_MMAP_THRESHOLD_": str(_GIVEN_BACK),
     }
     return subprocess.Popen(
         [sys.executable, "-m", MODULE, str(folder), str(rank), str(count)],
