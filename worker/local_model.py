@@ -147,11 +147,12 @@ class LocalModel:
     def _by_example(self) -> bool:
         return self.run.dp is not None and self.run.dp.unit is DpUnit.EXAMPLE
 
-    def pay(self, task: TrainTask, key: Callable[[], bytes]) -> None:
+    def pay(self, task: TrainTask, key: Callable[[], bytes]) -> float:
         """Before an update leaves that noise hides; `key` is what its own share of the noise is drawn by.
-        Raises BudgetSpent, StoreError."""
+        Returns what has been paid up to now. Raises BudgetSpent, StoreError."""
         if self.run.dp is not None and not self._by_example:
             self.budget.charge_sum(self.run, task.round, key())
+        return self.budget.spent
 
     def _train_privately(self, task: TrainTask, adapter: Path, on_step: OnStep) -> LocalUpdate:
         """The same under differential privacy, paid for before it begins. Raises BudgetSpent, StoreError."""

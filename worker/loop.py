@@ -191,7 +191,7 @@ class Worker:
             finished = await self._fine_tune(model, task, question)
         else:
             log.info("round %d: its update is finished already", task.round)
-        await asyncio.to_thread(self._pay, model, task)
+        self._metrics.epsilon.set(await asyncio.to_thread(model.pay, task, self._outbox.noise_key))
         if task.secure is not None:
             finished = await self._mask(task, *finished)
         self._contact.report(replace(self._contact.progress, activity=Activity.UPLOADING, round=task.round))
@@ -201,11 +201,6 @@ class Worker:
         reach(Point.STEP, "delivered")
         self.rounds += 1
         self._metrics.updates.labels("duplicate" if duplicate else "accepted").inc()
-
-    def _pay(self, model: LocalModel, task: TrainTask) -> None:
-        """What the update tells of this worker goes into the ledger before the update leaves. Blocking."""
-        model.pay(task, self._outbox.noise_key)
-        self._metrics.epsilon.set(model.budget.spent)
 
     async def _bring_keys(self, model: LocalModel, task: TrainTask) -> None:
         """Of a round that sums masked updates: have a part in the masks. Raises CannotTrain."""
