@@ -28,7 +28,7 @@ from experiments.private_head import DELTA, TEST, Documents, read_documents
 from worker.train import fine_tune
 
 DOCUMENTS, ROUNDS = 1600, 4
-TRAINING = TrainingSpec(2, 8, 0.0, 10.0, 0.0, 1.0, optimizer=LocalOptimizer.SGD)
+TRAINING = TrainingSpec(8, 8, 0.0, 10.0, 0.0, 1.0, optimizer=LocalOptimizer.SGD)
 
 
 @dataclass(frozen=True)
