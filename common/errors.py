@@ -74,6 +74,10 @@ class NotAllowed(FedPftError):
     """The caller's certificate does not give it the right to this."""
 
 
+class AgainstPolicy(NotAllowed):
+    """The owner of a worker's data does not want such a run; the text says nothing of the data."""
+
+
 class BudgetSpent(NotAllowed):
     """To train on these data any further would tell more of them than is promised, or allowed."""
 

@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 # Seconds that a short call may take.
 CALL_SECONDS = 30.0
+_LONGEST_ID = 64
 # The same content arrives damaged so often on end: it is damaged where it comes from.
 _DAMAGED_TIMES = 3
 
@@ -72,7 +73,9 @@ class PersistentCalls(ABC):
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         """What a call carries beside its message: which run it concerns, and below which span it hangs."""
-        run = ((RUN_KEY, self._run_id),) if self._run_id else ()
+        # A text of the other side's, which not all can stand in metadata.
+        fit = self._run_id.isascii() and self._run_id.isprintable() and len(self._run_id) <= _LONGEST_ID
+        run = ((RUN_KEY, self._run_id),) if self._run_id and fit else ()
         return (*run, *(tracing.metadata() or ()))
 
     def _heard(self) -> None:

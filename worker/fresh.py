@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
+from common.storage.files import digest_of
 from worker.data import PrivateData, Source, files_of
 from worker.policy import load_policy
 
@@ -47,14 +48,22 @@ class Fresh:
         self._stamp = self._stamped()
         self.policy = load_policy(policy_file)
         self.data = PrivateData.read(source, name)
+        self._aside = self._digest_aside()
         self._took = _LOOK_SECONDS / _SHARE
 
     def _paths(self) -> list[Path]:
         own = [p for p in (self._source.validation, self._policy_file) if p is not None]
+        if self._source.preset is not None and self._source.root is None:
+            # The hub's, which is asked when a worker begins, and not every few seconds.
+            return own
         try:
             return [*files_of(self._source), *own]
         except DataError:
             return own
+
+    def _digest_aside(self) -> str:
+        """Of a file of its own that is scored on. Raises OSError."""
+        return digest_of(filter(None, [self._source.validation]))
 
     def _stamped(self) -> Stamp:
         return stamp_of(self._paths())
@@ -87,9 +96,10 @@ class Fresh:
         policy = load_policy(self._policy_file)
         try:
             data = PrivateData.read(self._source, self._name)
+            aside = self._digest_aside()
         except OSError as error:
             raise DataError(f"the private data cannot be read: {error}") from error
-        if data.digest != self.data.digest or data.validation != self.data.validation:
+        if (data.digest, aside) != (self.data.digest, self._aside):
             log.info("%d private examples in %s, read anew", len(data), data.examples.source)
             for note in data.notes:
                 log.warning("%s", note)
@@ -97,4 +107,5 @@ class Fresh:
             return
         if policy != self.policy:
             log.info("the policy was read anew")
+        self._aside = aside
         self.data, self.policy, self.state = data, policy, secrets.token_hex(8)

@@ -3,7 +3,7 @@
 import logging
 import math
 
-from common.errors import BadMessage, ClassesWanted, NotAllowed
+from common.errors import AgainstPolicy, BadMessage, ClassesWanted, NotAllowed
 from common.records import JoinReply, RunSpec
 from worker.budget import require_left
 from worker.client import CoordinatorClient
@@ -55,7 +55,7 @@ async def joined(name: str, coordinator: CoordinatorClient, data: PrivateData, p
             run = await coordinator.describe()
             data.require_form(run.task)
             if not place.tells_classes:
-                raise NotAllowed(
+                raise AgainstPolicy(
                     "the run asks for the names and numbers of this worker's classes, and --keep-classes "
                     "forbids to tell them; ask the run's owner to list task.labels, without class_weights"
                 ) from None

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from common.address import Address
 from common.config.file import commented, load_section
 from common.config.section import Positive, Section
-from common.errors import AddressError, NotAllowed
+from common.errors import AddressError, AgainstPolicy
 from common.private_task import DpUnit
 from common.records import RunSpec, TaskKind
 from common.run_offers import Construction
@@ -133,9 +133,9 @@ def example_policy() -> str:
 
 
 def require_allowed(policy: Policy, run: RunSpec, coordinator: str) -> None:
-    """Raises NotAllowed, with every rule that the run does not fit, for a coordinator at this address."""
+    """Raises AgainstPolicy, with every rule that the run does not fit, for a coordinator at this address."""
     if told := [*_who(policy, run, coordinator), *_what(policy, run), *_promised(policy, run)]:
-        raise NotAllowed(f"this worker's policy: {'; '.join(told)}")
+        raise AgainstPolicy(f"this worker's policy: {'; '.join(told)}")
 
 
 def _who(policy: Policy, run: RunSpec, coordinator: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.errors import BadMessage, NotAllowed
+from common.errors import AgainstPolicy, BadMessage, NotAllowed
 from common.privacy.accounting import require_installed
 from common.privacy.gaussian import ROUNDING, divergence, epsilon_at
 from common.private_task import DpSpec, DpUnit
@@ -42,18 +42,18 @@ class PrivacyPolicy:
             if self.asks:
                 asked = self.named if self.required is DpUnit.NONE else "--require-dp"
                 unit = DpUnit.EXAMPLE if self.required is DpUnit.NONE else self.required
-                raise NotAllowed(
+                raise AgainstPolicy(
                     f"the run promises no differential privacy, and {asked} asks for it; ask the run's owner "
                     f'for privacy.dp.unit = "{unit}"'
                 )
             return
         if self.required not in (DpUnit.NONE, dp.unit):
-            raise NotAllowed(
+            raise AgainstPolicy(
                 f"the run promises differential privacy of each {dp.unit}, and --require-dp asks for that of "
                 f'each {self.required}; ask the run\'s owner for privacy.dp.unit = "{self.required}"'
             )
         if self.epsilon is not None and dp.epsilon > self.epsilon:
-            raise NotAllowed(
+            raise AgainstPolicy(
                 f"the run may tell of {_of(dp.unit)} as much as epsilon {dp.epsilon:g}, and {self.named} "
                 f"allows {self.epsilon:g}; ask the run's owner for a lower privacy.dp.epsilon"
             )

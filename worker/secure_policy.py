@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from common.errors import CannotTrain, NotAllowed, SecureRefused
+from common.errors import AgainstPolicy, CannotTrain, NotAllowed, SecureRefused
 from common.records import EvaluateTask, ModelTask, RunSpec, TrainTask
 from common.secagg.context import default_colluding
 from common.secagg.records import LEAST_WORKERS, SecureRound, Verifier
@@ -30,30 +30,30 @@ class SecurePolicy:
         )
 
     def require(self, run: RunSpec) -> None:
-        """Raises NotAllowed for a run that this worker's owner does not want it to take part in."""
+        """Raises AgainstPolicy for a run that this worker's owner does not want it to take part in."""
         spec = run.secure
         if spec is None:
             if self.required:
-                raise NotAllowed(
+                raise AgainstPolicy(
                     "the run's coordinator would see this worker's updates, and --require-secure forbids "
                     "that; ask the run's owner for privacy.secure = true"
                 )
             return
         if spec.minimum < self.floor:
-            raise NotAllowed(
+            raise AgainstPolicy(
                 f"the run sums {spec.minimum} workers at least, and --min-aggregate wants {self.floor}; ask "
                 "the run's owner for a larger rounds.minimum"
             )
         if spec.signed and self.signing is None:
-            raise NotAllowed("the run's workers know each other by certificates: give --tls")
+            raise AgainstPolicy("the run's workers know each other by certificates: give --tls")
         if not spec.signed and self.verify is not None:
-            raise NotAllowed(
+            raise AgainstPolicy(
                 "the run's keys are not signed (privacy.insecure_keys), though this worker has a certificate "
                 "to sign with, so that its coordinator could read everything; ask the run's owner to leave "
                 "privacy.insecure_keys out"
             )
         if self.required and not spec.signed:
-            raise NotAllowed(
+            raise AgainstPolicy(
                 "the run's keys are not signed (privacy.insecure_keys), so that its coordinator could read "
                 "everything, and --require-secure forbids that"
             )

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.errors import FedPftError, NotAllowed, StoreError
+from common.errors import AgainstPolicy, FedPftError, NotAllowed, StoreError
 from common.observability.logs import log_about
 from common.records import RunSpec
 from common.runtime.compute import Compute
@@ -114,7 +114,8 @@ async def declined(
 
 
 def told_outside(error: FedPftError) -> str:
-    """What of an error may leave this host: what a rule of the owner's says does, what is in the data not."""
-    if isinstance(error, NotAllowed):
+    """What of an error may leave this host: a rule of the owner's may; numbers of examples, what they have
+    paid in other runs, and what is in them may not."""
+    if isinstance(error, AgainstPolicy):
         return str(error)
     return f"it cannot take part: {type(error).__name__}"

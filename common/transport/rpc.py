@@ -103,6 +103,7 @@ STATUS: dict[type[FedPftError], StatusCode] = {
     errors.WrongService: StatusCode.UNAVAILABLE,
     errors.ProtocolMismatch: StatusCode.FAILED_PRECONDITION,
     errors.NotAllowed: StatusCode.PERMISSION_DENIED,
+    errors.AgainstPolicy: StatusCode.PERMISSION_DENIED,
     errors.BudgetSpent: StatusCode.FAILED_PRECONDITION,
     errors.TooMany: StatusCode.RESOURCE_EXHAUSTED,
     errors.BadMessage: StatusCode.INVALID_ARGUMENT,

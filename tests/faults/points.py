@@ -80,7 +80,10 @@ CoordinatorPoint = StrEnum(
 WorkerPoint = StrEnum(
     "WorkerPoint",
     _members(
-        _names(_DURABLE, (*_SERVED, "tokenizer.json", "tokenizer_config.json", "update", "update-header")),
+        _names(
+            _DURABLE,
+            (*_SERVED, "tokenizer.json", "tokenizer_config.json", "update", "update-header", "history"),
+        ),
         _names(_CALLED, _CALLS),
         _names([Point.CHUNK_RECEIVED], _SERVED),
         _names([Point.CHUNK_SENT], ["update"]),

@@ -47,6 +47,26 @@ def examples_of_updates(directory: Path) -> list[int]:
 
 
 @pytest.mark.slow
+def test_a_worker_whose_hours_are_spent_says_so_and_sits_out(tmp_path: Path, model_folder: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[limits]\nhours_a_day = 0.00001\n")
+    settings = {"rounds__workers": 2, "rounds__minimum": 1, "rounds__count": 2}
+    with run_at(tmp_path / "a", model_folder, 0, **settings) as a:
+        address = a.start_coordinator()["address"]
+        worker = stay(a, address, "--policy", str(policy))
+        a.start_worker(2, address)
+        for _ in a.until("the run ends"):
+            if a.processes["coordinator"].poll() is not None:
+                break
+        assert a.status().phase is Phase.FINISHED
+        assert "worker-1 cannot go on: the 1e-05 hours of training that a day has are spent" in a.log("coordinator")
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(10) == 0
+        (past,) = History(a.folder / "worker-1").all()
+        assert (past.rounds, past.outcome) == (1, "finished")
+
+
+@pytest.mark.slow
 def test_one_worker_takes_part_in_run_after_run(tmp_path: Path, model_folder: Path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text('[limits]\nrounds = 3\n[task]\nforbidden = ["full"]\n')
