@@ -59,7 +59,8 @@ def test_a_worker_whose_hours_are_spent_says_so_and_sits_out(tmp_path: Path, mod
             if a.processes["coordinator"].poll() is not None:
                 break
         assert a.status().phase is Phase.FINISHED
-        assert "worker-1 cannot go on: the 1e-05 hours of training that a day has are spent" in a.log("coordinator")
+        told = "worker-1 cannot go on: the 1e-05 hours of training that a day has are spent"
+        assert told in a.log("coordinator")
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(10) == 0
         (past,) = History(a.folder / "worker-1").all()

@@ -25,7 +25,7 @@ from common.records import (
     TrainTask,
 )
 from common.secure_task import SecureSpec
-from worker.budget import Budget
+from worker.budget import Budget, require_left
 from worker.ledger import Ledger
 from worker.privacy_policy import PrivacyPolicy, require_private_task
 
@@ -233,3 +233,22 @@ def test_a_promise_to_workers_that_weighs_them_is_refused() -> None:
     for task in (replace(BY_WORKER, asks_classes=True), replace(BY_WORKER, asks_targets=True)):
         with pytest.raises(BadMessage, match="promises differential privacy, and asks for"):
             PrivacyPolicy().require(task, 400)
+
+
+@pytest.mark.slow
+def test_a_run_is_not_begun_that_would_take_more_than_is_left(tmp_path: Path) -> None:
+    """Told before anything is fetched; a run that was begun before is judged round by round."""
+    allowed = PrivacyPolicy(epsilon=3.5, named="privacy.epsilon of the policy")
+    require_left(tmp_path, allowed, DATA, RUN, 400)
+    budget(tmp_path, 3.5).charge(RUN, 1, 400, 1000)
+    require_left(tmp_path, allowed, DATA, RUN, 400)
+    other = replace(RUN, run_id="another")
+    with pytest.raises(BudgetSpent, match=r"too little is left.*of the policy allows 3$"):
+        require_left(tmp_path, replace(allowed, epsilon=3.0), DATA, other, 400)
+    for policy, data, run in (
+        (PrivacyPolicy(epsilon=30.0), DATA, other),
+        (PrivacyPolicy(), DATA, other),
+        (allowed, "0" * 64, other),
+        (allowed, DATA, replace(other, dp=None)),
+    ):
+        require_left(tmp_path, policy, data, run, 400)
