@@ -2,12 +2,14 @@
 
 import logging
 import math
+from dataclasses import replace
 
 from common.errors import AgainstPolicy, BadMessage, ClassesWanted, NotAllowed
 from common.records import JoinReply, RunSpec
 from worker.budget import require_left
 from worker.client import CoordinatorClient
 from worker.data import PrivateData
+from worker.download_limits import read_labels, require_labels_file
 from worker.local_model import Place
 from worker.policy import require_allowed
 from worker.secure_files import SecureFiles
@@ -62,6 +64,15 @@ async def joined(name: str, coordinator: CoordinatorClient, data: PrivateData, p
             told = data.class_counts(name, run.task.kind)
             log.info("telling the coordinator the names and numbers of %d classes", len(told.counts))
             await coordinator.tell_classes(told)
+
+
+async def with_labels(run: RunSpec, coordinator: CoordinatorClient, place: Place) -> RunSpec:
+    """The run with the names of its classes, where these are too many to have come with it."""
+    if (file := run.task.labels_file) is None:
+        return run
+    require_labels_file(file)
+    path = await coordinator.download(file, place.folder / "artifacts")
+    return replace(run, task=replace(run.task, labels=read_labels(path.read_bytes())))
 
 
 def require_wanted(place: Place, run: RunSpec, data: PrivateData) -> None:

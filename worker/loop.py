@@ -43,8 +43,8 @@ from worker.cannot import as_cannot_train
 from worker.client import CoordinatorClient
 from worker.contact import Contact
 from worker.data import PrivateData
-from worker.download_limits import named, read_labels, require_labels_file
-from worker.joining import joined, require_wanted, require_weights
+from worker.download_limits import named
+from worker.joining import joined, require_wanted, require_weights, with_labels
 from worker.local_model import LocalModel, Place
 from worker.metrics import Metrics
 from worker.outbox import Outbox, question_of
@@ -81,7 +81,7 @@ class Worker:
         the connection raises for good.
         """
         reply = await joined(self._name, self._coordinator, self._data, self._place)
-        reply = replace(reply, run=await self._with_labels(reply.run))
+        reply = replace(reply, run=await with_labels(reply.run, self._coordinator, self._place))
         log_about(run=reply.run.run_id)
         log.info("joined run %s", reply.run.run_id)
         self.joined(reply.run)
@@ -101,14 +101,6 @@ class Worker:
         if not stop.finished:
             raise RunFailed(f"the run ended early: {stop.reason}")
         log.info("the run is finished")
-
-    async def _with_labels(self, run: RunSpec) -> RunSpec:
-        """The run with the names of its classes, where these are too many to have come with it."""
-        if (file := run.task.labels_file) is None:
-            return run
-        require_labels_file(file)
-        path = await self._coordinator.download(file, self._place.folder / "artifacts")
-        return replace(run, task=replace(run.task, labels=read_labels(path.read_bytes())))
 
     async def _accompanied(self, reply: JoinReply) -> StopTask:
         """Work, with the watch for tasks and the heartbeat beside it."""
