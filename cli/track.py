@@ -84,7 +84,7 @@ def _follow(run: Path, section: "TrackingSection") -> None:
         telling = Telling(run, section, _report)
         while True:
             try:
-                telling.look()
+                telling.look(last=ended)
             except StoreError as error:
                 # On a full disk, for one: the coordinator says so itself, and the next look may succeed.
                 log.warning("the run cannot be read: %s", error)

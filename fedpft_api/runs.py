@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from common.address import Address, require_loopback
 from common.config.file import anchored, load_config, parse_config, template
 from common.config.run import RunConfig
-from common.errors import Unreachable
+from common.errors import StoreError, Unreachable
 from common.run_status import Event, RunStatus
 from common.storage.files import holder, write_atomically
 from common.trust.identity import Role
@@ -108,11 +108,9 @@ def watch(
     directory = _directory(where)
     while True:
         at_work = where.alive if isinstance(where, Run) else holder(directory) is not None
-        # A run that was just submitted has no store yet.
-        if (directory / "run.sqlite").is_file() or not at_work:
-            for event in _events(where, directory, after):
-                yield event
-                after = event.sequence
+        for event in _events(directory, after, waits=at_work or isinstance(where, Run)):
+            yield event
+            after = event.sequence
         if not at_work:
             break
         time.sleep(_LOOK_SECONDS)
@@ -120,11 +118,15 @@ def watch(
         where.wait()
 
 
-def _events(where: Run | Path, directory: Path, after: int) -> list[Event]:
-    if isinstance(where, Run) and not where.alive and not (directory / "run.sqlite").is_file():
-        raise where.failure()
-    with closing(Store.existing(directory)) as store:
-        return store.events.all(after)
+def _events(directory: Path, after: int, waits: bool) -> list[Event]:
+    """None yet where the store is still being made, if that is waited for. Raises StoreError."""
+    try:
+        with closing(Store.existing(directory)) as store:
+            return store.events.all(after)
+    except StoreError:
+        if not waits:
+            raise
+        return []
 
 
 def _told_by(address: str, after: int, tls: Path | None, insecure: bool) -> Iterator[Event]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from common.config.dp import dp_spec
 from common.config.run import RunConfig
 from common.listing import first_few
+from common.privacy.gaussian import divergence, epsilon_at
 from common.records import Phase
 from common.run_status import AT_WORKERS, Evaluation
 from coordinator.storage.store import ALL_WORKERS, Store, StoredUpdate
@@ -48,7 +49,7 @@ def figures(store: Store, config: RunConfig) -> list[Figure]:
         *_gaps(store),
         *_bytes(store),
         *_sizes(store),
-        *_promise(config),
+        *_privacy(store, config),
         *_of_events(store),
     ]
     # What was done anew after a rewind stands later among events, and takes the place of what was before.
@@ -135,11 +136,16 @@ def _sizes(store: Store) -> Iterator[Figure]:
     yield Figure("models/sub_fm_bytes", 0, base.size)
 
 
-def _promise(config: RunConfig) -> Iterator[Figure]:
-    """What the run promises by differential privacy for all its rounds together."""
-    if (dp := dp_spec(config)) is not None:
-        yield Figure("privacy/epsilon", 0, dp.epsilon)
-        yield Figure("privacy/delta", 0, dp.delta)
+def _privacy(store: Store, config: RunConfig) -> Iterator[Figure]:
+    """What the run promises for all its rounds together; where noise is on sums, what these have come to."""
+    if (dp := dp_spec(config)) is None:
+        return
+    yield Figure("privacy/epsilon", 0, dp.epsilon)
+    yield Figure("privacy/delta", 0, dp.delta)
+    releases = store.secure.releases.all()
+    for made, release in enumerate(releases, start=1):
+        spent = epsilon_at(divergence(each.noise for each in releases[:made]), dp.delta)
+        yield Figure("privacy/epsilon_spent", release.round, spent)
 
 
 def _of_events(store: Store) -> Iterator[Figure]:

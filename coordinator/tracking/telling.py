@@ -68,11 +68,12 @@ class Telling:
         """Whether any tracker could not be told all at the last look."""
         return any(each.failing for each in self._each)
 
-    def look(self) -> None:
-        """Tell what has happened since the last look. Raises StoreError."""
+    def look(self, last: bool = False) -> None:
+        """Tell what has happened since the last look; the `last` one goes through all. Raises StoreError."""
         store, config = open_run(self._directory)
         with closing(store):
-            if (seen := store.events.last()) == self._seen and not self.failing:
+            # Where an event was not kept, for the disk was full, nothing seems to have happened.
+            if (seen := store.events.last()) == self._seen and not (last or self.failing):
                 return
             run_id, outcome, adapters = store.run_id(), store.outcome(), store.adapters()
             found = figures(store, config)

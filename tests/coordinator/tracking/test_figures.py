@@ -15,6 +15,7 @@ from common.errors import ConfigError
 from common.records import ArtifactKind
 from common.run_status import Evaluation, Event, Traffic, Validation
 from coordinator.context import identity
+from coordinator.storage.releases import Release
 from coordinator.storage.secure import StoredSum
 from coordinator.storage.store import Store, StoredUpdate
 from coordinator.tracking.figures import figures, parameters
@@ -51,6 +52,17 @@ def told(store: Store, given: RunConfig | None = None) -> dict[tuple[str, int], 
     return {(f.name, f.round): f.value for f in figures(store, given or config())}
 
 
+def of_workers() -> RunConfig:
+    """Differential privacy of whole workers."""
+    return config(
+        privacy__weights="equal",
+        privacy__dp__unit="worker",
+        privacy__dp__epsilon=4.0,
+        rounds__workers=20,
+        rounds__minimum=20,
+    )
+
+
 ALICE, BOB = StoredUpdate("alice", "", 10, 1.0, 2.0), StoredUpdate("bob", "", 30, 3.0, 2.0)
 
 
@@ -77,6 +89,17 @@ def test_a_private_runs_loss_is_not_told(store: Store) -> None:
     found = told(store, private)
     assert ("training/loss", 1) not in found
     assert found["privacy/epsilon", 0] == 4.0
+
+
+def test_what_sums_with_noise_have_come_to_is_told_by_round(store: Store) -> None:
+    close_round(store, 1, ALICE, BOB)
+    for number in (1, 2):
+        with store.database.transaction("release") as db:
+            store.secure.releases.enter(db, Release(number, 1.0, 2.0))
+    found = told(store, of_workers())
+    assert found["privacy/epsilon", 0] == 4.0
+    assert 0 < found["privacy/epsilon_spent", 1] < found["privacy/epsilon_spent", 2]
+    assert ("training/loss", 1) not in found
 
 
 def test_of_masked_updates_the_sum_is_told(store: Store) -> None:
