@@ -1,7 +1,6 @@
 """Everything under one name: `fedpft COMMAND`."""
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import version as version_of
 from typing import Annotated
 
 import typer
@@ -44,6 +43,8 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version as version_of
+
         typer.echo(f"fedpft {version_of('fedpft')}")
         raise typer.Exit
 

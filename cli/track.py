@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.config.tracking import Tracker
+from common.config.choices import Tracker
 from common.observability.console import plain_errors
 from common.observability.logs import LogFormat
 

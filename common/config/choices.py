@@ -101,3 +101,10 @@ class LoraAveraging(StrEnum):
     FACTORS = "factors"
     FREEZE_A = "freeze-a"
     EXACT = "exact"
+
+
+class Tracker(StrEnum):
+    """A tracker, under the name that accelerate has for it."""
+
+    TENSORBOARD = "tensorboard"
+    MLFLOW = "mlflow"

@@ -1,18 +1,11 @@
 """Which experiment trackers a run is told to."""
 
-from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field, field_validator
 
+from common.config.choices import Tracker
 from common.config.section import Section
-
-
-class Tracker(StrEnum):
-    """A tracker, under the name that accelerate has for it."""
-
-    TENSORBOARD = "tensorboard"
-    MLFLOW = "mlflow"
 
 
 class TrackingSection(Section):

@@ -13,8 +13,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from common.config.choices import Tracker
 from common.config.run import RunConfig
-from common.config.tracking import Tracker, TrackingSection
+from common.config.tracking import TrackingSection
 from common.errors import ConfigError
 from common.observability.logs import LogFormat, as_json
 from common.runtime.signals import TIED

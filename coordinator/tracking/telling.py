@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 
 from accelerate.tracking import GeneralTracker
 
-from common.config.tracking import Tracker, TrackingSection
+from common.config.choices import Tracker
+from common.config.tracking import TrackingSection
 from common.errors import FedPftError
 from common.records import Phase
 from coordinator.campaign.status import open_run

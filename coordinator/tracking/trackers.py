@@ -9,7 +9,8 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker
 
-from common.config.tracking import Tracker, TrackingSection
+from common.config.choices import Tracker
+from common.config.tracking import TrackingSection
 from common.records import Phase
 from coordinator.tracking.told import Told, Values
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.config.choices import Tracker
 from common.config.file import parse_config
 from common.config.run import RunConfig
-from common.config.tracking import Tracker, TrackingSection
+from common.config.tracking import TrackingSection
 from common.errors import ConfigError
 from common.records import ArtifactKind
 from common.run_status import Evaluation, Event, Traffic, Validation
