@@ -11,7 +11,6 @@ from common.config.choices import AggregationRule, LoraAveraging, NeuronChoice, 
 from common.config.section import Rate, Section, Sent
 from common.errors import ConfigError
 from common.privacy.gaussian import noise_for_rounds
-from common.privacy.whole_worker import central_grid, shared_grid
 from common.private_task import DpSpec, DpUnit
 
 if TYPE_CHECKING:
@@ -130,6 +129,9 @@ def _require_room(config: "RunConfig") -> None:
         )
     drawn = rounds.sample + rounds.over_select if rounds.sample else rounds.workers
     honest = max(rounds.minimum, privacy.needed_of(drawn)) - privacy.colluding_of(drawn)
+    # It brings numpy, which most configurations can do without.
+    from common.privacy.whole_worker import shared_grid
+
     try:
         shared_grid(noise_of(privacy.dp, rounds.count), privacy.dp.clip, drawn, honest, privacy.bits)
     except ConfigError as error:
@@ -139,6 +141,8 @@ def _require_room(config: "RunConfig") -> None:
 def _require_central(config: "RunConfig") -> None:
     dp, rounds = config.privacy.dp, config.rounds
     noise = noise_of(dp, rounds.count)
+    from common.privacy.whole_worker import central_grid
+
     try:
         if dp.clip_quantile is None:
             central_grid(noise, dp.clip)

@@ -31,8 +31,8 @@ class PrivacySection(Section):
     """Bits of a summed number: 64 are exact to 1e-15 and twice the upload. "auto" takes 32 for equal weights,
     which lose nothing to float32, and 64 otherwise."""
     weights: SumWeights = SumWeights.EXAMPLES
-    """How much an update counts in a sum, under privacy.secure or privacy.dp.unit = "worker": by its worker's
-    "examples", which nobody learns, or "equal", which the latter demands."""
+    """How much an update counts in a sum, under privacy.secure or where whole workers are hidden by noise: by
+    its worker's "examples", which nobody learns, or "equal", which the latter demands."""
     most_examples: Annotated[int, Field(ge=1, le=MOST_COUNTED)] = 65_536
     """A worker with more examples weighs as if it had so many."""
     keys_seconds: Annotated[float, Field(gt=0)] = 60.0
