@@ -47,6 +47,43 @@ def test_what_is_written_to_start_from_is_what_holds_without_it(values: dict[str
     assert written == parse_config(values | TEST, "a test")
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"sub_fm.attention_rank": 0}, "sub_fm.attention_rank must be >= 1, got 0"),
+        (
+            {"sub_fm.attention_rank": 4, "sub_fm.construction": "full"},
+            'sub_fm.attention_rank must be unset for sub_fm.construction = "full"',
+        ),
+        ({"alignment.keep_margin": 1.0}, "alignment.keep_margin must be < 1"),
+        ({"alignment.keep_margin": -0.1}, "alignment.keep_margin must be >= 0"),
+        (
+            {"alignment.keep_margin": 0.5, "alignment.method": "both"},
+            'alignment.method = "gradient", got "ffn-pruning" and "both"',
+        ),
+        (
+            {"alignment.keep_margin": 0.5, "sub_fm.construction": "layer-drop"},
+            'alignment.method = "gradient", got "layer-drop" and "gradient"',
+        ),
+    ],
+)
+def test_a_lever_of_the_margin_that_could_do_nothing_is_refused(said: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        parse_config(CLASSES | said, "a test")
+
+
+def test_the_margin_of_a_language_model_wants_its_alignment_by_gradient() -> None:
+    with pytest.raises(ConfigError, match='got "ffn-pruning" and "closed-form"'):
+        parse_config(LANGUAGE | {"alignment.keep_margin": 0.5}, "a test")
+    said = {"alignment.keep_margin": 0.5, "alignment.method": "gradient"}
+    assert parse_config(LANGUAGE | said, "a test").alignment.keep_margin == 0.5
+
+
+def test_the_owners_margin_is_off_unless_asked_for() -> None:
+    config = parse_config(CLASSES, "a test")
+    assert (config.sub_fm.attention_rank, config.alignment.keep_margin) == (None, 0.0)
+
+
 def test_a_run_is_read_again_as_it_was_begun() -> None:
     begun = parse_config(LANGUAGE | {"sub_fm.saliency": "l2", "alignment.method": "gradient"}, "a test")
     assert RunConfig.model_validate_json(begun.model_dump_json()) == begun
