@@ -230,8 +230,9 @@ VARIANTS = Experiment(
     only_quick=(FEDPETUNING, "fedpft-b", "ffn", "full+ffn", "ffa-lora", "fedex-lora", HEAD_ONLY),
 )
 
-_HARD = {"sub_fm.drop_ratio": 0.95, "sub_fm.keep_first": 0, "sub_fm.keep_last": 0}
-_RANK, _MARGIN = {"sub_fm.attention_rank": 16}, {"alignment.keep_margin": 0.5}
+_RANK, _MARGIN = {"sub_fm.attention_rank": 4}, {"alignment.keep_margin": 0.5}
+_WHOLE_LAYERS = {"sub_fm.keep_first": 0, "sub_fm.keep_last": 0}
+_LEVERS = {"sub_fm.drop_ratio": 0.95} | _WHOLE_LAYERS | _RANK | _MARGIN
 MARGIN = Experiment(
     "margin",
     "What does a worker keep, and which lever restores the owner's margin at what price? (Offsite-tuning's "
@@ -239,30 +240,32 @@ MARGIN = Experiment(
     (
         Variant("fedpft-b", "no lever: 75 % of the neurons cut"),
         Variant("ratio-0.95", "95 % of the neurons cut", {"sub_fm.drop_ratio": 0.95}),
-        Variant("all-0.95", "95 % cut, first and last layer too", _HARD),
-        Variant("rank-16", "attention of rank 16", _RANK),
+        Variant("all-layers", "95 % cut, no layer whole", {"sub_fm.drop_ratio": 0.95} | _WHOLE_LAYERS),
+        Variant("rank-16", "attention of rank 16", {"sub_fm.attention_rank": 16}),
+        Variant("rank-4", "attention of rank 4", _RANK),
         Variant("keep-0.5", "half of the outputs' variance not taught", _MARGIN),
-        Variant("all", "all three levers, first and last layer too", _HARD | _RANK | _MARGIN),
-        Variant("corrected", "no lever, corrected", {_STEPS: 200}),
-        Variant("all-corrected", "all three levers, corrected", _HARD | _RANK | _MARGIN | {_STEPS: 200}),
+        Variant("levers", "all of these, no layer whole", _LEVERS),
+        Variant("corrected", "no lever, corrected", _CORRECTED),
+        Variant("levers-corrected", "all of these, no layer whole, corrected", _LEVERS | _CORRECTED),
         Variant("whole", "the whole FM (FedPETuning)", _FULL),
         _HEAD,
     ),
     "fedpft-b",
     full=replace(_SMALL, splits=("iid",), seeds=3, sample=10, rounds=8, train=2000, test=5000),
-    quick=replace(
-        _SMALL, splits=("iid",), clients=5, rounds=4, score_every=4, settings={"alignment.steps": 100}
+    quick=Scale(
+        splits=("iid",),
+        seeds=1,
+        clients=4,
+        sample=4,
+        rounds=4,
+        train=800,
+        test=1500,
+        public=1500,
+        score_every=4,
+        settings={"task.max_length": 32, "alignment.steps": 60},
     ),
-    only_quick=(
-        "fedpft-b",
-        "all-0.95",
-        "rank-16",
-        "keep-0.5",
-        "all",
-        "corrected",
-        "all-corrected",
-        HEAD_ONLY,
-    ),
+    settings={"correction.least_gain": 0.0},
+    only_quick=("fedpft-b", "ratio-0.95", "rank-4", "keep-0.5", "levers", "levers-corrected", HEAD_ONLY),
     scores_before=True,
 )
 

@@ -34,7 +34,7 @@ def reported(**variants: tuple[float, ...]) -> Section:
 
 
 def test_margin_and_cost_stand_beside_the_three_scores() -> None:
-    found = reported(fedpft_b=(0.80, 0.80), rank_16=(0.79, 0.77), corrected=(0.79, 0.79, 0.81))
+    found = reported(fedpft_b=(0.80, 0.80), rank_4=(0.79, 0.77), corrected=(0.79, 0.79, 0.81))
     table, plot = found.parts
     assert isinstance(table, Table) and isinstance(plot, Plot)
     rows = {row[0]: row[1:] for row in table.rows}
@@ -49,7 +49,7 @@ def test_margin_and_cost_stand_beside_the_three_scores() -> None:
 @pytest.mark.parametrize(
     ("scores", "told"),
     [
-        ((0.795, 0.77), "These have a margin of 2 points at a cost of 1 at most: attention of rank 16."),
+        ((0.795, 0.77), "These have a margin of 2 points at a cost of 1 at most: attention of rank 4."),
         (
             (0.75, 0.70),
             "No variant has a margin of 2 points at a cost of 1 at most. The largest margin is +5",
@@ -61,7 +61,7 @@ def test_margin_and_cost_stand_beside_the_three_scores() -> None:
     ],
 )
 def test_a_lever_is_worth_it_only_with_both(scores: tuple[float, float], told: str) -> None:
-    assert told in reported(fedpft_b=(0.80, 0.80), rank_16=scores).text[1]
+    assert told in reported(fedpft_b=(0.80, 0.80), rank_4=scores).text[1]
 
 
 def test_nothing_is_said_of_levers_that_have_not_run() -> None:
