@@ -46,7 +46,8 @@ def distil_sharded(
 ) -> None:
     """As `distil` without `neurons`; both models are sharded, `batches` are whole and the same everywhere.
 
-    `on_checkpoint` is called in the main process, with whole tensors on the CPU. `on_step` must raise in all processes or in none. Raises StoreError.
+    `on_checkpoint` is called in the main process, with whole tensors on the CPU. `on_step` must raise in all
+    processes or in none. Raises StoreError.
     """
     for model in (teacher, student):
         model.eval()
