@@ -6,7 +6,8 @@
 FROM docker.io/library/python:3.11-slim-bookworm AS dependencies
 COPY pyproject.toml .
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-      print(*p['dependencies'], *p['optional-dependencies']['tracing'], sep='\n')" > /requirements.txt
+      o = p['optional-dependencies']; \
+      print(*p['dependencies'], *o['privacy'], *o['tracing'], sep='\n')" > /requirements.txt
 
 FROM docker.io/library/python:3.11-slim-bookworm AS packages
 # Another index to look for torch in: without it the default index serves torch with CUDA. An index of

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
 from common.hosted_runs import RunEntry, RunState
 
+# Of runs that are over: so many reasons are shown.
+_MOST_ENDED = 5
 _STYLES = {RunState.RUNNING: "green", RunState.FAILED: "bold red", RunState.CANCELLED: "dim"}
 
 
@@ -37,11 +39,17 @@ def show(entries: Sequence[RunEntry], console: Console | None = None) -> None:
             span(f.seconds_left) if running and f.seconds_left else "",
         )
     console.print(table)
-    for e in entries:
-        if e.reason:
-            console.print(
-                Text(f"{e.run}: {e.reason}", "bold red" if e.state is RunState.FAILED else "yellow")
-            )
+    told = [e for e in entries if e.reason]
+    # Why runs failed that are long gone is for who asks.
+    shown = [e for e in told if not e.state.over] + [e for e in told if e.state.over][-_MOST_ENDED:]
+    overflow: OverflowMethod = "ellipsis" if console.is_terminal else "ignore"
+    for e in shown:
+        style = "bold red" if e.state is RunState.FAILED else "yellow"
+        console.print(
+            Text(f"{e.run}: {e.reason}", style), no_wrap=True, overflow=overflow, crop=console.is_terminal
+        )
+    if told:
+        console.print(Text("the whole of it: fedpft runs --json", "dim"))
 
 
 def span(seconds: float) -> str:

@@ -19,7 +19,7 @@ VERSIONS = ("1.27", "1.33")
 WORKER = {"name": "clinic-a", "dataClaim": "a-data", "data": "private.csv", "tlsSecret": "a-tls"}
 FULL: dict[str, Any] = {
     "workers": [
-        WORKER | {"options": ["--text-column", "review"], "cacheSize": "1Gi"},
+        WORKER | {"options": ["--text-column", "review"], "storage": {"size": "1Gi"}},
         WORKER | {"name": "clinic-b", "nodeSelector": {"disk": "ssd"}, "image": "registry/worker:2"},
     ],
     "coordinator": {
@@ -55,12 +55,28 @@ def of_kind(manifests: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 def pods(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Templates of all pods."""
-    owners = of_kind(manifests, "StatefulSet") + of_kind(manifests, "Deployment")
-    return [owner["spec"]["template"] for owner in owners]
+    return [owner["spec"]["template"] for owner in of_kind(manifests, "StatefulSet")]
 
 
 def selects(selector: dict[str, str], labels: dict[str, str]) -> bool:
     return selector.items() <= labels.items()
+
+
+def of_workers(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Their StatefulSets."""
+    return [m for m in of_kind(render(values), "StatefulSet") if "fedpft/worker" in m["metadata"]["labels"]]
+
+
+def test_the_folder_of_a_worker_outlives_its_pod() -> None:
+    sizes = {}
+    for each in of_workers(FULL):
+        (claim,) = each["spec"]["volumeClaimTemplates"]
+        name = each["metadata"]["labels"]["fedpft/worker"]
+        sizes[name] = claim["spec"]["resources"]["requests"]["storage"]
+        (container,) = each["spec"]["template"]["spec"]["containers"]
+        mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounted[claim["metadata"]["name"]] == "/data"
+    assert sizes == {"clinic-a": "1Gi", "clinic-b": "10Gi"}
 
 
 def test_helm_finds_nothing_wrong() -> None:
@@ -99,7 +115,7 @@ def test_the_coordinators_configuration_is_one_that_it_takes() -> None:
     config = RunConfig.model_validate(tomllib.loads(file["data"]["run.toml"]))
     assert config.tls.certificate == Path("/tls/tls.crt")
     assert config.admission.workers == ("clinic-a", "clinic-b", "clinic-c")
-    (stateful,) = of_kind(render(FULL), "StatefulSet")
+    stateful = next(m for m in of_kind(render(FULL), "StatefulSet") if m not in of_workers(FULL))
     (container,) = stateful["spec"]["template"]["spec"]["containers"]
     assert container["livenessProbe"]["grpc"]["port"] == int(str(config.server.health).rpartition(":")[2])
     listening = {p["name"]: p["containerPort"] for p in container["ports"]}
@@ -115,8 +131,8 @@ def test_a_worker_is_started_with_options_that_it_knows() -> None:
     app = typer.Typer(add_completion=False)
     app.command()(worker)
     known = {name for p in typer.main.get_command(app).params for name in p.opts}
-    (deployment, other) = of_kind(render(FULL), "Deployment")
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    (one, other) = of_workers(FULL)
+    (container,) = one["spec"]["template"]["spec"]["containers"]
     options = [a.partition("=")[0] for a in container["args"] if a.startswith("--")]
     assert set(options) <= known
     assert "--coordinator=demo-fedpft-coordinator:7070" in container["args"]
@@ -126,9 +142,9 @@ def test_a_worker_is_started_with_options_that_it_knows() -> None:
 
 def test_a_data_owner_runs_workers_alone() -> None:
     manifests = render(OF_A_DATA_OWNER)
-    assert {m["kind"] for m in manifests} == {"Deployment", "Service", "NetworkPolicy"}
-    (deployment,) = of_kind(manifests, "Deployment")
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert {m["kind"] for m in manifests} == {"StatefulSet", "Service", "NetworkPolicy"}
+    (only,) = of_kind(manifests, "StatefulSet")
+    (container,) = only["spec"]["template"]["spec"]["containers"]
     assert "--coordinator=coordinator.example:7070" in container["args"]
 
 
@@ -138,6 +154,7 @@ def test_a_data_owner_runs_workers_alone() -> None:
         ({"coordinator": {"enabled": False}, "workers": [WORKER]}, "workerDefaults.coordinator is HOST:PORT"),
         ({"workers": [{"name": "a", "data": "x", "dataClaim": "y"}]}, "a worker needs a tlsSecret"),
         ({"coordinator": {"tlsSecret": ""}}, "coordinator.tlsSecret names the secret"),
+        ({"workers": [WORKER | {"cacheSize": "1Gi"}]}, "cacheSize is storage.size now"),
     ],
 )
 def test_what_is_missing_is_named(values: dict[str, Any], says: str) -> None:
