@@ -166,6 +166,10 @@ class RunStatus:
     """What the coordinator does not see of its workers, in lines for people."""
     declined: tuple[Declined, ...] = ()
     """Workers that take no part, by name."""
+    phase_seconds_left: float = 0.0
+    """Estimated, until the present computation's last step; 0 where there is nothing to go by."""
+    run_seconds_left: float = 0.0
+    """Estimated, of the rounds to come, by the last ones; 0 where there is nothing to go by."""
 
     @property
     def at_workers(self) -> tuple[Validation, ...]:

@@ -122,7 +122,7 @@ class _Serving:
         server = self._host.config.server
         if server.page is None:
             return None
-        return RunsPage(server.page, server.insecure, self._host.entries, admin.look)
+        return RunsPage(server.page, server.insecure, admin)
 
     async def _count(self) -> None:
         """Keep the gauge of runs."""

@@ -118,6 +118,8 @@ def status_to_pb(s: RunStatus) -> admin_pb2.GetStatusResponse:
         result=s.result,
         privacy=s.privacy,
         declined=[admin_pb2.DeclinedWorker(**asdict(d)) for d in s.declined],
+        phase_seconds_left=s.phase_seconds_left,
+        run_seconds_left=s.run_seconds_left,
     )
 
 
@@ -147,6 +149,8 @@ def status_from_pb(m: admin_pb2.GetStatusResponse) -> RunStatus:
         result=m.result,
         privacy=tuple(m.privacy),
         declined=tuple(Declined(d.worker, one_line(d.reason), d.time) for d in m.declined),
+        phase_seconds_left=m.phase_seconds_left,
+        run_seconds_left=m.run_seconds_left,
     )
 
 

@@ -1,11 +1,13 @@
 """How far a running run has come and what it waits for: what the loop says, and others see."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from common.observability import tracing
 from common.observability.logs import log_about
 from common.records import Phase
+from coordinator.campaign.time_left import Pace
 from coordinator.context import RunContext
 
 
@@ -22,6 +24,7 @@ class RunProgress:
         self.waiting_for = ""
         self.steps = (0, 0)
         """Of the present computation: done, and in all."""
+        self._pace = Pace()
         self._traced: Phase | None = None
         self._end_span: Callable[[], None] = lambda: None
         store, rounds = run.store, run.config.rounds
@@ -33,6 +36,7 @@ class RunProgress:
         if phase is not self.phase:
             self._run.events.record("phase_entered", f"phase: {phase}", self.round)
         self.phase, self.waiting_for, self.steps = phase, waiting_for, (0, 0)
+        self._pace = Pace()
         self._run.metrics.entered(phase)
         if phase is not self._traced:
             self._end_span()
@@ -49,6 +53,11 @@ class RunProgress:
                 self._end_span()
                 self._traced = None
 
+    @property
+    def seconds_left(self) -> float:
+        """Until the present computation's last step, as far as can be told; else 0."""
+        return self._pace.left(time.monotonic())
+
     def enter_round(self, number: int) -> None:
         """The run comes to a round."""
         self.round = number
@@ -59,6 +68,7 @@ class RunProgress:
     def on_step(self, step: int, steps: int) -> None:
         """From the compute thread, between steps. Raises Stopped when the computation is to end."""
         self.steps = (step, steps)
+        self._pace.on_step(step, steps, time.monotonic())
         self._run.metrics.progressed()
         self._on_change()
         self._run.compute.check()

@@ -15,6 +15,7 @@ from common.task_forms import FORMS, Answer
 from coordinator.campaign import privacy_told
 from coordinator.campaign.best import judged, result_among
 from coordinator.campaign.progress import RunProgress
+from coordinator.campaign.time_left import rounds_left
 from coordinator.context import RunContext, settled
 from coordinator.federation.rounds import Over, RoundState, Work
 from coordinator.federation.sessions import Session, Sessions
@@ -82,6 +83,8 @@ def live_status(run: RunContext, progress: RunProgress, sessions: Sessions, inbo
         step=step,
         steps=steps,
         workers=tuple(troubled),
+        phase_seconds_left=progress.seconds_left,
+        run_seconds_left=0.0 if progress.phase.over else rounds_left(run.store, run.config.rounds.count),
     )
 
 

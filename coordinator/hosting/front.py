@@ -11,6 +11,7 @@ from fedpft.v1 import admin_pb2, federation_pb2
 
 from common.config.service import LimitsSection
 from common.errors import FedPftError, NotAllowed, UnknownRun
+from common.hosted_runs import RunEntry
 from common.observability.logs import enter_subject
 from common.run_status import Event, RunStatus
 from common.transport import admin_wire, offer_wire, wire
@@ -24,6 +25,7 @@ from coordinator.hosting.host import Host
 from coordinator.hosting.hosted import HostedRun
 from coordinator.hosting.routing import Routing
 from coordinator.storage.store import Store
+from coordinator.tracking.figures import Parameter, parameters
 
 
 class FederationFront:
@@ -151,6 +153,14 @@ class AdminFront:
             )
         self._stop("an admin asked for it")
         return admin_pb2.StopRunResponse()
+
+    def entries(self) -> list[RunEntry]:
+        """For the page: every run, oldest first."""
+        return self._host.entries()
+
+    def settings(self, run: str) -> dict[str, Parameter]:
+        """For the page: what a run is set to. Raises UnknownRun, StoreError, ConfigError."""
+        return parameters(self._host.configured(run))
 
     async def look(self, run: str, after: int) -> tuple[RunStatus, list[Event]]:
         """For the page. Raises UnknownRun, StoreError."""

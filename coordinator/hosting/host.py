@@ -180,7 +180,7 @@ class Host:
 
     async def _hold_open(self, run: str, folder: Path) -> None:
         kept = self.catalogue.get(run)
-        config = self._configuration(run, self.catalogue.configuration(run), kept.settings)
+        config = self.configured(run)
         began = kept.entry.began or time.time()
         self.catalogue.change(run, state=RunState.RUNNING, reason="", began=began)
         compute = ComputeInTurns(self._turns, run, config.compute.threads or self._threads)
@@ -260,6 +260,11 @@ class Host:
             return False
         self.changed.notify()
         return True
+
+    def configured(self, run: str) -> RunConfig:
+        """What a run is set to. Raises UnknownRun, ConfigError, StoreError."""
+        settings = self.catalogue.get(run).settings
+        return self._configuration(run, self.catalogue.configuration(run), settings)
 
     def _configuration(self, run: str, text: str, settings: tuple[str, ...]) -> RunConfig:
         folder = self.catalogue.directory

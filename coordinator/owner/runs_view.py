@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.hosted_runs import RunEntry, RunState
+from common.listing import span
 
 # Of runs that are over: so many reasons are shown.
 _MOST_ENDED = 5
@@ -50,15 +51,3 @@ def show(entries: Sequence[RunEntry], console: Console | None = None) -> None:
         )
     if told:
         console.print(Text("the whole of it: fedpft runs --json", "dim"))
-
-
-def span(seconds: float) -> str:
-    """A length of time for people, in its largest unit or two."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} days"

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import Unreachable
+from common.listing import span
 from common.records import Activity, Phase
 from common.run_status import AT_WORKERS, RunStatus, WorkerStatus, told_metrics
 from coordinator.campaign.status import reading
@@ -89,7 +90,11 @@ def render(status: RunStatus) -> RenderableType:
     )
     if status.steps:
         head.append(f"   {status.step}/{status.steps}", "bold")
+        if status.phase_seconds_left:
+            head.append(f", about {span(status.phase_seconds_left)} left", "dim")
     parts: list[RenderableType] = [head]
+    if status.run_seconds_left and not status.phase.over:
+        parts.append(Text(f"rounds to come: about {span(status.run_seconds_left)}", "dim"))
     if status.waiting_for:
         parts.append(Text(f"waiting for {status.waiting_for}", "yellow"))
     if status.workers:

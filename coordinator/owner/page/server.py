@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
@@ -14,6 +14,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from common.address import Address, require_loopback
 from common.errors import FedPftError
+from common.listing import span
 from common.observability.http_server import HttpServer
 from common.run_status import Event, RunStatus, told_metrics
 from coordinator.storage.event_levels import level_of
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 FILES = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
+    "/chart.js": ("chart.js", "text/javascript"),
     "/page.js": ("page.js", "text/javascript"),
 }
 # Nothing from elsewhere, nothing inline, no frames.
@@ -71,9 +73,9 @@ class Pages(ABC):
             return "403 Forbidden", "text/plain", b"ask by the address that the page is served on"
         if environ["REQUEST_METHOD"] != "GET":
             return "405 Method Not Allowed", "text/plain", b"there is nothing to change here"
-        after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[0]
+        asked = {name: values[0] for name, values in parse_qs(environ.get("QUERY_STRING", "")).items()}
         path = environ.get("PATH_INFO", "/")
-        if (look := self._looked_up(path, int(after) if after.isdecimal() else 0)) is not None:
+        if (look := self._looked_up(path, asked)) is not None:
             try:
                 found = asyncio.run_coroutine_threadsafe(look, self._loop).result(_LOOK_SECONDS)
             except (TimeoutError, RuntimeError):
@@ -87,8 +89,9 @@ class Pages(ABC):
         return "404 Not Found", "text/plain", b"there is no such page"
 
     @abstractmethod
-    def _looked_up(self, path: str, after: int) -> Coroutine[Any, Any, dict[str, Any]] | None:
-        """What is behind a path that changes, looked up on the event loop; None for another path."""
+    def _looked_up(self, path: str, asked: Mapping[str, str]) -> Coroutine[Any, Any, dict[str, Any]] | None:
+        """What is behind a path that changes, and a question to it, looked up on the event loop; None for
+        another path."""
 
     @abstractmethod
     def _file(self, path: str) -> tuple[str, str] | None:
@@ -109,14 +112,20 @@ class Page(Pages):
         self._status, self._events = status, events
         super().__init__(listen, insecure)
 
-    def _looked_up(self, path: str, after: int) -> Coroutine[Any, Any, dict[str, Any]] | None:
-        return self._look(after) if path == "/run.json" else None
+    def _looked_up(self, path: str, asked: Mapping[str, str]) -> Coroutine[Any, Any, dict[str, Any]] | None:
+        return self._look(after(asked)) if path == "/run.json" else None
 
     async def _look(self, after: int) -> dict[str, Any]:
         return pictured(self._status(), self._events(after))
 
     def _file(self, path: str) -> tuple[str, str] | None:
         return FILES.get(path)
+
+
+def after(asked: Mapping[str, str]) -> int:
+    """The event from which on the page has none."""
+    told = asked.get("after", "")
+    return int(told) if told.isdecimal() else 0
 
 
 def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
@@ -134,13 +143,15 @@ def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
         "waiting_for": status.waiting_for,
         "step": status.step,
         "steps": status.steps,
+        "phase_left": span(status.phase_seconds_left) if status.phase_seconds_left else "",
+        "rounds_left": span(status.run_seconds_left) if status.run_seconds_left else "",
         "evaluations": [
             {
                 "round": e.round,
                 "model": e.model,
-                "accuracy": _finite(e.accuracy),
-                "loss": _finite(e.loss),
-                "metrics": {n: _finite(v) for n, v in e.metrics.items()} if e.round == last else {},
+                "accuracy": finite(e.accuracy),
+                "loss": finite(e.loss),
+                "metrics": {n: finite(v) for n, v in e.metrics.items()} if e.round == last else {},
             }
             for e in evaluations
         ],
@@ -149,7 +160,7 @@ def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
         "privacy": status.privacy,
         "declined": [asdict(declined) for declined in status.declined],
         "metrics": told_metrics(evaluations),
-        "drift": [{"round": gap.round, "drift": _finite(gap.drift)} for gap in status.gaps],
+        "drift": [{"round": gap.round, "drift": finite(gap.drift)} for gap in status.gaps],
         "parameters": asdict(status.models) if status.models else None,
         "workers": [
             {
@@ -159,7 +170,7 @@ def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
                 "round": w.progress.round,
                 "step": w.progress.step,
                 "steps": w.progress.steps,
-                "loss": _finite(w.progress.loss),
+                "loss": finite(w.progress.loss),
                 "trouble": w.progress.trouble,
                 "down": sum(t.bytes_down for t in w.traffic),
                 "up": sum(t.bytes_up for t in w.traffic),
@@ -179,5 +190,6 @@ def pictured(status: RunStatus, events: Iterable[Event]) -> dict[str, Any]:
     }
 
 
-def _finite(number: float) -> float | None:
+def finite(number: float) -> float | None:
+    """A number that JSON can hold, or None."""
     return number if math.isfinite(number) else None

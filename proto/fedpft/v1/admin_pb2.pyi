@@ -61,6 +61,8 @@ class GetStatusResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     PRIVACY_FIELD_NUMBER: _builtins.int
     DECLINED_FIELD_NUMBER: _builtins.int
+    PHASE_SECONDS_LEFT_FIELD_NUMBER: _builtins.int
+    RUN_SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id."""
     phase: _types_pb2.Phase.ValueType
@@ -87,6 +89,10 @@ class GetStatusResponse(_message.Message):
     """The round whose adapter is the run's result, as things stand: the best one under rounds.patience, else
     the newest.
     """
+    phase_seconds_left: _builtins.float
+    """Estimated seconds until the last step of the present phase; 0 where there is nothing to go by."""
+    run_seconds_left: _builtins.float
+    """Estimated seconds of the rounds to come, by how long the last ones took; 0 where there is nothing to go by."""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStatus]:
         """Every worker that ever joined."""
@@ -137,10 +143,12 @@ class GetStatusResponse(_message.Message):
         result: _builtins.int = ...,
         privacy: _abc.Iterable[_builtins.str] | None = ...,
         declined: _abc.Iterable[Global___DeclinedWorker] | None = ...,
+        phase_seconds_left: _builtins.float = ...,
+        run_seconds_left: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "best", b"best", "declined", b"declined", "directory", b"directory", "evaluations", b"evaluations", "gaps", b"gaps", "models", b"models", "phase", b"phase", "privacy", b"privacy", "result", b"result", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "step", b"step", "steps", b"steps", "task", b"task", "validations", b"validations", "waiting_for", b"waiting_for", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_sha256", b"adapter_sha256", "best", b"best", "declined", b"declined", "directory", b"directory", "evaluations", b"evaluations", "gaps", b"gaps", "models", b"models", "phase", b"phase", "phase_seconds_left", b"phase_seconds_left", "privacy", b"privacy", "result", b"result", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "run_seconds_left", b"run_seconds_left", "step", b"step", "steps", b"steps", "task", b"task", "validations", b"validations", "waiting_for", b"waiting_for", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

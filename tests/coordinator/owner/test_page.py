@@ -59,6 +59,8 @@ STATUS = RunStatus(
     models=ModelFacts(22_700_000, 19_200_000, 10_646_784, 7_103_232, 1, 1),
     adapter_sha256="",
     directory="/secret/path",
+    phase_seconds_left=40.0,
+    run_seconds_left=310.0,
 )
 EVENTS = [
     Event(n, 1.79e9 + n, "round_opened" if n % 3 else "worker_lost", f"event number {n}")
@@ -193,6 +195,7 @@ async def test_a_browser_shows_the_run_and_complains_of_nothing(
     assert 'data-done="40 %"' in dom
     assert dom.count("<polyline") == 4
     assert dom.count("event number") == 200
+    assert "about 40 s left" in dom and "about 5 min to come" in dom
     await in_browser(chromium, f"--screenshot={picture}", "--window-size=1200,1100", url)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -219,6 +222,15 @@ async def test_a_browser_shows_scores_at_the_workers_beside_the_owners(
     dom, complaints = await in_browser(chromium, "--dump-dom", url)
     assert complaints == "" and dom.count("<polyline") == 2
     assert "Accuracy at the workers, by round" in dom and "89.8 %" in dom
+
+
+def test_a_terminal_shows_how_long_it_will_take() -> None:
+    console = Console(width=160, record=True, file=StringIO())
+    show(replace(STATUS, step=80, steps=200), console)
+    text = console.export_text()
+    assert "80/200, about 40 s left" in text and "rounds to come: about 5 min" in text
+    show(replace(STATUS, phase=Phase.FINISHED), console)
+    assert "left" not in console.export_text() and "to come" not in text.splitlines()[0]
 
 
 def test_a_terminal_shows_them_too() -> None:
