@@ -59,6 +59,8 @@ class Federation:
     """The compose project; ports are free ones, so that it may run beside another."""
 
     engine: Engine
+    over: tuple[Path, ...] = ()
+    """Further compose files, over the first."""
     ports: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,7 +86,8 @@ class Federation:
 
     def compose(self, *arguments: str, check: bool = True) -> str:
         """`compose ARGUMENTS` in this project."""
-        return self.run(*self.engine.compose, "-f", str(COMPOSE), "-p", PROJECT, *arguments, check=check)
+        files = [word for path in (COMPOSE, *self.over) for word in ("-f", str(path))]
+        return self.run(*self.engine.compose, *files, "-p", PROJECT, *arguments, check=check)
 
     def container(self, service: str) -> str:
         """The service's container."""

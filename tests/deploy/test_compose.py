@@ -11,9 +11,11 @@ import yaml
 
 from cli.main import app
 from common.config.file import load_config
+from common.config.serving import load_serve_config, submitted_config
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+SERVE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.serve.yaml").read_text())
 GPU: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 WORKERS = [name for name in SERVICES if name.startswith("worker-")]
@@ -79,6 +81,33 @@ def test_the_runs_configuration_is_valid_and_reachable() -> None:
     assert all(any(p.is_relative_to(target) for target in mounts("coordinator")) for p in paths)
     health = SERVICES["coordinator"]["healthcheck"]["test"]
     assert health == ["CMD", "fedpft-health", "/etc/fedpft/run.toml"]
+
+
+def test_a_server_of_many_runs_takes_the_run_that_comes_with_it() -> None:
+    server, owner = SERVE["services"]["coordinator"], SERVE["services"]["owner"]
+    command = server["command"]
+    assert command[0] == "serve" and {word for word in command if word.startswith("--")} <= options("serve")
+    volumes = dict(volume.split(":")[1::-1] for volume in server["volumes"])
+    file = volumes[command[command.index("--config") + 1]]
+    serving = load_serve_config(DEPLOY / file, {})
+    assert server["healthcheck"]["test"] == ["CMD", "fedpft-health", "/etc/fedpft/serve.toml"]
+    assert serving.server.health is not None
+    alone = load_config(DEPLOY / "compose" / "run.toml").server
+    # What is published, scraped and probed lies where it does with one run.
+    for name in ("listen", "metrics", "page", "health"):
+        assert getattr(serving.server, name) == getattr(alone, name), name
+    (submitted,) = [v.split(":")[0] for v in owner["volumes"] if v.endswith("submit.toml:ro")]
+    text = (DEPLOY / submitted).read_text()
+    config = submitted_config(text, (), serving, Path("/data/runs/x"), Path("/data"))
+    assert set(config.admission.workers or ()) == set(WORKERS)
+    mounted = [Path(target) for target in volumes]
+    paths = [Path(found) for found in re.findall(r"'(/\w[^']*)'", str(tomllib.loads(text)))]
+    assert len(paths) == 3
+    assert all(any(path.is_relative_to(target) for target in mounted) for path in paths)
+    # The rest is that of the services that it lies over.
+    for name, service in SERVE["services"].items():
+        known = {volume.split(":")[0] for volume in SERVICES[name]["volumes"]}
+        assert {v.split(":")[0] for v in service["volumes"] if not v.startswith(".")} <= known
 
 
 def test_prometheus_scrapes_every_service() -> None:
