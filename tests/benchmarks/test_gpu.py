@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, llamas
 
 
 @pytest.mark.slow
@@ -35,8 +35,8 @@ def test_the_alignment_changes_what_the_loop_by_hand_does() -> None:
     import torch
 
     setting = gpu.Setting(torch.device("cpu"), 2, 8, 1)
-    fm, real = gpu.model_of("tiny", setting.device)
-    sub_fm, layers = gpu.sub_model_of(fm, setting.device)
+    fm, real = llamas.model_of("tiny", setting.device)
+    sub_fm, layers = llamas.sub_model_of(fm, setting.device)
     assert (real, layers) == (False, (1, 2))
     data = setting.data(fm.config.vocab_size)
     before = {name: value.clone() for name, value in sub_fm.state_dict().items()}
