@@ -65,9 +65,9 @@ def test_a_run_keeps_its_promise_at_every_worker(
     assert [line["round"] for line in found["privacy"]] == [1, 2]
 
 
-def test_a_worker_whose_budget_is_spent_leaves(tmp_path: Path, model: Path) -> None:
+def test_a_worker_whose_budget_is_spent_takes_no_part(tmp_path: Path, model: Path) -> None:
     with federation(
-        tmp_path, model, **_keys(PRIVATE | {"rounds.minimum": 2, "rounds.grace_seconds": 1.0})
+        tmp_path, model, **_keys(PRIVATE | {"rounds.workers": 2, "rounds.minimum": 2})
     ) as running:
         address = running.start_coordinator()["address"]
         # It has paid before, in another run on the same data.
@@ -78,8 +78,12 @@ def test_a_worker_whose_budget_is_spent_leaves(tmp_path: Path, model: Path) -> N
         running.wait(worker_1=2)
         status = running.status()
     assert status.phase is Phase.FINISHED
-    assert "budget spent: with round 1 these data would have told epsilon" in running.log("worker-1")
+    assert "too little is left: after this run these data would have told epsilon" in running.log("worker-1")
     assert len(audit_ledger(tmp_path / "worker-1")) == 1
+    # What it has told in other runs is nobody's business.
+    assert [(d.worker, d.reason) for d in status.declined] == [
+        ("worker-1", "it cannot take part: BudgetSpent")
+    ]
 
 
 @pytest.mark.parametrize(
