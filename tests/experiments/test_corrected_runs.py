@@ -186,6 +186,7 @@ def test_without_public_data_it_is_refused_by_name(model_folder: Path) -> None:
         parse_config(values | CORRECTED, "test")
 
 
+@pytest.mark.slow
 def test_real_services_correct_to_the_same_bits(tmp_path: Path, model_folder: Path) -> None:
     with federation(tmp_path, model_folder, correction__steps=10, correction__least_gain=0.0) as running:
         address = running.start_coordinator()["address"]

@@ -163,6 +163,7 @@ def test_every_setting_of_the_method_changes_the_result(
         assert digest(run(tmp_path / "again", model_folder, VARIANTS[name])) == first
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_bfloat16_is_held_and_sent_so_and_tuned_in_float32(
     tmp_path: Path, model_folder: Path
 ) -> None:

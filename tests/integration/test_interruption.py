@@ -69,6 +69,7 @@ def test_an_idle_worker_outlives_a_coordinator_that_restarts(tmp_path: Path, mod
         assert "joining again" in running.log("worker-1")
 
 
+@pytest.mark.slow
 def test_status_names_the_workers_whose_updates_are_missing(tmp_path: Path, model_folder: Path) -> None:
     settings = {"rounds__workers": 2, "rounds__minimum": 2, "rounds__count": 1, "training__epochs": 5}
     with federation(tmp_path, model_folder, **settings) as running:

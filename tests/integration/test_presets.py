@@ -41,6 +41,7 @@ class OnQnli(Federation):
         )
 
 
+@pytest.mark.slow
 def test_a_run_on_pairs_from_a_preset(tmp_path: Path, model_folder: Path) -> None:
     root = write_qnli(tmp_path / "hub")
     settings = {

@@ -83,6 +83,7 @@ def test_classes(cases: int) -> None:
     assert undefined > 5
 
 
+@pytest.mark.slow
 def test_auc_of_bins_is_that_of_scores_but_for_the_resolution() -> None:
     for case in range(20):
         draw = torch.Generator().manual_seed(case)
