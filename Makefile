@@ -39,10 +39,10 @@ demo: $(VENV)/demo-installed ## Run the whole method on this machine, on a real 
 test: $(VENV)/installed ## Whether the whole works: all unit tests, and real runs of every kind; 4 minutes
 	$(BIN)/pytest
 
-test-all: $(VENV)/installed ## The same, and what takes long; 15 minutes
+test-all: $(VENV)/installed ## The same, and what takes long; 40 minutes
 	$(BIN)/pytest -m '$(EVERYDAY)'
 
-test-slow: $(VENV)/installed ## What test-all runs beyond test; 10 minutes
+test-slow: $(VENV)/installed ## What test-all runs beyond test; 35 minutes
 	$(BIN)/pytest -m 'slow and $(EVERYDAY)'
 
 test-security: $(VENV)/installed ## Every call by every kind of caller, TLS, revocation, bad workers, 10,000 bad streams
