@@ -46,7 +46,7 @@ class WorkerDiskFault(StrEnum):
 
 def note_disk(fault: str, whose: str, note: Callable[[str, object], None]) -> None:
     note("fault", f"{whose} disk, sums: {fault.partition('=')[2]}")
-    note("point", fault)
+    note("point", str(fault))
 
 
 def same(federation: SecureFederation, sums: Summed) -> None:
