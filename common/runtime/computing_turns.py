@@ -135,6 +135,8 @@ class ComputeInTurns(ComputeThread):
         self._turns.take(self._turn, self._require_going_on)
         if self._surroundings is None:
             torch.set_num_threads(self._threads)
+            # Who had the turn may have given it up in the middle of something.
+            torch.set_default_dtype(torch.float32)
         else:
             self._surroundings.restore()
 
@@ -151,4 +153,9 @@ class ComputeInTurns(ComputeThread):
         super().check()
         if self._turns.due(self._turn):
             self._leave()
-            self._enter()
+            # Also where the run is to end meanwhile: what is undone on the way out (states of generators, the
+            # default dtype) is the process's, and must not be undone under another run's hands.
+            self._turns.take(self._turn, lambda: None)
+            assert self._surroundings is not None
+            self._surroundings.restore()
+            super().check()

@@ -79,3 +79,46 @@ async def test_who_waits_for_a_turn_can_be_stopped_and_others_go_on() -> None:
     assert await last.run(int) == 0
     for compute in (busy, waiting, last):
         compute.close()
+
+
+@pytest.mark.asyncio
+async def test_who_is_stopped_in_the_middle_undoes_nothing_under_anothers_hands() -> None:
+    """A context that is left sets the process's generator back: only in the run's own turn."""
+    alone = ComputeInTurns(ComputingTurns(), "a", 1)
+    expected = await alone.run(drawn, alone, 1, 40)
+    alone.close()
+    turns, begun = ComputingTurns(slice_seconds=0.0), threading.Event()
+    cancelled, other = ComputeInTurns(turns, "cancelled", 1), ComputeInTurns(turns, "other", 1)
+
+    def within() -> None:
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                while True:
+                    begun.set()
+                    time.sleep(0.002)
+                    cancelled.check()
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    def stops() -> list[float]:
+        found = drawn(other, 1, 20)
+        state = torch.get_rng_state()
+        cancelled.stop()
+        time.sleep(0.5)
+        # It has not left its contexts: this is not its turn.
+        assert torch.equal(torch.get_rng_state(), state)
+        for _ in range(20):
+            found += [torch.rand(1).item(), random.random(), float(np.random.rand())]
+            time.sleep(0.002)
+            other.check()
+        return found
+
+    going = asyncio.create_task(cancelled.run(within))
+    await asyncio.to_thread(begun.wait)
+    assert await other.run(stops) == expected
+    with pytest.raises(Stopped):
+        await going
+    cancelled.close()
+    other.close()
+    assert torch.get_default_dtype() is torch.float32
