@@ -1,8 +1,7 @@
 """The AdminService as its callers see it."""
 
 from collections.abc import AsyncIterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from fedpft.v1 import admin_pb2, admin_pb2_grpc
 from grpc import StatusCode, aio
@@ -10,31 +9,21 @@ from grpc import StatusCode, aio
 from common.address import Address
 from common.run_status import Event, RunStatus
 from common.transport import admin_wire
-from common.transport.rpc import RUN_KEY, call, domain_error, new_channel, readable
+from common.transport.rpc import RUN_KEY, call, domain_error, readable
 from common.trust.tls import Tls
+from coordinator.owner.connection import Connection
 
 _CALL_SECONDS = 10.0
 
 
-class Admin:
+class Admin(Connection):
     """A connection to a coordinator's AdminService; an async context. Calls raise domain errors."""
 
     def __init__(self, address: Address, tls: Tls | None = None, run: str = "") -> None:
         """`run` is the id of the run that is meant, of a server that holds many."""
+        super().__init__(address, tls)
         self._about = ((RUN_KEY, run),) if run else ()
-        self._channel = new_channel(address, tls=tls)
         self._stub: Any = admin_pb2_grpc.AdminServiceStub(self._channel)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._channel.close()
 
     async def status(self) -> RunStatus:
         """Where the run stands."""

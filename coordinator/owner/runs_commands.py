@@ -2,8 +2,9 @@
 
 import json
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -11,9 +12,26 @@ from common.observability.console import plain_errors
 from coordinator.owner.commands import AdminTls, AllowPlainText, CoordinatorAddress, reached_at
 
 if TYPE_CHECKING:
-    from common.hosted_runs import RunEntry
+    from common.address import Address
+    from common.trust.tls import Tls
+    from coordinator.owner.runs_client import Runs
+
+T = TypeVar("T")
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `fedpft runs` shows it.")]
+
+
+def _asked(reached: "tuple[Address, Tls | None]", what: "Callable[[Runs], Awaitable[T]]") -> T:
+    """One call, and its answer."""
+    import asyncio
+
+    from coordinator.owner.runs_client import Runs
+
+    async def main() -> T:
+        async with Runs(*reached) as connection:
+            return await what(connection)
+
+    return asyncio.run(main())
 
 
 def submit(
@@ -38,19 +56,12 @@ def submit(
     insecure: AllowPlainText = False,
 ) -> None:
     """Hand a run to a coordinator that holds many; prints the run's id."""
-    import asyncio
     from uuid import uuid4
 
     from common.errors import ConfigError
     from common.hosted_runs import Submission
 
-    async def main() -> str:
-        async with Runs(*reached) as runs:
-            return await runs.submit(submission)
-
     with plain_errors():
-        from coordinator.owner.runs_client import Runs
-
         reached = reached_at(coordinator, tls, insecure)
         try:
             text = config.read_text(encoding="utf-8")
@@ -60,7 +71,7 @@ def submit(
             raise ConfigError(f"{config}: cannot be read: {error}") from None
         name = label or config.stem
         submission = Submission(uuid4().hex, text, tuple(settings or ()), priority, name)
-        typer.echo(asyncio.run(main()))
+        typer.echo(_asked(reached, lambda connection: connection.submit(submission)))
 
 
 def runs(
@@ -70,20 +81,12 @@ def runs(
     insecure: AllowPlainText = False,
 ) -> None:
     """List all runs of a coordinator that holds many: state, round, workers, score, time left."""
-    import asyncio
-
-    async def main() -> "list[RunEntry]":
-        async with Runs(*reached) as connection:
-            return await connection.entries()
-
     with plain_errors():
         from dataclasses import asdict
 
-        from coordinator.owner.runs_client import Runs
         from coordinator.owner.runs_view import show
 
-        reached = reached_at(coordinator, tls, insecure)
-        found = asyncio.run(main())
+        found = _asked(reached_at(coordinator, tls, insecure), lambda connection: connection.entries())
         if as_json:
             typer.echo(json.dumps([asdict(entry) for entry in found], indent=2))
         else:
@@ -97,17 +100,8 @@ def cancel(
     insecure: AllowPlainText = False,
 ) -> None:
     """End one of a coordinator's runs for good, or take it out of the queue; its files stay."""
-    import asyncio
-
-    async def main() -> None:
-        async with Runs(*reached) as connection:
-            await connection.cancel(run)
-
     with plain_errors():
-        from coordinator.owner.runs_client import Runs
-
-        reached = reached_at(coordinator, tls, insecure)
-        asyncio.run(main())
+        _asked(reached_at(coordinator, tls, insecure), lambda connection: connection.cancel(run))
         typer.echo(f"run {run} is cancelled")
 
 
@@ -118,17 +112,8 @@ def resume(
     insecure: AllowPlainText = False,
 ) -> None:
     """Have a run that failed or was cancelled go on from its last committed step."""
-    import asyncio
-
-    async def main() -> None:
-        async with Runs(*reached) as connection:
-            await connection.resume(run)
-
     with plain_errors():
-        from coordinator.owner.runs_client import Runs
-
-        reached = reached_at(coordinator, tls, insecure)
-        asyncio.run(main())
+        _asked(reached_at(coordinator, tls, insecure), lambda connection: connection.resume(run))
         typer.echo(f"run {run} waits for its turn")
 
 
