@@ -47,6 +47,8 @@ def history(
 ) -> None:
     """List the runs that this worker took part in, or declined."""
     with plain_errors():
+        if folder is not None and not folder.is_dir():
+            raise ConfigError(f"{folder} is no folder of a worker; name the one that --folder had there")
         runs = History(folder or _only_folder()).all()
         if as_json:
             typer.echo(json.dumps([asdict(run) for run in runs], indent=2))

@@ -51,6 +51,9 @@ def test_a_line_that_is_none_is_named(tmp_path: Path) -> None:
 def test_the_command_lists_them(tmp_path: Path) -> None:
     called = CliRunner().invoke(app, ["history", "--folder", str(tmp_path)])
     assert (called.exit_code, called.output.strip()) == (0, "no run yet")
+    # Of a folder that is mistyped this would be an answer that is wrong.
+    mistyped = CliRunner().invoke(app, ["history", "--folder", str(tmp_path / "nowhere")])
+    assert mistyped.exit_code == 2 and "is no folder of a worker" in mistyped.output
     History(tmp_path).put(
         entry("run-1", label="spring", rounds=2, bytes_up=3_000_000, epsilon=1.5, outcome="finished")
     )
